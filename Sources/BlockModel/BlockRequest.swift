@@ -1,0 +1,158 @@
+// `BlockRequest` and `BlockTarget.submit` are the only door between exports and devices.
+//
+// Invariants
+// - A request lies in a slot of its loop's pool, named by a `RequestIndex`, from `submit` until
+//   the target has called `requestFinished` exactly once.
+// - Between the two the target owns the slot's scratch fields and may read (write requests) or
+//   write (read requests) the payload buffer; the owner touches neither.
+// - All of it happens on the loop of the target.
+
+/// What a request asks for.
+package enum RequestOperation: UInt8, Sendable {
+    case read
+    case write
+    /// Everything acknowledged before is on stable storage when this finishes.
+    case flush
+    /// The contents may be dropped; reads return zeroes afterwards where it was performed.
+    case discard
+    /// Reads return zeroes afterwards.
+    case writeZeroes
+    /// A hint that the range will be read.
+    case prefetch
+    /// Fills the buffer with `StatusExtent` records that describe the range from its start.
+    case blockStatus
+}
+
+/// Modifiers of a request.
+package struct RequestFlags: OptionSet, Sendable {
+    package let rawValue: UInt8
+
+    @inlinable package init(rawValue: UInt8) { self.rawValue = rawValue }
+
+    /// The request's effect is on stable storage when it finishes.
+    package static let forceUnitAccess = RequestFlags(rawValue: 1 << 0)
+    /// Zeroes must stay allocated: no hole may be punched.
+    package static let keepAllocated = RequestFlags(rawValue: 1 << 1)
+    /// Zeroing that would be as slow as a write fails with `notSupported` instead.
+    package static let onlyFast = RequestFlags(rawValue: 1 << 2)
+    /// A request that would have to wait (parked, or for a copy) fails with `wouldBlock`.
+    package static let noWait = RequestFlags(rawValue: 1 << 3)
+    /// Block status: one extent is enough.
+    package static let oneExtent = RequestFlags(rawValue: 1 << 4)
+}
+
+/// Index of a request's slot in the pool of its loop.
+package struct RequestIndex: Hashable, Sendable {
+    package let rawValue: UInt32
+
+    @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
+
+    /// No request: the end of an intrusive list.
+    package static let none = RequestIndex(.max)
+}
+
+/// One record of a block status answer. The records of an answer follow each other without gap.
+package struct StatusExtent: Equatable, Sendable {
+    /// Bytes, never 0.
+    package var length: UInt64
+    /// Meaning by context: for allocation the bits of `AllocationFlags`.
+    package var flags: UInt64
+
+    @inlinable package init(length: UInt64, flags: UInt64) {
+        self.length = length
+        self.flags = flags
+    }
+}
+
+/// Flags of an allocation extent; the values are those of NBD's `base:allocation`.
+package enum AllocationFlags {
+    package static let data: UInt64 = 0
+    package static let hole: UInt64 = 1
+    package static let zero: UInt64 = 2
+}
+
+/// A request on its way through a device.
+package struct BlockRequest {
+    package var operation: RequestOperation
+    package var flags: RequestFlags
+    /// Which status a `blockStatus` request asks for: 0 is allocation, others name what the
+    /// target published.
+    package var statusContext: UInt16
+    package var offset: UInt64
+    package var length: UInt64
+    /// The payload: `length` bytes for reads and writes, `bufferByteCount` bytes of room for
+    /// `StatusExtent` records, nil otherwise. Aligned so that payload byte `offset` lies at the
+    /// same position modulo 4096 as on the device (see `BufferPool`).
+    package var buffer: UnsafeMutableRawPointer?
+    package var bufferByteCount: Int
+    /// Bytes the status records fill, set by the target.
+    package var resultByteCount: Int
+    /// Who is told.
+    package var owner: Unmanaged<RequestOwner>
+    /// The owner's own word for it.
+    package var ownerToken: UInt64
+    /// The outcome, set by the target before it calls `requestFinished`.
+    package var fault: Fault?
+
+    // Scratch of the target that holds the request.
+    /// Intrusive list links.
+    package var next: RequestIndex
+    package var previous: RequestIndex
+    /// Bytes already done.
+    package var progress: UInt64
+    /// A state number private to the target.
+    package var step: UInt8
+    /// Index of something the target keeps for the request.
+    package var attachment: UInt32
+    /// Monotonic nanoseconds at submission.
+    package var submittedNanoseconds: UInt64
+
+    @inlinable package init(
+        operation: RequestOperation, flags: RequestFlags = [], offset: UInt64 = 0,
+        length: UInt64 = 0, owner: Unmanaged<RequestOwner>, ownerToken: UInt64 = 0
+    ) {
+        self.operation = operation
+        self.flags = flags
+        self.statusContext = 0
+        self.offset = offset
+        self.length = length
+        self.buffer = nil
+        self.bufferByteCount = 0
+        self.resultByteCount = 0
+        self.owner = owner
+        self.ownerToken = ownerToken
+        self.fault = nil
+        self.next = .none
+        self.previous = .none
+        self.progress = 0
+        self.step = 0
+        self.attachment = .max
+        self.submittedNanoseconds = 0
+    }
+
+    /// The bytes of the device the request is about.
+    @inlinable package var range: ByteRange { ByteRange(offset: offset, length: length) }
+}
+
+/// Whoever submits requests and is told when they finish. Confined to one loop.
+package class RequestOwner {
+    package init() {}
+
+    /// `index` is finished: its `fault` and, for reads, its buffer are final; the slot is the
+    /// owner's again. Called on the loop, never from inside `submit` of the same request's
+    /// caller unless the target finished it at once; owners must bear that re-entry.
+    package func requestFinished(_ index: RequestIndex) {
+        preconditionFailure("a request owner must say what happens when a request finishes")
+    }
+}
+
+/// Something that serves requests: a device or an image. Confined to one loop.
+package class BlockTarget {
+    package init() {}
+
+    /// Takes over the request in slot `index`. The range must lie within the size; flags must
+    /// fit the operation: exports check both.
+    package func submit(_ index: RequestIndex) {
+        preconditionFailure("a block target must serve requests")
+    }
+}
