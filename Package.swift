@@ -11,7 +11,6 @@ let strict: [SwiftSetting] = [
 
 let package = Package(
     name: "stillpoint",
-    products: [.executable(name: "stillpoint", targets: ["stillpoint"])],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
