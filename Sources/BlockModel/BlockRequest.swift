@@ -27,7 +27,7 @@ package enum RequestOperation: UInt8, Sendable {
 package struct RequestFlags: OptionSet, Sendable {
     package let rawValue: UInt8
 
-    @inlinable package init(rawValue: UInt8) { self.rawValue = rawValue }
+    package init(rawValue: UInt8) { self.rawValue = rawValue }
 
     /// The request's effect is on stable storage when it finishes.
     package static let forceUnitAccess = RequestFlags(rawValue: 1 << 0)
@@ -45,7 +45,7 @@ package struct RequestFlags: OptionSet, Sendable {
 package struct RequestIndex: Hashable, Sendable {
     package let rawValue: UInt32
 
-    @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
+    package init(_ rawValue: UInt32) { self.rawValue = rawValue }
 
     /// No request: the end of an intrusive list.
     package static let none = RequestIndex(.max)
@@ -58,7 +58,7 @@ package struct StatusExtent: Equatable, Sendable {
     /// Meaning by context: for allocation the bits of `AllocationFlags`.
     package var flags: UInt64
 
-    @inlinable package init(length: UInt64, flags: UInt64) {
+    package init(length: UInt64, flags: UInt64) {
         self.length = length
         self.flags = flags
     }
@@ -107,7 +107,7 @@ package struct BlockRequest {
     /// Monotonic nanoseconds at submission.
     package var submittedNanoseconds: UInt64
 
-    @inlinable package init(
+    package init(
         operation: RequestOperation, flags: RequestFlags = [], offset: UInt64 = 0,
         length: UInt64 = 0, owner: Unmanaged<RequestOwner>, ownerToken: UInt64 = 0
     ) {
@@ -131,7 +131,7 @@ package struct BlockRequest {
     }
 
     /// The bytes of the device the request is about.
-    @inlinable package var range: ByteRange { ByteRange(offset: offset, length: length) }
+    package var range: ByteRange { ByteRange(offset: offset, length: length) }
 }
 
 /// Whoever submits requests and is told when they finish. Confined to one loop.

@@ -3,7 +3,7 @@ package struct Fault: Error, Hashable, Sendable {
     /// Positive errno value.
     package let errnoValue: Int32
 
-    @inlinable package init(errnoValue: Int32) {
+    package init(errnoValue: Int32) {
         precondition(errnoValue > 0, "a fault carries a positive errno")
         self.errnoValue = errnoValue
     }

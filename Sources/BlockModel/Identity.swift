@@ -2,7 +2,7 @@
 package struct Epoch: Hashable, Comparable, Sendable {
     package let rawValue: UInt32
 
-    @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
+    package init(_ rawValue: UInt32) { self.rawValue = rawValue }
 
     /// The epoch in which tracking of a generation begins.
     package static let first = Epoch(1)
@@ -10,7 +10,7 @@ package struct Epoch: Hashable, Comparable, Sendable {
     /// The last epoch of a generation; the cut that ends it starts a new one.
     package static let last = Epoch(UInt32.max - 1)
 
-    @inlinable package static func < (left: Epoch, right: Epoch) -> Bool {
+    package static func < (left: Epoch, right: Epoch) -> Bool {
         left.rawValue < right.rawValue
     }
 }
