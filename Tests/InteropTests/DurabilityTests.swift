@@ -32,7 +32,7 @@ struct `Durability` {
             try service.process.killAndWait()
             try filesystem.restorePower()
             let losses = try load.losses(at: filesystem.diskPath, floor: load.stable)
-            #expect(losses.isEmpty, "cut \(round): \(losses.count) lost, \(losses.prefix(5))")
+            try #require(losses.isEmpty, "cut \(round): \(losses.count) lost, \(losses.prefix(5))")
             load.forgetUnpromised()
             try service.restart()
         }
@@ -59,7 +59,7 @@ struct `Durability` {
             // Restarted first: that waits until no request of the dead service is in the kernel.
             try service.restart()
             let losses = try load.losses(at: origin.path, floor: load.acknowledged)
-            #expect(losses.isEmpty, "kill \(round): \(losses.count) lost, \(losses.prefix(5))")
+            try #require(losses.isEmpty, "kill \(round): \(losses.count) lost, \(losses.prefix(5))")
         }
         #expect(load.acknowledgedCount >= 20 * 200)
     }
