@@ -81,8 +81,7 @@ package struct BlockRequest {
     package var offset: UInt64
     package var length: UInt64
     /// The payload: `length` bytes for reads and writes, `bufferByteCount` bytes of room for
-    /// `StatusExtent` records, nil otherwise. Aligned so that payload byte `offset` lies at the
-    /// same position modulo 4096 as on the device (see `BufferPool`).
+    /// `StatusExtent` records, nil otherwise. `BlockTarget.alignment` says how it is placed.
     package var buffer: UnsafeMutableRawPointer?
     package var bufferByteCount: Int
     /// Bytes the status records fill, set by the target.
@@ -148,11 +147,46 @@ package class RequestOwner {
 
 /// Something that serves requests: a device or an image. Confined to one loop.
 package class BlockTarget {
-    package init() {}
+    /// Bytes; grows when the origin grows.
+    package final var size: UInt64
+    /// A power of two. The buffer of a read or write request must cover the request's range
+    /// rounded outward to this, and `BlockRequest.buffer` must lie `offset % alignment` bytes
+    /// behind the start of an allocation that is itself aligned to it. 1: no rounding.
+    package let alignment: UInt64
+    private final var users: [TargetUser] = []
 
-    /// Takes over the request in slot `index`. The range must lie within the size; flags must
-    /// fit the operation: exports check both.
+    package init(size: UInt64, alignment: UInt64) {
+        precondition(
+            alignment > 0 && alignment & (alignment - 1) == 0 && alignment <= blockByteCount,
+            "an alignment is a power of two up to a block")
+        self.size = size
+        self.alignment = alignment
+    }
+
+    /// Takes over the request in slot `index`. The range must lie within the size and flags must
+    /// fit the operation: exports check both. Finishes it by `RequestPool.finish`.
     package func submit(_ index: RequestIndex) {
         preconditionFailure("a block target must serve requests")
     }
+
+    /// Enters a user: an open connection or block attachment.
+    package final func addUser(_ user: TargetUser) { users.append(user) }
+
+    /// Takes a user out.
+    package final func removeUser(_ user: TargetUser) { users.removeAll { $0 === user } }
+
+    /// Users at this moment.
+    package final var userCount: Int { users.count }
+
+    /// Tells every user that the target is closing; each removes itself when its requests are
+    /// finished.
+    package final func closeUsers() {
+        for user in users { user.targetIsClosing() }
+    }
+}
+
+/// An open connection or block attachment, as its target sees it. Confined to the target's loop.
+package protocol TargetUser: AnyObject {
+    /// Take no more requests, let those under way finish, then leave with `removeUser`.
+    func targetIsClosing()
 }
