@@ -177,6 +177,8 @@ enum {
     cl_falloc_zero_range = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
     cl_o_direct = O_DIRECT,
     cl_rwf_dsync = RWF_DSYNC,
+    cl_seek_data = SEEK_DATA,
+    cl_seek_hole = SEEK_HOLE,
 };
 
 static const long cl_tmpfs_magic = TMPFS_MAGIC;
