@@ -29,5 +29,13 @@ let package = Package(
         .target(
             name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
             swiftSettings: strict),
+        .testTarget(
+            name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strict),
+        .testTarget(
+            name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strict),
+        .testTarget(
+            name: "DataPlaneTests",
+            dependencies: ["BlockModel", "CLinux", "DataPlane", "RingIO"],
+            swiftSettings: strict),
     ]
 )

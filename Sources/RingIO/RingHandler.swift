@@ -42,6 +42,8 @@ open class RingHandler {
 package struct HandlerSlot: Equatable, Sendable {
     let rawValue: UInt16
 
+    package init(rawValue: UInt16) { self.rawValue = rawValue }
+
     static let none = HandlerSlot(rawValue: .max)
 }
 
