@@ -22,6 +22,11 @@ let package = Package(
     targets: [
         .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring")]),
         .target(name: "BlockModel", swiftSettings: strict),
+        .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
+        .target(name: "CopyOnWrite", swiftSettings: strict),
+        .target(
+            name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
+            swiftSettings: strict),
         .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
             name: "DataPlane", dependencies: ["BlockModel", "CLinux", "RingIO"],
