@@ -20,7 +20,7 @@ let package = Package(
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
     targets: [
-        .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring")]),
+        .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", swiftSettings: strict),
@@ -29,7 +29,10 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
-            name: "DataPlane", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            name: "DataPlane",
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "RingIO", "SnapshotCore",
+            ],
             swiftSettings: strict),
         .target(
             name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],

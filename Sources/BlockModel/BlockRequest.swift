@@ -94,9 +94,13 @@ package struct BlockRequest {
     package var fault: Fault?
 
     // Scratch of the target that holds the request.
+    /// The image the request came through, if any.
+    package var image: Unmanaged<BlockTarget>?
     /// Intrusive list links.
     package var next: RequestIndex
     package var previous: RequestIndex
+    /// What the origin works on now: the range, or a part of a zeroing or discard.
+    package var part: ByteRange
     /// Bytes already done.
     package var progress: UInt64
     /// A state number private to the target.
@@ -121,8 +125,10 @@ package struct BlockRequest {
         self.owner = owner
         self.ownerToken = ownerToken
         self.fault = nil
+        self.image = nil
         self.next = .none
         self.previous = .none
+        self.part = ByteRange(offset: offset, length: length)
         self.progress = 0
         self.step = 0
         self.attachment = .max
@@ -176,6 +182,11 @@ open class BlockTarget {
     package final func removeUser(_ user: TargetUser) {
         users.removeAll { $0 === user }
         usersChanged()
+    }
+
+    /// A request that was given on to another target's engine is done there.
+    open func engineFinished(_ index: RequestIndex, _ fault: Fault?) {
+        preconditionFailure("only images give their requests on")
     }
 
     /// A user has left.

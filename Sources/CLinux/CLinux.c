@@ -1,7 +1,9 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <blkid/blkid.h>
 #include <linux/stat.h>
+#include <stdio.h>
 #include <sys/sysmacros.h>
 
 #ifndef STATX_DIOALIGN
@@ -89,4 +91,123 @@ int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode) {
     *device = info.lo_device;
     *inode = info.lo_inode;
     return 0;
+}
+
+int cl_open_unnamed(const char *directory) {
+    return open(directory, O_TMPFILE | O_RDWR | O_EXCL | O_CLOEXEC, 0600);
+}
+
+int cl_recognise_content(int fd, char *name, size_t capacity) {
+    blkid_probe probe = blkid_new_probe();
+    if (!probe) return -1;
+    int result = -1;
+    if (blkid_probe_set_device(probe, fd, 0, 0) == 0) {
+        blkid_probe_enable_superblocks(probe, 1);
+        blkid_probe_set_superblocks_flags(probe, BLKID_SUBLKS_TYPE);
+        blkid_probe_enable_partitions(probe, 1);
+        int found = blkid_do_safeprobe(probe);
+        const char *value = NULL;
+        if (found == 1) result = 0;
+        // -2: several contents that contradict each other.
+        if (found == -2) {
+            snprintf(name, capacity, "%s", "several filesystems");
+            result = 1;
+        }
+        if (found == 0) {
+            if (blkid_probe_lookup_value(probe, "TYPE", &value, NULL) == 0) {
+                snprintf(name, capacity, "a %s filesystem or volume", value);
+            } else if (blkid_probe_lookup_value(probe, "PTTYPE", &value, NULL) == 0) {
+                snprintf(name, capacity, "a %s partition table", value);
+            } else {
+                snprintf(name, capacity, "%s", "recognisable content");
+            }
+            result = 1;
+        }
+    }
+    blkid_free_probe(probe);
+    return result;
+}
+
+int cl_lock_on_fault(const void *address, size_t length) {
+    return mlock2(address, length, MLOCK_ONFAULT);
+}
+
+int cl_punch_hole(int fd, uint64_t offset, uint64_t length) {
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+}
+
+// CRC32C by table, eight bytes at a time (slicing-by-8, Kounavis and Berry 2005), and with the
+// instruction of SSE 4.2 where the processor has it.
+static uint32_t crc32c_tables[8][256];
+
+__attribute__((constructor)) static void crc32c_fill(void) {
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        uint32_t crc = byte;
+        for (int bit = 0; bit < 8; bit++) crc = crc & 1 ? crc >> 1 ^ 0x82f63b78u : crc >> 1;
+        crc32c_tables[0][byte] = crc;
+    }
+    for (uint32_t byte = 0; byte < 256; byte++)
+        for (int slice = 1; slice < 8; slice++) {
+            uint32_t previous = crc32c_tables[slice - 1][byte];
+            crc32c_tables[slice][byte] = previous >> 8 ^ crc32c_tables[0][previous & 0xff];
+        }
+}
+
+static uint32_t crc32c_by_table(const unsigned char *bytes, size_t length) {
+    uint32_t crc = ~0u;
+    for (; length >= 8; bytes += 8, length -= 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        word ^= crc;
+        crc = 0;
+        for (int slice = 0; slice < 8; slice++)
+            crc ^= crc32c_tables[7 - slice][(word >> 8 * slice) & 0xff];
+    }
+    return ~crc;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("sse4.2"))) static uint32_t crc32c_by_instruction(
+    const unsigned char *bytes, size_t length) {
+    uint64_t crc = ~0u;
+    for (; length >= 8; bytes += 8, length -= 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        crc = __builtin_ia32_crc32di(crc, word);
+    }
+    return ~(uint32_t)crc;
+}
+#endif
+
+uint32_t cl_crc32c(const void *bytes, size_t length) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("sse4.2")) return crc32c_by_instruction(bytes, length);
+#endif
+    return crc32c_by_table(bytes, length);
+}
+
+bool cl_is_zero(const void *bytes, size_t length) {
+    const unsigned char *position = bytes, *end = position + length;
+    for (; position < end; position += 64) {
+        uint64_t words[8];
+        memcpy(words, position, 64);
+        uint64_t any = 0;
+        for (int index = 0; index < 8; index++) any |= words[index];
+        if (any) return false;
+    }
+    return true;
+}
+
+int cl_populate(void *address, size_t length) {
+    return madvise(address, length, 23 /* MADV_POPULATE_WRITE */);
+}
+
+int cl_wait_until(sem_t *semaphore, uint64_t deadline_ns) {
+    struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                                .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    int result;
+    do {
+        result = sem_clockwait(semaphore, CLOCK_MONOTONIC, &deadline);
+    } while (result != 0 && errno == EINTR);
+    return result;
 }

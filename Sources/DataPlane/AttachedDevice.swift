@@ -8,10 +8,16 @@ package final class AttachedDevice: Sendable {
     package let loop: LoopThread
     /// What exports submit requests to.
     package let target: LoopConfined<BlockTarget>
-    private let device: LoopConfined<Device>
+    let device: LoopConfined<Device>
+    /// The origin as the kernel identifies it: difference storage may not stand on it.
+    let foundations: Set<Foundation>
 
-    private init(facts: OriginFacts, loop: LoopThread, device: LoopConfined<Device>) {
+    private init(
+        facts: OriginFacts, foundations: Set<Foundation>, loop: LoopThread,
+        device: LoopConfined<Device>
+    ) {
         self.facts = facts
+        self.foundations = foundations
         self.loop = loop
         self.device = device
         target = device.map { $0 }
@@ -35,15 +41,18 @@ package final class AttachedDevice: Sendable {
         }
         let origin = try opened.get()
         let device = await loop.mailbox.run { loop -> LoopConfined<Device>? in
-            let device = Device(origin, loop: loop, blocking: blocking)
-            return device.register() ? LoopConfined(device, on: loop) : nil
+            guard let device = Device(origin, loop: loop, blocking: blocking),
+                device.register()
+            else { return nil }
+            return LoopConfined(device, on: loop)
         }
         guard let device, let device else {
             origin.close()
             throw AttachError(
                 .busy, "origin \(path): the loop has as many devices as it may; detach one")
         }
-        return AttachedDevice(facts: origin.facts, loop: loop, device: device)
+        return AttachedDevice(
+            facts: origin.facts, foundations: origin.foundations, loop: loop, device: device)
     }
 
     /// Users at this moment: connections and block attachments.
@@ -55,11 +64,11 @@ package final class AttachedDevice: Sendable {
     /// What the device has done since it was attached; nil when its loop does not answer.
     package func counters() async -> DeviceCounters? {
         let device = device
-        return await loop.mailbox.run { device.get(on: $0).counters }
+        return await loop.mailbox.run { device.get(on: $0).currentCounters }
     }
 
     /// Closes the exports' sessions, waits for requests under way, flushes (unless read-only) and
-    /// closes the origin. Returns the fault of that flush. Once only.
+    /// closes the origin. No snapshot of it may be left. Returns the fault of that flush. Once only.
     package func detach() async -> Fault? {
         let device = device
         let mailbox = loop.mailbox

@@ -15,7 +15,7 @@ extension Origin {
     }
 
     private func readTailSector(_ index: RequestIndex) {
-        let end = requests[index].range.end
+        let end = requests[index].part.end
         let sector = end & ~(alignment - 1)
         guard sector != end else { return continueData(index) }
         readSector(index, at: sector, step: .tailSector)
@@ -38,7 +38,7 @@ extension Origin {
         }
         let sector = scratch.address(of: locks.scratchSlot(of: index))
         (payload - headByteCount).copyMemory(from: sector, byteCount: headByteCount)
-        let range = request.pointee.range.roundedOutward(to: alignment)
+        let range = request.pointee.part.roundedOutward(to: alignment)
         if range.length == alignment {
             // Head and tail are one sector: its end is in the scratch too.
             copyTail(index, from: sector)
@@ -59,7 +59,7 @@ extension Origin {
         guard let payload = request.pointee.buffer else {
             preconditionFailure("a write without a buffer")
         }
-        let usedByteCount = Int(request.pointee.range.end & (alignment - 1))
+        let usedByteCount = Int(request.pointee.part.end & (alignment - 1))
         guard usedByteCount > 0 else { return }
         (payload + Int(request.pointee.length)).copyMemory(
             from: sector + usedByteCount, byteCount: Int(alignment) - usedByteCount)

@@ -14,76 +14,77 @@ extension Origin {
         }
         let room = request.pointee.bufferByteCount / MemoryLayout<StatusExtent>.stride
         precondition(room > 0, "a block status request without room for the answer")
-        let extents = buffer.bindMemory(to: StatusExtent.self, capacity: room)
-        if facts.isBlockDevice {
-            extents[0] = StatusExtent(length: request.pointee.length, flags: AllocationFlags.data)
-            request.pointee.resultByteCount = MemoryLayout<StatusExtent>.stride
-            return device.originFinished(index, nil)
-        }
         let isOne = request.pointee.flags.contains(.oneExtent)
-        let scan = HoleScan(
-            descriptor: descriptor, range: request.pointee.range,
-            output: UnsafeMutableBufferPointer(start: extents, count: isOne ? 1 : room))
-        let mailbox = loop.mailbox
-        let back = LoopConfined(self, on: loop)
-        let accepted = blocking.submit {
-            let outcome = scan.run()
-            let message: LoopMailbox.Message = { loop in
-                back.get(on: loop).statusFinished(index, outcome)
+        scan(request.pointee.range, countMax: isOne ? 1 : room) { outcome in
+            switch outcome {
+            case .failure(let fault): self.device.originFinished(index, fault)
+            case .success(let found):
+                let extents = buffer.bindMemory(to: StatusExtent.self, capacity: room)
+                for (position, extent) in found.enumerated() { extents[position] = extent }
+                self.requests.pointer(to: index).pointee.resultByteCount =
+                    found.count * MemoryLayout<StatusExtent>.stride
+                self.device.originFinished(index, nil)
             }
-            // The loop cannot have stopped while a request is under way; a full mailbox drains.
-            while !mailbox.post(message) { sched_yield() }
         }
-        if !accepted { device.originFinished(index, .noMemory) }
     }
 
-    private func statusFinished(_ index: RequestIndex, _ outcome: Result<Int, Fault>) {
-        switch outcome {
-        case .success(let count):
-            requests.pointer(to: index).pointee.resultByteCount =
-                count * MemoryLayout<StatusExtent>.stride
-            device.originFinished(index, nil)
-        case .failure(let fault): device.originFinished(index, fault)
+    /// Describes a range as maximal runs of data and holes, `countMax` at most; at least one.
+    /// `finish` runs on the loop, perhaps at once.
+    func scan(
+        _ range: ByteRange, countMax: Int = .max,
+        _ finish: @escaping (Result<[StatusExtent], Fault>) -> Void
+    ) {
+        if facts.isBlockDevice {
+            return finish(
+                .success([StatusExtent(length: range.length, flags: AllocationFlags.data)]))
         }
+        let scan = HoleScan(descriptor: descriptor, range: range, countMax: countMax)
+        let mailbox = loop.mailbox
+        let back = LoopConfined(finish, on: loop)
+        let accepted = blocking.submit {
+            let outcome = scan.run()
+            // The loop cannot have stopped while a request is under way; a full mailbox drains.
+            while !mailbox.post({ loop in back.get(on: loop)(outcome) }) { sched_yield() }
+        }
+        if !accepted { finish(.failure(.noMemory)) }
     }
 }
 
 /// Describes a range of a file as maximal runs of data and holes.
-private struct HoleScan: @unchecked Sendable {
-    // The output belongs to the request, which nobody else touches until it is finished.
+private struct HoleScan: Sendable {
     let descriptor: Int32
     let range: ByteRange
-    let output: UnsafeMutableBufferPointer<StatusExtent>
+    let countMax: Int
 
-    /// Fills `output` and returns how many extents it holds: at least one.
-    func run() -> Result<Int, Fault> {
-        var count = 0
+    func run() -> Result<[StatusExtent], Fault> {
+        var extents: [StatusExtent] = []
         var position = range.offset
-        while position < range.end, count < output.count {
+        while position < range.end, extents.count < countMax {
             let dataStart: UInt64
-            switch seek(position, Int32(cl_seek_data)) {
+            switch seek(position, cl_seek_data) {
             case .success(let found): dataStart = found.map { min($0, range.end) } ?? range.end
             case .failure(let fault): return .failure(fault)
             }
             if dataStart > position {
-                output[count] = StatusExtent(
-                    length: dataStart - position,
-                    flags: AllocationFlags.hole | AllocationFlags.zero)
-            } else {
-                let dataEnd: UInt64
-                switch seek(position, Int32(cl_seek_hole)) {
-                case .success(let found): dataEnd = found.map { min($0, range.end) } ?? range.end
-                case .failure(let fault): return .failure(fault)
-                }
-                // Data that became a hole between the two calls: the next round reports it.
-                guard dataEnd > position else { continue }
-                output[count] = StatusExtent(
-                    length: dataEnd - position, flags: AllocationFlags.data)
+                extents.append(
+                    StatusExtent(
+                        length: dataStart - position,
+                        flags: AllocationFlags.hole | AllocationFlags.zero))
+                position = dataStart
+                continue
             }
-            position += output[count].length
-            count += 1
+            let dataEnd: UInt64
+            switch seek(position, cl_seek_hole) {
+            case .success(let found): dataEnd = found.map { min($0, range.end) } ?? range.end
+            case .failure(let fault): return .failure(fault)
+            }
+            // Data that became a hole between the two calls: the next round reports it.
+            guard dataEnd > position else { continue }
+            extents.append(
+                StatusExtent(length: dataEnd - position, flags: AllocationFlags.data))
+            position = dataEnd
         }
-        return .success(count)
+        return .success(extents)
     }
 
     /// Where data or a hole begins at or behind `position`; nil when there is none. A filesystem
@@ -94,7 +95,7 @@ private struct HoleScan: @unchecked Sendable {
         let failure = errno
         if failure == ENXIO { return .success(nil) }
         if failure == EINVAL || failure == EOPNOTSUPP {
-            return .success(whence == Int32(cl_seek_data) ? position : nil)
+            return .success(whence == cl_seek_data ? position : nil)
         }
         return .failure(Fault(errnoValue: failure))
     }

@@ -33,7 +33,7 @@ extension Origin {
         if alignment == 1 { return startZeroing(index) }
         let isExclusive =
             request.pointee.operation == .writeZeroes
-            && !request.pointee.range.isAligned(to: alignment)
+            && !request.pointee.part.isAligned(to: alignment)
         guard locks.arrived(index, isExclusive: isExclusive) else { return }
         startZeroing(index)
     }
@@ -68,7 +68,7 @@ extension Origin {
 
     private func middle(_ index: RequestIndex) -> ByteRange {
         let granule = alignment == 1 && !facts.isBlockDevice ? 1 : blockByteCount
-        return requests[index].range.roundedInward(to: granule)
+        return requests[index].part.roundedInward(to: granule)
     }
 
     private func continueMiddle(_ index: RequestIndex) {
@@ -137,7 +137,7 @@ extension Origin {
     // MARK: Edges
 
     private func headEdge(_ index: RequestIndex) -> ByteRange? {
-        let range = requests[index].range
+        let range = requests[index].part
         let middle = middle(index)
         guard middle.offset != range.offset || middle.isEmpty else { return nil }
         let blockEnd = (range.offset / blockByteCount + 1) * blockByteCount
@@ -145,7 +145,7 @@ extension Origin {
     }
 
     private func tailEdge(_ index: RequestIndex) -> ByteRange? {
-        let range = requests[index].range
+        let range = requests[index].part
         let start = max(
             range.end & ~(blockByteCount - 1),
             headEdge(index)?.end ?? range.offset, middle(index).end)

@@ -97,7 +97,7 @@ final class Origin: RingHandler {
         switch requests[index].operation {
         case .write:
             let request = requests.pointer(to: index)
-            if request.pointee.range.isAligned(to: alignment) {
+            if request.pointee.part.isAligned(to: alignment) {
                 continueData(index)
             } else {
                 readHeadSector(index)
@@ -113,7 +113,7 @@ final class Origin: RingHandler {
     /// Issues what is left of a read or write.
     func continueData(_ index: RequestIndex) {
         let request = requests.pointer(to: index)
-        let range = request.pointee.range.roundedOutward(to: alignment)
+        let range = request.pointee.part.roundedOutward(to: alignment)
         guard let payload = request.pointee.buffer else {
             preconditionFailure("a read or write without a buffer")
         }
@@ -169,7 +169,7 @@ final class Origin: RingHandler {
             if result == -EINTR || result == -EAGAIN { return continueData(index) }
             return dataFinished(index, Fault(errnoValue: -result))
         }
-        let range = request.pointee.range.roundedOutward(to: alignment)
+        let range = request.pointee.part.roundedOutward(to: alignment)
         // A short transfer ends at any byte; what follows must start aligned again.
         let progress = (request.pointee.progress + UInt64(result)) & ~(alignment - 1)
         if progress == range.length { return dataFinished(index, nil) }

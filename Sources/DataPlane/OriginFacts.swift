@@ -34,6 +34,10 @@ package struct DeviceCounters: Sendable, Equatable {
     package var discards: UInt64 = 0
     package var zeroes: UInt64 = 0
     package var failures: UInt64 = 0
+    /// Bytes of old data read in order to preserve it.
+    package var copiedBytes: UInt64 = 0
+    /// Writes that waited for a cut, a copy or memory.
+    package var parkedWrites: UInt64 = 0
 
     package init() {}
 }

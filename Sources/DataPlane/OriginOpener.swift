@@ -15,6 +15,8 @@ struct OpenedOrigin: Sendable {
     let facts: OriginFacts
     /// RWF_DSYNC is known to reach stable storage: the filesystem is one that honours it.
     let honoursDataSync: Bool
+    /// The device or file itself: what difference storage may not stand on.
+    let foundations: Set<Foundation>
 
     /// Gives the origin up before a device took it.
     func close() { Glibc.close(descriptor) }
@@ -124,7 +126,16 @@ enum OriginOpener {
                 sectorBytes: sector, accessMode: access.mode,
                 offsetAlignment: access.alignment,
                 isRotational: isRotational(found, isBlockDevice: isBlockDevice)),
-            honoursDataSync: isBlockDevice || filesystemHonoursDataSync(descriptor))
+            honoursDataSync: isBlockDevice || filesystemHonoursDataSync(descriptor),
+            foundations: [
+                isBlockDevice
+                    ? Foundation(
+                        device: cl_device_number(found.special_major, found.special_minor),
+                        inode: 0)
+                    : Foundation(
+                        device: cl_device_number(found.device_major, found.device_minor),
+                        inode: found.inode)
+            ])
     }
 
     private static func chooseSector(

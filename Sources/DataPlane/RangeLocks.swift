@@ -103,12 +103,12 @@ struct RangeLocks {
         _ index: RequestIndex, with list: List, before end: RequestIndex
     ) -> Bool {
         let isExclusive = requests[index].attachment != Self.shared
-        let range = requests[index].range.roundedOutward(to: blockByteCount)
+        let range = requests[index].part.roundedOutward(to: blockByteCount)
         var other = list.first
         while other != end {
             let record = requests.pointer(to: other)
             if isExclusive || record.pointee.attachment != Self.shared,
-                range.overlaps(record.pointee.range.roundedOutward(to: blockByteCount))
+                range.overlaps(record.pointee.part.roundedOutward(to: blockByteCount))
             {
                 return true
             }

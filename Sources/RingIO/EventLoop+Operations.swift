@@ -59,6 +59,16 @@ extension EventLoop {
             handlers.submitted(handler, tag: tag, token: token))
     }
 
+    /// Reads into scattered pieces from `offset`.
+    package func read(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        vectors: UnsafePointer<iovec>, count: Int, offset: UInt64
+    ) {
+        cl_prep_readv(
+            entry(), descriptor, vectors, UInt32(count), offset,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
     /// fdatasync.
     package func synchronize(
         _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32

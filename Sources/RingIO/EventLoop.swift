@@ -67,6 +67,9 @@ package final class EventLoop {
     /// How other threads reach the loop.
     package let mailbox: LoopMailbox
 
+    /// What a room above keeps for each loop.
+    package var companion: AnyObject?
+
     let ring: UnsafeMutablePointer<io_uring>
     var handlers: HandlerTable
     private var timers = TimerHeap()

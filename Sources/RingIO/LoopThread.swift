@@ -94,23 +94,3 @@ package final class LoopThread: Sendable {
         }
     }
 }
-
-/// A counting semaphore of the C library.
-final class Semaphore: @unchecked Sendable {
-    // sem_t may be used from all threads at once; the pointer never changes.
-    private let semaphore: UnsafeMutablePointer<sem_t>
-
-    init() {
-        semaphore = .allocate(capacity: 1)
-        sem_init(semaphore, 0, 0)
-    }
-
-    deinit {
-        sem_destroy(semaphore)
-        semaphore.deallocate()
-    }
-
-    func signal() { sem_post(semaphore) }
-
-    func wait() { while sem_wait(semaphore) != 0 && errno == EINTR {} }
-}

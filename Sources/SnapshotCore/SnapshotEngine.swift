@@ -81,7 +81,8 @@ package final class SnapshotEngine {
     /// Counters for `snapshot show` and metrics.
     package internal(set) var counters = EngineCounters()
 
-    static let batchBlockCountMax = 64
+    /// Most blocks of one storage write.
+    package static let batchBlockCountMax = 64
     static let attemptsMax: UInt8 = 8
 
     /// `map` covers the device; `buffers` is shared with the engines of the same loop.

@@ -15,6 +15,7 @@
 #include <linux/loop.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -100,6 +101,12 @@ static inline void cl_prep_writev(struct io_uring_sqe *sqe, int fd, const struct
                                   uint64_t user_data) {
     io_uring_prep_writev(sqe, fd, vectors, count, offset);
     sqe->rw_flags = rw_flags;
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_readv(struct io_uring_sqe *sqe, int fd, const struct iovec *vectors,
+                                 unsigned count, uint64_t offset, uint64_t user_data) {
+    io_uring_prep_readv(sqe, fd, vectors, count, offset);
     sqe->user_data = user_data;
 }
 
@@ -205,6 +212,21 @@ int cl_lock_byte_shared(int fd, int64_t offset);
 // 1 when another open file description holds a lock on the byte, 0 when none does, -1 on error.
 int cl_byte_is_locked(int fd, int64_t offset);
 
+// An unnamed file in a directory, mode 0600, that nobody can give a name.
+int cl_open_unnamed(const char *directory);
+
+// Keeps pages in memory from their first touch on (mlock2 with MLOCK_ONFAULT).
+int cl_lock_on_fault(const void *address, size_t length);
+
+// Makes writable pages resident now (MADV_POPULATE_WRITE, Linux 5.14).
+int cl_populate(void *address, size_t length);
+
+// Drops what a file or block device holds in a range; reads return zeroes afterwards.
+int cl_punch_hole(int fd, uint64_t offset, uint64_t length);
+
+// What libblkid recognises on a block device: 1 and its name, 0 for nothing, -1 on error.
+int cl_recognise_content(int fd, char *name, size_t capacity);
+
 // Device and inode of the file behind an open loop device; -1 when it has none.
 int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode);
 
@@ -226,9 +248,20 @@ static inline uint64_t cl_now_nanoseconds(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+// Waits for a semaphore until a point of monotonic time: 0, or -1 when it passed.
+int cl_wait_until(sem_t *semaphore, uint64_t deadline_ns);
+
 static inline uint64_t cl_device_number(uint32_t major, uint32_t minor) {
     return ((uint64_t)(major & 0xfffff000u) << 32) | ((uint64_t)(major & 0xfffu) << 8) |
            ((uint64_t)(minor & 0xffffff00u) << 12) | (uint64_t)(minor & 0xffu);
 }
+
+// -- blocks --------------------------------------------------------------------------------------
+
+// CRC32C (Castagnoli) of `length` bytes, a multiple of 8.
+uint32_t cl_crc32c(const void *bytes, size_t length);
+
+// True when all `length` bytes, a multiple of 64, are zero.
+bool cl_is_zero(const void *bytes, size_t length);
 
 #endif
