@@ -28,10 +28,9 @@ final class DeviceHarness: Sendable {
             blocking.close()
             throw error
         }
-        let target = device.target
         guard
             let client = await thread.mailbox.run({ loop in
-                LoopConfined(HarnessClient(loop: loop, target: target.get(on: loop)), on: loop)
+                LoopConfined(HarnessClient(loop: loop), on: loop)
             })
         else { preconditionFailure("a fresh loop takes messages") }
         self.client = client
@@ -53,13 +52,15 @@ final class DeviceHarness: Sendable {
     /// Submits a request and returns its outcome.
     func perform(
         _ operation: RequestOperation, offset: UInt64 = 0, length: UInt64 = 0,
-        bytes: [UInt8] = [], flags: RequestFlags = []
+        bytes: [UInt8] = [], flags: RequestFlags = [], on target: LoopConfined<BlockTarget>? = nil
     ) async -> Answer {
         let client = client
+        let target = target ?? device.target
         return await withCheckedContinuation { continuation in
             let accepted = thread.mailbox.post { loop in
                 client.get(on: loop).start(
-                    operation, offset, operation == .write ? UInt64(bytes.count) : length, bytes,
+                    target.get(on: loop), operation, offset,
+                    operation == .write ? UInt64(bytes.count) : length, bytes,
                     flags
                 ) { continuation.resume(returning: $0) }
             }
@@ -71,8 +72,11 @@ final class DeviceHarness: Sendable {
         await perform(.write, offset: offset, bytes: bytes, flags: flags).fault
     }
 
-    func read(_ length: Int, at offset: UInt64) async -> [UInt8] {
-        let answer = await perform(.read, offset: offset, length: UInt64(length))
+    func read(
+        _ length: Int, at offset: UInt64, on target: LoopConfined<BlockTarget>? = nil
+    ) async -> [UInt8] {
+        let answer = await perform(
+            .read, offset: offset, length: UInt64(length), on: target)
         precondition(answer.fault == nil, "a read fails: \(String(describing: answer.fault))")
         return answer.bytes
     }
@@ -81,17 +85,16 @@ final class DeviceHarness: Sendable {
 /// Submits requests on the loop, as an export would.
 private final class HarnessClient: RequestOwner {
     private let loop: EventLoop
-    private let target: BlockTarget
     private var waiting: [RequestIndex: (BufferLease?, (DeviceHarness.Answer) -> Void)] = [:]
 
-    init(loop: EventLoop, target: BlockTarget) {
+    init(loop: EventLoop) {
         self.loop = loop
-        self.target = target
         super.init()
     }
 
     func start(
-        _ operation: RequestOperation, _ offset: UInt64, _ length: UInt64, _ bytes: [UInt8],
+        _ target: BlockTarget, _ operation: RequestOperation, _ offset: UInt64, _ length: UInt64,
+        _ bytes: [UInt8],
         _ flags: RequestFlags, _ finish: @escaping (DeviceHarness.Answer) -> Void
     ) {
         var request = BlockRequest(
