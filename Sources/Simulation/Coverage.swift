@@ -12,7 +12,7 @@ package final class Coverage {
         case storageReadFault, bitRot, mapRefused, extentRefused, imageReadChecked
         case imageWriteFailed, changesMarked, storageAppended, spaceAdded, fastPath, wouldBlock
         case destroyed, cutUndone, cutMade, cutFailed, changesChecked, frozenChangesChecked
-        case serviceKilled
+        case serviceKilled, machineCrashed
     }
 
     private var counts: [Point: Int] = [:]

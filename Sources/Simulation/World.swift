@@ -95,6 +95,10 @@ final class World {
             perform(number)
         }
         if cut != nil { stepCut() }
+        if profile.crashes, random.oneIn(2000) {
+            crash()
+            return
+        }
         // Sometimes much is under way, sometimes little.
         let wantsCompletion = pending.count > random.below(60)
         if wantsCompletion, !pending.isEmpty {
