@@ -173,7 +173,7 @@ package struct ExtentTable {
         let extent = extents.pointer(to: Self.extent(of: slot)).pointee
         let position = Int(slot.rawValue % Self.slotsPerExtent)
         let word = extent.words[32 + (position >> 1)]
-        return UInt32(truncatingIfNeeded: word >> UInt64(position & 1) * 32)
+        return UInt32(truncatingIfNeeded: word >> (UInt64(position & 1) * 32))
     }
 
     /// Keeps the CRC32C of the slot's block.

@@ -26,9 +26,9 @@ package enum Effect: Sendable {
         RequestIndex, SourceIndex, byteOffset: UInt64, slot: StorageSlot, firstBlock: UInt64,
         blockCount: Int)
     /// Image request: this buffer holds device block `block`; copy what belongs to the target.
-    case copyFromMemory(RequestIndex, BufferIndex, block: UInt64)
+    case copyFromMemory(RequestIndex, BufferIndex, block: UInt64, into: ImageTarget)
     /// Image request: these blocks are zero in the target.
-    case fillZero(RequestIndex, firstBlock: UInt64, blockCount: Int)
+    case fillZero(RequestIndex, firstBlock: UInt64, blockCount: Int, into: ImageTarget)
     /// Image write: lay the payload (zeroes for a zeroing) over the buffers of `firstBuffer(of:)`;
     /// then say `imageBlocksFilled`.
     case fillBlocks(RequestIndex)

@@ -44,7 +44,8 @@ extension SnapshotEngine {
         return .taken
     }
 
-    /// Where a read effect of this image request puts its bytes.
+    /// Where the origin and storage reads of this image request put their bytes, while one of them
+    /// is under way.
     package func target(of request: RequestIndex) -> ImageTarget {
         let buffer = requests[Int(request.rawValue)].targetBuffer
         return buffer == .max ? .payload : .buffer(BufferIndex(buffer))
@@ -211,9 +212,13 @@ extension SnapshotEngine {
             effects.append(.readOriginForImage(request, offset: from, length: to - from))
         case .zero:
             effects.append(
-                .fillZero(request, firstBlock: run.firstBlock, blockCount: Int(run.count)))
+                .fillZero(
+                    request, firstBlock: run.firstBlock, blockCount: Int(run.count),
+                    into: target(of: request)))
         case .memory(let buffer):
-            effects.append(.copyFromMemory(request, buffer, block: run.firstBlock))
+            effects.append(
+                .copyFromMemory(
+                    request, buffer, block: run.firstBlock, into: target(of: request)))
         case .stored(let slot):
             record.pointee.outstanding += 1
             extents.readBegan(slot)
