@@ -42,12 +42,13 @@ extension Device {
             readStorageForImage(
                 index, source, byteOffset: byteOffset, slot: slot, firstBlock: firstBlock,
                 blockCount: blockCount)
-        case .copyFromMemory(let index, let buffer, let block):
-            destination(of: index, block: block).copyMemory(
+        case .copyFromMemory(let index, let buffer, let block, let target):
+            destination(of: index, target, block: block).copyMemory(
                 from: preservation.address(of: buffer), byteCount: Int(blockByteCount))
-        case .fillZero(let index, let firstBlock, let blockCount):
+        case .fillZero(let index, let firstBlock, let blockCount, let target):
             memset(
-                destination(of: index, block: firstBlock), 0, blockCount * Int(blockByteCount))
+                destination(of: index, target, block: firstBlock), 0,
+                blockCount * Int(blockByteCount))
         case .fillBlocks(let index): fillBlocks(index)
         case .requestExtent(let source, let purpose): requestExtent(source, purpose)
         case .releaseExtent(let source, let byteOffset):

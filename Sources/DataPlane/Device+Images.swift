@@ -10,8 +10,10 @@ internal import SnapshotCore
 
 extension Device {
     /// Where device block `block` of an image request's read belongs.
-    func destination(of index: RequestIndex, block: UInt64) -> UnsafeMutableRawPointer {
-        switch engine.target(of: index) {
+    func destination(
+        of index: RequestIndex, _ target: ImageTarget, block: UInt64
+    ) -> UnsafeMutableRawPointer {
+        switch target {
         case .buffer(let buffer): return preservation.address(of: buffer)
         case .payload:
             let request = requests.pointer(to: index)
@@ -24,8 +26,10 @@ extension Device {
 
     func readOriginForImage(_ index: RequestIndex, offset: UInt64, length: UInt64) {
         let block = offset / blockByteCount
-        let place = destination(of: index, block: block) + Int(offset - block * blockByteCount)
-        if case .buffer(let buffer) = engine.target(of: index) {
+        let target = engine.target(of: index)
+        let place =
+            destination(of: index, target, block: block) + Int(offset - block * blockByteCount)
+        if case .buffer(let buffer) = target {
             memset(preservation.address(of: buffer), 0, Int(blockByteCount))
         }
         let wanted = ByteRange(offset: offset, length: length)
@@ -51,7 +55,8 @@ extension Device {
             request: index,
             source: .storage(slot, firstBlock: firstBlock, blockCount: blockCount),
             offset: firstBlock * blockByteCount, length: UInt64(byteCount), headByteCount: 0,
-            destination: destination(of: index, block: firstBlock), nextFree: .max)
+            destination: destination(of: index, engine.target(of: index), block: firstBlock),
+            nextFree: .max)
         switch storage.access {
         case .memory(let address):
             guard let place = UnsafeRawPointer(bitPattern: address + UInt(byteOffset)) else {
