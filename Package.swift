@@ -21,6 +21,7 @@ let package = Package(
         .package(
             url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
     targets: [
@@ -38,6 +39,8 @@ let package = Package(
             dependencies: [
                 "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "HummingbirdCore", package: "hummingbird"),
+                .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ],
@@ -48,7 +51,22 @@ let package = Package(
                 "Control",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
             ],
+            swiftSettings: strict),
+        .testTarget(
+            name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strict),
+        .testTarget(
+            name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strict),
+        .testTarget(
+            name: "DataPlaneTests",
+            dependencies: ["BlockModel", "CLinux", "DataPlane", "RingIO"],
+            swiftSettings: strict),
+        .target(name: "CTestSupport"),
+        .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),
     ]
 )

@@ -42,7 +42,7 @@ package struct RequestFlags: OptionSet, Sendable {
 }
 
 /// Index of a request's slot in the pool of its loop.
-package struct RequestIndex: Hashable, Sendable {
+public struct RequestIndex: Hashable, Sendable {
     package let rawValue: UInt32
 
     package init(_ rawValue: UInt32) { self.rawValue = rawValue }
@@ -134,19 +134,19 @@ package struct BlockRequest {
 }
 
 /// Whoever submits requests and is told when they finish. Confined to one loop.
-package class RequestOwner {
-    package init() {}
+open class RequestOwner {
+    public init() {}
 
     /// `index` is finished: its `fault` and, for reads, its buffer are final; the slot is the
     /// owner's again. Called on the loop, never from inside `submit` of the same request's
     /// caller unless the target finished it at once; owners must bear that re-entry.
-    package func requestFinished(_ index: RequestIndex) {
+    open func requestFinished(_ index: RequestIndex) {
         preconditionFailure("a request owner must say what happens when a request finishes")
     }
 }
 
 /// Something that serves requests: a device or an image. Confined to one loop.
-package class BlockTarget {
+open class BlockTarget {
     /// Bytes; grows when the origin grows.
     package final var size: UInt64
     /// A power of two. The buffer of a read or write request must cover the request's range
@@ -165,7 +165,7 @@ package class BlockTarget {
 
     /// Takes over the request in slot `index`. The range must lie within the size and flags must
     /// fit the operation: exports check both. Finishes it by `RequestPool.finish`.
-    package func submit(_ index: RequestIndex) {
+    open func submit(_ index: RequestIndex) {
         preconditionFailure("a block target must serve requests")
     }
 
@@ -173,7 +173,13 @@ package class BlockTarget {
     package final func addUser(_ user: TargetUser) { users.append(user) }
 
     /// Takes a user out.
-    package final func removeUser(_ user: TargetUser) { users.removeAll { $0 === user } }
+    package final func removeUser(_ user: TargetUser) {
+        users.removeAll { $0 === user }
+        usersChanged()
+    }
+
+    /// A user has left.
+    open func usersChanged() {}
 
     /// Users at this moment.
     package final var userCount: Int { users.count }
@@ -186,7 +192,7 @@ package class BlockTarget {
 }
 
 /// An open connection or block attachment, as its target sees it. Confined to the target's loop.
-package protocol TargetUser: AnyObject {
+public protocol TargetUser: AnyObject {
     /// Take no more requests, let those under way finish, then leave with `removeUser`.
     func targetIsClosing()
 }

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "CLinux.h"
 
 #include <linux/stat.h>
@@ -23,6 +24,11 @@ struct cl_statx {
 };
 
 _Static_assert(sizeof(struct cl_statx) == 256, "struct statx is 256 bytes");
+
+const int cl_o_direct = O_DIRECT;
+const int cl_rwf_dsync = RWF_DSYNC;
+const int cl_seek_data = SEEK_DATA;
+const int cl_seek_hole = SEEK_HOLE;
 
 int cl_file_facts(int fd, struct cl_file_facts *facts) {
     struct cl_statx answer;

@@ -45,7 +45,8 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var attachedAt: Date
     /// Users at this moment: NBD connections.
     package var connections: Int
-    package var counters: CountersDocument
+    /// Left out when the loop is too busy to answer.
+    package var counters: CountersDocument?
 }
 
 /// What a device has done since it was attached.

@@ -8,11 +8,13 @@ package final class AttachedDevice: Sendable {
     package let loop: LoopThread
     /// What exports submit requests to.
     package let target: LoopConfined<BlockTarget>
+    private let device: LoopConfined<Device>
 
-    init(facts: OriginFacts, loop: LoopThread, target: LoopConfined<BlockTarget>) {
+    private init(facts: OriginFacts, loop: LoopThread, device: LoopConfined<Device>) {
         self.facts = facts
         self.loop = loop
-        self.target = target
+        self.device = device
+        target = device.map { $0 }
     }
 
     /// Opens an origin for exclusive use and brings it on its loop. `sectorBytes`: 512 or 4096,
@@ -21,16 +23,51 @@ package final class AttachedDevice: Sendable {
         path: String, isReadOnly: Bool, sectorBytes: UInt32?, on loop: LoopThread,
         blocking: BlockingPool
     ) async throws(AttachError) -> AttachedDevice {
-        throw AttachError(.failed, "not there yet")
+        let opened = await blocking.run { () -> Result<OpenedOrigin, AttachError> in
+            do throws(AttachError) {
+                return .success(
+                    try OriginOpener.open(
+                        path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes))
+            } catch { return .failure(error) }
+        }
+        guard let opened else {
+            throw AttachError(.busy, "origin \(path): too many operations wait; try again")
+        }
+        let origin = try opened.get()
+        let device = await loop.mailbox.run { loop -> LoopConfined<Device>? in
+            let device = Device(origin, loop: loop, blocking: blocking)
+            return device.register() ? LoopConfined(device, on: loop) : nil
+        }
+        guard let device, let device else {
+            origin.close()
+            throw AttachError(
+                .busy, "origin \(path): the loop has as many devices as it may; detach one")
+        }
+        return AttachedDevice(facts: origin.facts, loop: loop, device: device)
     }
 
     /// Users at this moment: connections and block attachments.
-    package func userCount() async -> Int { 0 }
+    package func userCount() async -> Int {
+        let device = device
+        return await loop.mailbox.run { device.get(on: $0).userCount } ?? 0
+    }
 
-    /// What the device has done since it was attached.
-    package func counters() async -> DeviceCounters { DeviceCounters() }
+    /// What the device has done since it was attached; nil when its loop does not answer.
+    package func counters() async -> DeviceCounters? {
+        let device = device
+        return await loop.mailbox.run { device.get(on: $0).counters }
+    }
 
     /// Closes the exports' sessions, waits for requests under way, flushes (unless read-only) and
     /// closes the origin. Returns the fault of that flush. Once only.
-    package func detach() async -> Fault? { nil }
+    package func detach() async -> Fault? {
+        let device = device
+        let mailbox = loop.mailbox
+        return await withCheckedContinuation { continuation in
+            let accepted = mailbox.post { loop in
+                device.get(on: loop).close { continuation.resume(returning: $0) }
+            }
+            if !accepted { continuation.resume(returning: .shutdown) }
+        }
+    }
 }

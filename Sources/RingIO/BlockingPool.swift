@@ -27,7 +27,7 @@ package final class BlockingPool: Sendable {
                 { context in
                     guard let context else { preconditionFailure("a thread without its pool") }
                     cl_block_signals()
-                    pthread_setname_np(pthread_self(), "blocking")
+                    cl_name_thread("blocking")
                     Unmanaged<BlockingPool>.fromOpaque(context).takeRetainedValue().work()
                     return nil
                 }, context)

@@ -13,9 +13,9 @@ internal import Glibc
 /// A leased run of payload memory: whole pages, aligned to 4 KiB at least.
 package struct BufferLease: Equatable {
     /// First page of the run.
-    let page: UInt32
+    package let page: UInt32
     /// The run covers 2^order pages.
-    let order: UInt8
+    package let order: UInt8
 
     /// Bytes in the run.
     package var byteCount: Int { BufferPool.pageByteCount << Int(order) }

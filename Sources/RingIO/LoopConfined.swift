@@ -12,6 +12,16 @@ package struct LoopConfined<Value>: @unchecked Sendable {
         loopIndex = loop.index
     }
 
+    private init(_ value: Value, loopIndex: Int) {
+        self.value = value
+        self.loopIndex = loopIndex
+    }
+
+    /// The same reference as another type: a conversion that does not touch the value.
+    package func map<Other>(_ convert: (Value) -> Other) -> LoopConfined<Other> {
+        LoopConfined<Other>(convert(value), loopIndex: loopIndex)
+    }
+
     /// The value, on its loop only.
     package func get(on loop: EventLoop) -> Value {
         precondition(loop.index == loopIndex, "something confined to another loop is touched")

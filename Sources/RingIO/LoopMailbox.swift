@@ -72,7 +72,7 @@ package final class LoopMailbox: Sendable {
 }
 
 /// Runs the messages of a loop's mailbox.
-package final class MailReader: RingHandler {
+final class MailReader: RingHandler {
     private unowned let loop: EventLoop
     private let counter: UnsafeMutablePointer<UInt64>
 
@@ -91,7 +91,7 @@ package final class MailReader: RingHandler {
             offset: UInt64.max)
     }
 
-    package override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+    override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
         precondition(result == 8 || result == -EINTR || result == -EAGAIN, "an eventfd failed")
         for message in loop.mailbox.takeAll() { message(loop) }
         guard loop.isStopping else { return arm() }

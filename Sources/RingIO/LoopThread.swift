@@ -80,7 +80,7 @@ package final class LoopThread: Sendable {
             guard let context else { preconditionFailure("a loop thread starts with its context") }
             let start = Unmanaged<Start>.fromOpaque(context).takeRetainedValue()
             cl_block_signals()
-            pthread_setname_np(pthread_self(), "loop-\(start.index)")
+            cl_name_thread("loop-\(start.index)")
             do throws(RingError) {
                 let loop = try EventLoop(
                     index: start.index, configuration: start.configuration,

@@ -2,7 +2,8 @@ internal import CLinux
 
 /// Why a loop could not be set up.
 package struct RingError: Error, CustomStringConvertible {
-    enum Operation: String {
+    /// The call that failed.
+    package enum Operation: String, Sendable {
         case openRing = "io_uring_setup"
         case registerBuffers = "io_uring_register"
         case mapBuffers = "mmap"
@@ -10,11 +11,11 @@ package struct RingError: Error, CustomStringConvertible {
         case startThread = "pthread_create"
     }
 
-    let operation: Operation
+    package let operation: Operation
     /// Positive errno value.
     package let errnoValue: Int32
 
-    init(operation: Operation, errnoValue: Int32) {
+    package init(operation: Operation, errnoValue: Int32) {
         self.operation = operation
         self.errnoValue = errnoValue
     }

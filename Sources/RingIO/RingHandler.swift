@@ -1,9 +1,9 @@
 /// What the loop tells when an operation it submitted has completed.
 ///
-/// Confined to one loop. A handler is registered with `EventLoop.register(_:)` and may be removed
+/// Public because only `open` classes may be subclassed by other rooms. Confined to one loop. A handler is registered with `EventLoop.register(_:)` and may be removed
 /// only when none of its operations is in the kernel: buffers that an operation names must stay
 /// valid until its completion has been seen.
-package class RingHandler {
+open class RingHandler {
     /// Slot in the loop's table; set while registered.
     package fileprivate(set) var slot: HandlerSlot = .none
     /// Operations submitted and not yet completed.
@@ -13,27 +13,27 @@ package class RingHandler {
     /// True while the handler waits for room in the pools of the loop.
     var isWaitingForRoom = false
 
-    package init() {}
+    public init() {}
 
     /// The operation submitted with `tag` and `token` completed: `result` is what the system call
     /// would have returned, a negative errno on failure; `flags` are those of the completion.
-    package func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+    open func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
         preconditionFailure("a ring handler must handle its completions")
     }
 
     /// The turn ends: everything that completed in it has been handed out. Asked for with
     /// `EventLoop.callAtEndOfTurn(_:)`, once for each call.
-    package func turnEnded() {
+    open func turnEnded() {
         preconditionFailure("a ring handler that asks for the end of a turn must handle it")
     }
 
     /// The time asked for with `EventLoop.schedule` has come.
-    package func timerFired(token: UInt32) {
+    open func timerFired(token: UInt32) {
         preconditionFailure("a ring handler that sets a timer must handle it")
     }
 
     /// A pool of the loop has room again; asked for with `EventLoop.callWhenRoom(_:)`.
-    package func roomMade() {
+    open func roomMade() {
         preconditionFailure("a ring handler that waits for room must handle it")
     }
 }
@@ -41,6 +41,8 @@ package class RingHandler {
 /// Index of a handler in its loop's table.
 package struct HandlerSlot: Equatable, Sendable {
     let rawValue: UInt16
+
+    package init(rawValue: UInt16) { self.rawValue = rawValue }
 
     static let none = HandlerSlot(rawValue: .max)
 }

@@ -4,7 +4,7 @@
 /// Invariants
 /// - `heap[positions[id]] == id` for every running timer.
 /// - No timer's deadline is before its parent's.
-struct TimerHeap {
+package struct TimerHeap {
     private struct Entry {
         var deadline: UInt64
         var slot: HandlerSlot
@@ -19,9 +19,13 @@ struct TimerHeap {
     private var freeEntries: [Int] = []
     private var heap: [Int] = []
 
-    var nextDeadline: UInt64? { heap.first.map { entries[$0].deadline } }
+    package init() {}
 
-    mutating func add(deadline: UInt64, slot: HandlerSlot, token: UInt32) -> TimerID {
+    /// Deadline of the timer that fires next.
+    package var nextDeadline: UInt64? { heap.first.map { entries[$0].deadline } }
+
+    /// Starts a timer.
+    package mutating func add(deadline: UInt64, slot: HandlerSlot, token: UInt32) -> TimerID {
         let index: Int
         if let free = freeEntries.popLast() {
             index = free
@@ -39,14 +43,14 @@ struct TimerHeap {
     }
 
     /// Does nothing when the timer has fired or was cancelled.
-    mutating func cancel(_ timer: TimerID) {
+    package mutating func cancel(_ timer: TimerID) {
         let index = Int(timer.entry)
         guard entries[index].round == timer.round, entries[index].position >= 0 else { return }
         remove(at: entries[index].position)
     }
 
     /// Takes out a timer whose deadline is at or before `now`.
-    mutating func popExpired(now: UInt64) -> (slot: HandlerSlot, token: UInt32)? {
+    package mutating func popExpired(now: UInt64) -> (slot: HandlerSlot, token: UInt32)? {
         guard let first = heap.first, entries[first].deadline <= now else { return nil }
         let result = (entries[first].slot, entries[first].token)
         remove(at: 0)

@@ -3,9 +3,10 @@
 #ifndef STILLPOINT_CLINUX_H
 #define STILLPOINT_CLINUX_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+// First, so that liburing.h cannot choose other feature macros than Swift's Glibc module has:
+// the two would disagree about the types they share. What needs _GNU_SOURCE is in CLinux.c.
+#include <features.h>
+
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
@@ -174,10 +175,9 @@ static inline void cl_buffer_ring_add(struct io_uring_buf_ring *buffers, void *a
 
 enum {
     cl_falloc_punch_hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-    cl_falloc_zero_range = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-    cl_o_direct = O_DIRECT,
-    cl_rwf_dsync = RWF_DSYNC,
-};
+    cl_falloc_zero_range = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,};
+
+extern const int cl_o_direct, cl_rwf_dsync, cl_seek_data, cl_seek_hole;
 
 static const long cl_tmpfs_magic = TMPFS_MAGIC;
 
@@ -216,6 +216,9 @@ static inline void cl_block_signals(void) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, NULL);
 }
+
+// At most 15 characters.
+static inline void cl_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
 
 static inline uint64_t cl_now_nanoseconds(void) {
     struct timespec now;
