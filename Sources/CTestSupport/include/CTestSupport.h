@@ -1,0 +1,47 @@
+// Words of C that the tests need and Swift cannot say: system calls without a wrapper in the C
+// library, variadic functions, and the kernel's structures of the FUSE protocol.
+#ifndef STILLPOINT_TEST_SUPPORT_H
+#define STILLPOINT_TEST_SUPPORT_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fuse.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static inline int stillpoint_test_pidfd_open(pid_t process) {
+    return (int)syscall(SYS_pidfd_open, process, 0);
+}
+
+static inline int stillpoint_test_pipe(int ends[2]) {
+    return (int)syscall(SYS_pipe2, ends, O_CLOEXEC);
+}
+
+static inline int stillpoint_test_memory_file(const char *name) {
+    return (int)syscall(SYS_memfd_create, name, 1 /* MFD_CLOEXEC */);
+}
+
+static inline int stillpoint_test_punch(int descriptor, off_t offset, off_t length) {
+    int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    return (int)syscall(SYS_fallocate, descriptor, mode, offset, length);
+}
+
+static inline int stillpoint_test_allocate(int descriptor, off_t offset, off_t length) {
+    return (int)syscall(SYS_fallocate, descriptor, FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+static inline off_t stillpoint_test_seek_data(int descriptor, off_t offset) {
+    return lseek(descriptor, offset, 3 /* SEEK_DATA */);
+}
+
+static inline off_t stillpoint_test_seek_hole(int descriptor, off_t offset) {
+    return lseek(descriptor, offset, 4 /* SEEK_HOLE */);
+}
+
+#endif

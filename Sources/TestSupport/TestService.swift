@@ -1,0 +1,161 @@
+import Foundation
+import Glibc
+
+/// The built `stillpoint` program, serving origins for one test.
+package final class TestService: @unchecked Sendable {
+    /// How a client reaches an export.
+    package enum Transport: String, CaseIterable, Sendable, CustomStringConvertible {
+        case unix = "Unix socket"
+        case tcp = "TCP"
+
+        package var description: String { rawValue }
+    }
+
+    package let directory: TemporaryDirectory
+    package let port: UInt16
+    package private(set) var process: ChildProcess
+    private let arguments: [String]
+
+    /// Starts the service for origins by name and returns when it is reachable.
+    package init(
+        attaching origins: [String: String], loops: Int? = nil, extraArguments: [String] = [],
+        wrapper: [String] = [], environment: [String: String] = [:]
+    ) throws {
+        directory = try TemporaryDirectory()
+        port = try Self.freePort()
+        var arguments = Self.baseArguments(directory, port: port)
+        for (name, path) in origins.sorted(by: { $0.key < $1.key }) {
+            arguments += ["--attach", "\(name)=\(path)"]
+        }
+        if let loops { arguments += ["--loops", "\(loops)"] }
+        self.arguments = wrapper.dropFirst() + (wrapper.isEmpty ? [] : [Self.binary])
+            + arguments + extraArguments
+        program = wrapper.first ?? Self.binary
+        self.environment = environment
+        process = try ChildProcess(
+            program, self.arguments, environment: environment,
+            diagnostics: directory.path("log"))
+        try waitUntilReady()
+    }
+
+    private let program: String
+    private let environment: [String: String]
+
+    /// Starts the same command line again after the process has ended.
+    package func restart() throws {
+        process = try ChildProcess(
+            program, arguments, environment: environment, diagnostics: directory.path("log"))
+        try waitUntilReady()
+    }
+
+    private func waitUntilReady() throws {
+        guard try process.readLine(deadline: 120) == "ready" else {
+            let ending = try process.wait(deadline: 60)
+            throw TestFailure("the service did not become ready: \(ending)\n\(log)")
+        }
+    }
+
+    /// Asks the service to stop as an operator would and returns how it ended.
+    package func stop() throws -> ChildProcess.Ending {
+        process.send(signal: SIGTERM)
+        return try process.wait(deadline: 120)
+    }
+
+    /// What the service has logged.
+    package var log: String {
+        // A log that is not there yet is empty.
+        (try? String(contentsOfFile: directory.path("log"), encoding: .utf8)) ?? ""
+    }
+
+    package var socketPath: String { directory.path("nbd.sock") }
+    package var controlPath: String { directory.path("control.sock") }
+
+    /// The NBD URI of an export.
+    package func uri(_ export: String, _ transport: Transport = .unix) -> String {
+        switch transport {
+        case .unix: "nbd+unix:///\(export)?socket=\(socketPath)"
+        case .tcp: "nbd://127.0.0.1:\(port)/\(export)"
+        }
+    }
+
+    /// The address of the NBD server.
+    package func address(_ transport: Transport = .unix) -> NBDAddress {
+        switch transport {
+        case .unix: .unix(path: socketPath)
+        case .tcp: .tcp(port: port)
+        }
+    }
+
+    /// A figure in KiB of /proc/PID/status, such as VmRSS.
+    package func statusKibibytes(_ name: String) throws -> Int {
+        let text = try String(
+            contentsOfFile: "/proc/\(process.processID)/status", encoding: .utf8)
+        for line in text.split(separator: "\n") where line.hasPrefix(name + ":") {
+            return Int(line.split(separator: "\t").last?.split(separator: " ").first ?? "") ?? 0
+        }
+        throw TestFailure("no \(name) in the status of \(process.processID)")
+    }
+
+    /// The path of a program built beside the tests.
+    package static func built(_ name: String) -> String {
+        let own = (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe"))
+        return ((own ?? "") as NSString).deletingLastPathComponent + "/" + name
+    }
+
+    /// The program under test: STILLPOINT_BINARY, else what was built beside the tests.
+    package static let binary =
+        ProcessInfo.processInfo.environment["STILLPOINT_BINARY"] ?? built("stillpoint")
+
+    /// Whether there is a program to test.
+    package static let isBuilt = access(binary, X_OK) == 0
+
+    /// The arguments of `serve` with everything kept in `directory`.
+    package static func baseArguments(_ directory: TemporaryDirectory, port: UInt16) -> [String] {
+        [
+            "serve", "--control", directory.path("control.sock"),
+            "--state-dir", directory.path("state"), "--runtime-dir", directory.path("run"),
+            "--nbd", "unix:" + directory.path("nbd.sock"), "--nbd", "tcp:127.0.0.1:\(port)",
+        ]
+    }
+
+    /// Runs `serve` where it must refuse, and returns how it ended.
+    package static func refusal(
+        attaching origins: [String: String], extraArguments: [String] = []
+    ) throws -> Command.Outcome {
+        let directory = try TemporaryDirectory()
+        var arguments = baseArguments(directory, port: try freePort())
+        for (name, path) in origins { arguments += ["--attach", "\(name)=\(path)"] }
+        let log = directory.path("log")
+        let child = try ChildProcess(binary, arguments + extraArguments, diagnostics: log)
+        // Generous: a refused lock is waited for up to 30 s, in case a dying service holds it.
+        let line = try child.readLine(deadline: 400)
+        guard line == nil else {
+            throw TestFailure("the service started where it should refuse, and said \(line ?? "")")
+        }
+        let status: Int32
+        switch try child.wait(deadline: 60) {
+        case .exited(let code): status = code
+        case .killed(let signal): status = 128 + signal
+        }
+        let text = try String(contentsOfFile: log, encoding: .utf8)
+        return Command.Outcome(status: status, output: "", diagnostics: text)
+    }
+
+    /// A TCP port of the loopback address that nobody listens on.
+    package static func freePort() throws -> UInt16 {
+        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        guard descriptor >= 0 else { throw TestFailure("socket: \(errno)") }
+        defer { close(descriptor) }
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let result = withUnsafeMutablePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(descriptor, $0, length) == 0 && getsockname(descriptor, $0, &length) == 0
+            }
+        }
+        guard result else { throw TestFailure("no free port: \(errno)") }
+        return UInt16(bigEndian: address.sin_port)
+    }
+}
