@@ -124,11 +124,19 @@ package final class TestService: @unchecked Sendable {
     ) throws -> Command.Outcome {
         let directory = try TemporaryDirectory()
         var arguments = baseArguments(directory, port: try freePort())
-        for (name, path) in origins { arguments += ["--attach", "\(name)=\(path)"] }
+        for (name, path) in origins.sorted(by: { $0.key < $1.key }) {
+            arguments += ["--attach", "\(name)=\(path)"]
+        }
+        return try refusal(arguments: arguments + extraArguments)
+    }
+
+    /// Runs the program with these arguments, where it must refuse.
+    package static func refusal(arguments: [String]) throws -> Command.Outcome {
+        let directory = try TemporaryDirectory()
         let log = directory.path("log")
-        let child = try ChildProcess(binary, arguments + extraArguments, diagnostics: log)
+        let child = try ChildProcess(binary, arguments, diagnostics: log)
         // Generous: a refused lock is waited for up to 30 s, in case a dying service holds it.
-        let line = try child.readLine(deadline: 400)
+        let line = try child.readLine(deadline: 300)
         guard line == nil else {
             throw TestFailure("the service started where it should refuse, and said \(line ?? "")")
         }
