@@ -11,23 +11,75 @@ let strict: [SwiftSetting] = [
 
 let package = Package(
     name: "stillpoint",
+    products: [
+        .executable(name: "stillpoint", targets: ["stillpoint"])
+    ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
-        .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+        .package(
+            url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
     targets: [
-        .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring")]),
+        .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
         .target(name: "BlockModel", swiftSettings: strict),
+        .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
+        .target(name: "CopyOnWrite", swiftSettings: strict),
+        .target(
+            name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
+            swiftSettings: strict),
+        .target(
+            name: "Simulation",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .executableTarget(name: "simulate", dependencies: ["Simulation"], swiftSettings: strict),
         .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
-            name: "DataPlane", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            name: "DataPlane",
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "RingIO", "SnapshotCore",
+            ],
             swiftSettings: strict),
         .target(
             name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            swiftSettings: strict),
+        .target(
+            name: "Control",
+            dependencies: [
+                "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO",
+                .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "HummingbirdCore", package: "hummingbird"),
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+            ],
+            swiftSettings: strict),
+        .executableTarget(
+            name: "stillpoint",
+            dependencies: [
+                "Control",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+            ],
+            swiftSettings: strict),
+        .testTarget(
+            name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strict),
+        .testTarget(
+            name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strict),
+        .testTarget(
+            name: "DataPlaneTests",
+            dependencies: ["BlockModel", "CLinux", "DataPlane", "RingIO"],
+            swiftSettings: strict),
+        .target(name: "CTestSupport"),
+        .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),
     ]
 )

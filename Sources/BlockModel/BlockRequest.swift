@@ -42,7 +42,7 @@ package struct RequestFlags: OptionSet, Sendable {
 }
 
 /// Index of a request's slot in the pool of its loop.
-package struct RequestIndex: Hashable, Sendable {
+public struct RequestIndex: Hashable, Sendable {
     package let rawValue: UInt32
 
     package init(_ rawValue: UInt32) { self.rawValue = rawValue }
@@ -81,8 +81,7 @@ package struct BlockRequest {
     package var offset: UInt64
     package var length: UInt64
     /// The payload: `length` bytes for reads and writes, `bufferByteCount` bytes of room for
-    /// `StatusExtent` records, nil otherwise. Aligned so that payload byte `offset` lies at the
-    /// same position modulo 4096 as on the device (see `BufferPool`).
+    /// `StatusExtent` records, nil otherwise. `BlockTarget.alignment` says how it is placed.
     package var buffer: UnsafeMutableRawPointer?
     package var bufferByteCount: Int
     /// Bytes the status records fill, set by the target.
@@ -95,9 +94,13 @@ package struct BlockRequest {
     package var fault: Fault?
 
     // Scratch of the target that holds the request.
+    /// The image the request came through, if any.
+    package var image: Unmanaged<BlockTarget>?
     /// Intrusive list links.
     package var next: RequestIndex
     package var previous: RequestIndex
+    /// What the origin works on now: the range, or a part of a zeroing or discard.
+    package var part: ByteRange
     /// Bytes already done.
     package var progress: UInt64
     /// A state number private to the target.
@@ -122,8 +125,10 @@ package struct BlockRequest {
         self.owner = owner
         self.ownerToken = ownerToken
         self.fault = nil
+        self.image = nil
         self.next = .none
         self.previous = .none
+        self.part = ByteRange(offset: offset, length: length)
         self.progress = 0
         self.step = 0
         self.attachment = .max
@@ -135,24 +140,70 @@ package struct BlockRequest {
 }
 
 /// Whoever submits requests and is told when they finish. Confined to one loop.
-package class RequestOwner {
-    package init() {}
+open class RequestOwner {
+    public init() {}
 
     /// `index` is finished: its `fault` and, for reads, its buffer are final; the slot is the
     /// owner's again. Called on the loop, never from inside `submit` of the same request's
     /// caller unless the target finished it at once; owners must bear that re-entry.
-    package func requestFinished(_ index: RequestIndex) {
+    open func requestFinished(_ index: RequestIndex) {
         preconditionFailure("a request owner must say what happens when a request finishes")
     }
 }
 
 /// Something that serves requests: a device or an image. Confined to one loop.
-package class BlockTarget {
-    package init() {}
+open class BlockTarget {
+    /// Bytes; grows when the origin grows.
+    package final var size: UInt64
+    /// A power of two. The buffer of a read or write request must cover the request's range
+    /// rounded outward to this, and `BlockRequest.buffer` must lie `offset % alignment` bytes
+    /// behind the start of an allocation that is itself aligned to it. 1: no rounding.
+    package let alignment: UInt64
+    private final var users: [TargetUser] = []
 
-    /// Takes over the request in slot `index`. The range must lie within the size; flags must
-    /// fit the operation: exports check both.
-    package func submit(_ index: RequestIndex) {
+    package init(size: UInt64, alignment: UInt64) {
+        precondition(
+            alignment > 0 && alignment & (alignment - 1) == 0 && alignment <= blockByteCount,
+            "an alignment is a power of two up to a block")
+        self.size = size
+        self.alignment = alignment
+    }
+
+    /// Takes over the request in slot `index`. The range must lie within the size and flags must
+    /// fit the operation: exports check both. Finishes it by `RequestPool.finish`.
+    open func submit(_ index: RequestIndex) {
         preconditionFailure("a block target must serve requests")
     }
+
+    /// Enters a user: an open connection or block attachment.
+    package final func addUser(_ user: TargetUser) { users.append(user) }
+
+    /// Takes a user out.
+    package final func removeUser(_ user: TargetUser) {
+        users.removeAll { $0 === user }
+        usersChanged()
+    }
+
+    /// A request that was given on to another target's engine is done there.
+    open func engineFinished(_ index: RequestIndex, _ fault: Fault?) {
+        preconditionFailure("only images give their requests on")
+    }
+
+    /// A user has left.
+    open func usersChanged() {}
+
+    /// Users at this moment.
+    package final var userCount: Int { users.count }
+
+    /// Tells every user that the target is closing; each removes itself when its requests are
+    /// finished.
+    package final func closeUsers() {
+        for user in users { user.targetIsClosing() }
+    }
+}
+
+/// An open connection or block attachment, as its target sees it. Confined to the target's loop.
+public protocol TargetUser: AnyObject {
+    /// Take no more requests, let those under way finish, then leave with `removeUser`.
+    func targetIsClosing()
 }

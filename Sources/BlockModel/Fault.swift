@@ -1,5 +1,5 @@
 /// Why a request failed: an errno value of Linux. Small, never allocates.
-package struct Fault: Error, Hashable, Sendable {
+public struct Fault: Error, Hashable, Sendable {
     /// Positive errno value.
     package let errnoValue: Int32
 

@@ -87,7 +87,7 @@ package struct ByteRange: Hashable, Sendable {
 
     /// True when the two ranges share a byte.
     package func overlaps(_ other: ByteRange) -> Bool {
-        offset < other.end && other.offset < end
+        max(offset, other.offset) < min(end, other.end)
     }
 
     /// True when both ends are multiples of `alignment`, a power of two.

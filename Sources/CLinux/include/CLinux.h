@@ -1,0 +1,267 @@
+// Words of the kernel that Swift cannot say: inline wrappers for liburing's macros and inline
+// functions, and constants made by macros. A wrapper returns what the kernel returned.
+#ifndef STILLPOINT_CLINUX_H
+#define STILLPOINT_CLINUX_H
+
+// First, so that liburing.h cannot choose other feature macros than Swift's Glibc module has:
+// the two would disagree about the types they share. What needs _GNU_SOURCE is in CLinux.c.
+#include <features.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/loop.h>
+#include <linux/magic.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+// -- io_uring ------------------------------------------------------------------------------------
+
+enum {
+    cl_setup_cqsize = IORING_SETUP_CQSIZE,
+    cl_setup_submit_all = IORING_SETUP_SUBMIT_ALL,
+    cl_setup_coop_taskrun = IORING_SETUP_COOP_TASKRUN,
+    cl_setup_single_issuer = IORING_SETUP_SINGLE_ISSUER,
+    cl_setup_defer_taskrun = IORING_SETUP_DEFER_TASKRUN,
+    cl_cqe_f_more = IORING_CQE_F_MORE,
+    cl_cqe_f_buffer = IORING_CQE_F_BUFFER,
+    cl_cqe_buffer_shift = IORING_CQE_BUFFER_SHIFT,
+    cl_feat_ext_arg = IORING_FEAT_EXT_ARG,
+    cl_feat_nodrop = IORING_FEAT_NODROP,
+};
+
+static inline int cl_ring_open(struct io_uring *ring, unsigned entries, unsigned cq_entries,
+                               unsigned flags) {
+    struct io_uring_params params;
+    memset(&params, 0, sizeof params);
+    params.flags = flags | IORING_SETUP_CQSIZE;
+    params.cq_entries = cq_entries;
+    return io_uring_queue_init_params(entries, ring, &params);
+}
+
+static inline unsigned cl_ring_features(const struct io_uring *ring) { return ring->features; }
+
+static inline unsigned cl_ring_unsubmitted(const struct io_uring *ring) {
+    return io_uring_sq_ready(ring);
+}
+
+// Submits, and waits for one completion at most until `timeout_ns` (negative: for ever) when
+// `wait` is set; runs deferred task work in either case. One system call.
+static inline int cl_ring_turn(struct io_uring *ring, bool wait, int64_t timeout_ns) {
+    if (!wait) return io_uring_submit_and_get_events(ring);
+    if (timeout_ns < 0) return io_uring_submit_and_wait(ring, 1);
+    struct __kernel_timespec limit = {.tv_sec = timeout_ns / 1000000000,
+                                      .tv_nsec = timeout_ns % 1000000000};
+    struct io_uring_cqe *cqe;
+    return io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, NULL);
+}
+
+static inline unsigned cl_ring_peek(struct io_uring *ring, struct io_uring_cqe **cqes,
+                                    unsigned count) {
+    return io_uring_peek_batch_cqe(ring, cqes, count);
+}
+
+static inline void cl_ring_advance(struct io_uring *ring, unsigned count) {
+    io_uring_cq_advance(ring, count);
+}
+
+static inline void cl_prep_read(struct io_uring_sqe *sqe, int fd, void *buffer, unsigned count,
+                                uint64_t offset, uint64_t user_data) {
+    io_uring_prep_read(sqe, fd, buffer, count, offset);
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_write(struct io_uring_sqe *sqe, int fd, const void *buffer,
+                                 unsigned count, uint64_t offset, int rw_flags,
+                                 uint64_t user_data) {
+    io_uring_prep_write(sqe, fd, buffer, count, offset);
+    sqe->rw_flags = rw_flags;
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_writev(struct io_uring_sqe *sqe, int fd, const struct iovec *vectors,
+                                  unsigned count, uint64_t offset, int rw_flags,
+                                  uint64_t user_data) {
+    io_uring_prep_writev(sqe, fd, vectors, count, offset);
+    sqe->rw_flags = rw_flags;
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_readv(struct io_uring_sqe *sqe, int fd, const struct iovec *vectors,
+                                 unsigned count, uint64_t offset, uint64_t user_data) {
+    io_uring_prep_readv(sqe, fd, vectors, count, offset);
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_fdatasync(struct io_uring_sqe *sqe, int fd, uint64_t user_data) {
+    io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_fallocate(struct io_uring_sqe *sqe, int fd, int mode, uint64_t offset,
+                                     uint64_t length, uint64_t user_data) {
+    io_uring_prep_fallocate(sqe, fd, mode, (off_t)offset, (off_t)length);
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_recv(struct io_uring_sqe *sqe, int fd, void *buffer, size_t count,
+                                int flags, uint64_t user_data) {
+    io_uring_prep_recv(sqe, fd, buffer, count, flags);
+    sqe->user_data = user_data;
+}
+
+// The kernel takes a buffer of `group` when data is there.
+static inline void cl_prep_recv_selecting(struct io_uring_sqe *sqe, int fd, uint16_t group,
+                                          uint64_t user_data) {
+    io_uring_prep_recv(sqe, fd, NULL, 0, 0);
+    sqe->flags |= IOSQE_BUFFER_SELECT;
+    sqe->buf_group = group;
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_sendmsg(struct io_uring_sqe *sqe, int fd, const struct msghdr *message,
+                                   unsigned flags, uint64_t user_data) {
+    io_uring_prep_sendmsg(sqe, fd, message, flags);
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_accept(struct io_uring_sqe *sqe, int fd, uint64_t user_data) {
+    io_uring_prep_accept(sqe, fd, NULL, NULL, SOCK_CLOEXEC);
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_poll_in(struct io_uring_sqe *sqe, int fd, unsigned events,
+                                   uint64_t user_data) {
+    io_uring_prep_poll_add(sqe, fd, events);
+    sqe->user_data = user_data;
+}
+
+static inline void cl_prep_cancel(struct io_uring_sqe *sqe, uint64_t target, uint64_t user_data) {
+    io_uring_prep_cancel64(sqe, target, 0);
+    sqe->user_data = user_data;
+}
+
+static inline int cl_register_buffer_ring(struct io_uring *ring, struct io_uring_buf_ring *buffers,
+                                          unsigned entries, uint16_t group) {
+    struct io_uring_buf_reg registration;
+    memset(&registration, 0, sizeof registration);
+    registration.ring_addr = (uint64_t)(uintptr_t)buffers;
+    registration.ring_entries = entries;
+    registration.bgid = group;
+    return io_uring_register_buf_ring(ring, &registration, 0);
+}
+
+static inline void cl_buffer_ring_init(struct io_uring_buf_ring *buffers) {
+    io_uring_buf_ring_init(buffers);
+}
+
+static inline void cl_buffer_ring_add(struct io_uring_buf_ring *buffers, void *address,
+                                      unsigned length, uint16_t id, unsigned entries) {
+    io_uring_buf_ring_add(buffers, address, length, id, io_uring_buf_ring_mask(entries), 0);
+    io_uring_buf_ring_advance(buffers, 1);
+}
+
+// -- files and devices ---------------------------------------------------------------------------
+
+enum {
+    cl_falloc_punch_hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+    cl_falloc_zero_range = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,};
+
+extern const int cl_o_direct, cl_rwf_dsync, cl_seek_data, cl_seek_hole;
+
+static const long cl_tmpfs_magic = TMPFS_MAGIC;
+
+// Statistics of a file that Swift cannot read from `struct statx` by itself.
+struct cl_file_facts {
+    uint64_t size;
+    uint64_t inode;
+    uint32_t device_major, device_minor;
+    uint32_t special_major, special_minor;  // of a device node
+    uint32_t mode;
+    int64_t birth_seconds;
+    uint32_t birth_nanoseconds;
+    bool direct_known;
+    uint32_t direct_memory_alignment, direct_offset_alignment;  // 0: O_DIRECT does not work
+};
+
+int cl_file_facts(int fd, struct cl_file_facts *facts);
+int cl_filesystem_type(int fd, long *type);
+int cl_block_device_size(int fd, uint64_t *size);
+int cl_block_device_sector_size(int fd, uint32_t *size);
+bool cl_block_device_is_read_only(int fd);
+
+// Open-file-description locks, which live until the last reference of the kernel is gone.
+int cl_lock_byte_shared(int fd, int64_t offset);
+// 1 when another open file description holds a lock on the byte, 0 when none does, -1 on error.
+int cl_byte_is_locked(int fd, int64_t offset);
+
+// An unnamed file in a directory, mode 0600, that nobody can give a name.
+int cl_open_unnamed(const char *directory);
+
+// Keeps pages in memory from their first touch on (mlock2 with MLOCK_ONFAULT).
+int cl_lock_on_fault(const void *address, size_t length);
+
+// Makes writable pages resident now (MADV_POPULATE_WRITE, Linux 5.14).
+int cl_populate(void *address, size_t length);
+
+// Drops what a file or block device holds in a range; reads return zeroes afterwards.
+int cl_punch_hole(int fd, uint64_t offset, uint64_t length);
+
+// What libblkid recognises on a block device: 1 and its name, 0 for nothing, -1 on error.
+int cl_recognise_content(int fd, char *name, size_t capacity);
+
+// Device and inode of the file behind an open loop device; -1 when it has none.
+int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode);
+
+// -- processes and threads -----------------------------------------------------------------------
+
+// Blocks every signal on the calling thread: signals are the main thread's business.
+static inline void cl_block_signals(void) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
+}
+
+// At most 15 characters.
+static inline void cl_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+
+static inline uint64_t cl_now_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+// Waits for a semaphore until a point of monotonic time: 0, or -1 when it passed.
+int cl_wait_until(sem_t *semaphore, uint64_t deadline_ns);
+
+static inline uint64_t cl_device_number(uint32_t major, uint32_t minor) {
+    return ((uint64_t)(major & 0xfffff000u) << 32) | ((uint64_t)(major & 0xfffu) << 8) |
+           ((uint64_t)(minor & 0xffffff00u) << 12) | (uint64_t)(minor & 0xffu);
+}
+
+// -- blocks --------------------------------------------------------------------------------------
+
+// CRC32C (Castagnoli) of `length` bytes, a multiple of 8.
+uint32_t cl_crc32c(const void *bytes, size_t length);
+
+// True when all `length` bytes, a multiple of 64, are zero.
+bool cl_is_zero(const void *bytes, size_t length);
+
+#endif

@@ -1,0 +1,213 @@
+#define _GNU_SOURCE
+#include "CLinux.h"
+
+#include <blkid/blkid.h>
+#include <linux/stat.h>
+#include <stdio.h>
+#include <sys/sysmacros.h>
+
+#ifndef STATX_DIOALIGN
+#define STATX_DIOALIGN 0x00002000U
+#endif
+
+// Debian 12's headers know neither STATX_DIOALIGN nor its fields (Linux 6.1); this is the layout
+// of the kernel's struct statx from include/uapi/linux/stat.h.
+struct cl_statx {
+    uint32_t mask, block_size;
+    uint64_t attributes;
+    uint32_t links, uid, gid;
+    uint16_t mode, spare0;
+    uint64_t inode, size, blocks, attributes_mask;
+    struct { int64_t seconds; uint32_t nanoseconds; int32_t reserved; } access, birth, change, modify;
+    uint32_t special_major, special_minor, device_major, device_minor;
+    uint64_t mount_id;
+    uint32_t direct_memory_alignment, direct_offset_alignment;
+    uint64_t spare3[12];
+};
+
+_Static_assert(sizeof(struct cl_statx) == 256, "struct statx is 256 bytes");
+
+const int cl_o_direct = O_DIRECT;
+const int cl_rwf_dsync = RWF_DSYNC;
+const int cl_seek_data = SEEK_DATA;
+const int cl_seek_hole = SEEK_HOLE;
+
+int cl_file_facts(int fd, struct cl_file_facts *facts) {
+    struct cl_statx answer;
+    memset(&answer, 0, sizeof answer);
+    long result = syscall(SYS_statx, fd, "", 0x1000 /* AT_EMPTY_PATH */,
+                          0x7ffU | 0x800U | STATX_DIOALIGN, &answer);
+    if (result < 0) return -1;
+    facts->size = answer.size;
+    facts->inode = answer.inode;
+    facts->device_major = answer.device_major;
+    facts->device_minor = answer.device_minor;
+    facts->special_major = answer.special_major;
+    facts->special_minor = answer.special_minor;
+    facts->mode = answer.mode;
+    facts->birth_seconds = answer.birth.seconds;
+    facts->birth_nanoseconds = answer.birth.nanoseconds;
+    facts->direct_known = (answer.mask & STATX_DIOALIGN) != 0;
+    facts->direct_memory_alignment = answer.direct_memory_alignment;
+    facts->direct_offset_alignment = answer.direct_offset_alignment;
+    return 0;
+}
+
+int cl_filesystem_type(int fd, long *type) {
+    struct statfs answer;
+    if (fstatfs(fd, &answer) < 0) return -1;
+    *type = (long)answer.f_type;
+    return 0;
+}
+
+int cl_block_device_size(int fd, uint64_t *size) { return ioctl(fd, BLKGETSIZE64, size); }
+
+int cl_block_device_sector_size(int fd, uint32_t *size) {
+    int bytes = 0;
+    if (ioctl(fd, BLKSSZGET, &bytes) < 0) return -1;
+    *size = (uint32_t)bytes;
+    return 0;
+}
+
+bool cl_block_device_is_read_only(int fd) {
+    int read_only = 0;
+    return ioctl(fd, BLKROGET, &read_only) == 0 && read_only != 0;
+}
+
+int cl_lock_byte_shared(int fd, int64_t offset) {
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};
+    return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+int cl_byte_is_locked(int fd, int64_t offset) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};
+    if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return -1;
+    return lock.l_type != F_UNLCK;
+}
+
+int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode) {
+    struct loop_info64 info;
+    if (ioctl(fd, LOOP_GET_STATUS64, &info) < 0) return -1;
+    *device = info.lo_device;
+    *inode = info.lo_inode;
+    return 0;
+}
+
+int cl_open_unnamed(const char *directory) {
+    return open(directory, O_TMPFILE | O_RDWR | O_EXCL | O_CLOEXEC, 0600);
+}
+
+int cl_recognise_content(int fd, char *name, size_t capacity) {
+    blkid_probe probe = blkid_new_probe();
+    if (!probe) return -1;
+    int result = -1;
+    if (blkid_probe_set_device(probe, fd, 0, 0) == 0) {
+        blkid_probe_enable_superblocks(probe, 1);
+        blkid_probe_set_superblocks_flags(probe, BLKID_SUBLKS_TYPE);
+        blkid_probe_enable_partitions(probe, 1);
+        int found = blkid_do_safeprobe(probe);
+        const char *value = NULL;
+        if (found == 1) result = 0;
+        // -2: several contents that contradict each other.
+        if (found == -2) {
+            snprintf(name, capacity, "%s", "several filesystems");
+            result = 1;
+        }
+        if (found == 0) {
+            if (blkid_probe_lookup_value(probe, "TYPE", &value, NULL) == 0) {
+                snprintf(name, capacity, "a %s filesystem or volume", value);
+            } else if (blkid_probe_lookup_value(probe, "PTTYPE", &value, NULL) == 0) {
+                snprintf(name, capacity, "a %s partition table", value);
+            } else {
+                snprintf(name, capacity, "%s", "recognisable content");
+            }
+            result = 1;
+        }
+    }
+    blkid_free_probe(probe);
+    return result;
+}
+
+int cl_lock_on_fault(const void *address, size_t length) {
+    return mlock2(address, length, MLOCK_ONFAULT);
+}
+
+int cl_punch_hole(int fd, uint64_t offset, uint64_t length) {
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+}
+
+// CRC32C by table, eight bytes at a time (slicing-by-8, Kounavis and Berry 2005), and with the
+// instruction of SSE 4.2 where the processor has it.
+static uint32_t crc32c_tables[8][256];
+
+__attribute__((constructor)) static void crc32c_fill(void) {
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        uint32_t crc = byte;
+        for (int bit = 0; bit < 8; bit++) crc = crc & 1 ? crc >> 1 ^ 0x82f63b78u : crc >> 1;
+        crc32c_tables[0][byte] = crc;
+    }
+    for (uint32_t byte = 0; byte < 256; byte++)
+        for (int slice = 1; slice < 8; slice++) {
+            uint32_t previous = crc32c_tables[slice - 1][byte];
+            crc32c_tables[slice][byte] = previous >> 8 ^ crc32c_tables[0][previous & 0xff];
+        }
+}
+
+static uint32_t crc32c_by_table(const unsigned char *bytes, size_t length) {
+    uint32_t crc = ~0u;
+    for (; length >= 8; bytes += 8, length -= 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        word ^= crc;
+        crc = 0;
+        for (int slice = 0; slice < 8; slice++)
+            crc ^= crc32c_tables[7 - slice][(word >> 8 * slice) & 0xff];
+    }
+    return ~crc;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("sse4.2"))) static uint32_t crc32c_by_instruction(
+    const unsigned char *bytes, size_t length) {
+    uint64_t crc = ~0u;
+    for (; length >= 8; bytes += 8, length -= 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        crc = __builtin_ia32_crc32di(crc, word);
+    }
+    return ~(uint32_t)crc;
+}
+#endif
+
+uint32_t cl_crc32c(const void *bytes, size_t length) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("sse4.2")) return crc32c_by_instruction(bytes, length);
+#endif
+    return crc32c_by_table(bytes, length);
+}
+
+bool cl_is_zero(const void *bytes, size_t length) {
+    const unsigned char *position = bytes, *end = position + length;
+    for (; position < end; position += 64) {
+        uint64_t words[8];
+        memcpy(words, position, 64);
+        uint64_t any = 0;
+        for (int index = 0; index < 8; index++) any |= words[index];
+        if (any) return false;
+    }
+    return true;
+}
+
+int cl_populate(void *address, size_t length) {
+    return madvise(address, length, 23 /* MADV_POPULATE_WRITE */);
+}
+
+int cl_wait_until(sem_t *semaphore, uint64_t deadline_ns) {
+    struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                                .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    int result;
+    do {
+        result = sem_clockwait(semaphore, CLOCK_MONOTONIC, &deadline);
+    } while (result != 0 && errno == EINTR);
+    return result;
+}

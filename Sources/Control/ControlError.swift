@@ -1,0 +1,85 @@
+/// Why the service refused or failed, for people and scripts: a code that decides the HTTP status
+/// and the exit status, and a message that names the object, the reason and the way out.
+package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible {
+    package let code: Code
+    package let message: String
+    /// Further facts for scripts.
+    package let details: [String: String]
+
+    package init(_ code: Code, _ message: String, details: [String: String] = [:]) {
+        self.code = code
+        self.message = message
+        self.details = details
+    }
+
+    package var description: String { message }
+
+    /// What kind of error it is. Callers must bear codes they do not know.
+    package struct Code: Hashable, Sendable {
+        private enum Value: String, CaseIterable {
+            case invalid, notFound = "not_found", busy, unsuitable, failed
+            case tooLarge = "too_large", tooSlow = "too_slow"
+        }
+
+        private let value: Value
+
+        /// The request makes no sense.
+        package static let invalid = Code(value: .invalid)
+        /// No object of that name.
+        package static let notFound = Code(value: .notFound)
+        /// In use, or in a state that conflicts.
+        package static let busy = Code(value: .busy)
+        /// The object can never be used like this.
+        package static let unsuitable = Code(value: .unsuitable)
+        /// The system refused.
+        package static let failed = Code(value: .failed)
+        /// The request's body is larger than any request needs.
+        package static let tooLarge = Code(value: .tooLarge)
+        /// The request did not arrive in time.
+        package static let tooSlow = Code(value: .tooSlow)
+
+        private init(value: Value) { self.value = value }
+
+        /// The code of that name in JSON; what a newer service says and this program does not
+        /// know counts as `failed`.
+        package init(name: String) { value = Value(rawValue: name) ?? .failed }
+
+        /// The name in JSON.
+        package var name: String { value.rawValue }
+
+        /// The status of an HTTP answer with this error.
+        package var httpStatus: Int {
+            switch value {
+            case .invalid: 400
+            case .notFound: 404
+            case .tooSlow: 408
+            case .busy: 409
+            case .tooLarge: 413
+            case .unsuitable: 422
+            case .failed: 500
+            }
+        }
+
+        /// The exit status of a command that fails with this error.
+        package var exitStatus: ExitStatus {
+            switch value {
+            case .invalid: .wrongUsage
+            case .notFound: .notFound
+            case .busy: .busy
+            case .unsuitable, .failed, .tooLarge, .tooSlow: .failed
+            }
+        }
+    }
+}
+
+/// How a command ends; the numbers are a contract with scripts.
+package enum ExitStatus: Int32, Sendable {
+    case done = 0
+    case failed = 1
+    case wrongUsage = 2
+    case notFound = 3
+    case busy = 4
+    case historyUnknown = 5
+    case corrupted = 6
+    case notReachable = 7
+}

@@ -1,0 +1,233 @@
+internal import FoundationEssentials
+internal import Hummingbird
+internal import HummingbirdCore
+internal import Logging
+internal import NIOCore
+
+// HTTP/JSON on the control socket: routes to the registry, errors as documents, bounds.
+
+/// Bounds of the control socket.
+enum ControlLimits {
+    /// Largest body of a request.
+    static let bodyByteCountMax = 64 << 10
+    /// Largest head of a request.
+    static let headByteCountMax = 16 << 10
+    /// Connections at once; more wait in the backlog.
+    static let connectionsMax = 128
+    /// Time for a client to send the next part of a request, or a next request.
+    static let idleSeconds: Int64 = 30
+    /// Time for a request's body as a whole.
+    static let bodyTime = Duration.seconds(30)
+}
+
+/// What a request carries on its way through the routes.
+struct ControlContext: RequestContext {
+    var coreContext: CoreRequestContextStorage
+    let maxUploadSize = ControlLimits.bodyByteCountMax
+
+    init(source: Source) { coreContext = .init(source: source) }
+}
+
+/// Answers with a document.
+struct Answer<Document: Encodable & Sendable>: ResponseGenerator {
+    let status: HTTPResponse.Status
+    let document: Document
+
+    init(_ document: Document, status: HTTPResponse.Status = .ok) {
+        self.status = status
+        self.document = document
+    }
+
+    func response(from request: Request, context: some RequestContext) throws -> Response {
+        var bytes = try DocumentCoding.encoder().encode(document)
+        bytes.append(UInt8(ascii: "\n"))
+        return Response(
+            status: status,
+            headers: [.contentType: "application/json", .cacheControl: "no-store"],
+            body: .init(byteBuffer: ByteBuffer(bytes: bytes)))
+    }
+}
+
+/// Turns every error into a document that says why.
+struct ErrorDocuments: RouterMiddleware {
+    typealias Context = ControlContext
+    let logger: Logger
+
+    func handle(
+        _ request: Request, context: Context,
+        next: (Request, Context) async throws -> Response
+    ) async throws -> Response {
+        do {
+            return try await next(request, context)
+        } catch {
+            let refusal = Self.refusal(for: error, request)
+            if refusal.code == .failed {
+                logger.error("\(request.method) \(request.uri.path): \(refusal): \(error)")
+            }
+            let status = HTTPResponse.Status(code: refusal.code.httpStatus)
+            return try Answer(ErrorDocument(refusal), status: status)
+                .response(from: request, context: context)
+        }
+    }
+
+    private static func refusal(for error: any Error, _ request: Request) -> ControlError {
+        if let error = error as? ControlError { return error }
+        if error is NIOTooManyBytesError { return tooLarge }
+        guard let error = error as? HTTPError else {
+            return ControlError(.failed, "the service failed at this request; its log says why")
+        }
+        switch error.status {
+        case .notFound:
+            return ControlError(
+                .notFound, "there is no \(request.method) \(request.uri.path) here")
+        case .contentTooLarge:
+            return tooLarge
+        default:
+            return ControlError(.invalid, error.body ?? error.status.reasonPhrase)
+        }
+    }
+
+    private static let tooLarge = ControlError(
+        .tooLarge, "the request's body is larger than \(ControlLimits.bodyByteCountMax) bytes")
+}
+
+/// The routes of the control socket.
+struct ControlServer: Sendable {
+    let registry: DeviceRegistry
+    let status: @Sendable () async throws -> StatusDocument
+    let logger: Logger
+
+    /// The HTTP application at `path`.
+    func application(
+        path: String, whenRunning: @escaping @Sendable () async -> Void
+    ) -> some ApplicationProtocol {
+        // Its own messages are about plumbing; requests that fail are logged by `ErrorDocuments`.
+        var plumbing = logger
+        plumbing.logLevel = .warning
+        let limits = HTTP1Channel.Configuration.DecoderConfiguration(
+            maxHeaderFieldSize: ControlLimits.headByteCountMax,
+            maxHeaderListSize: ControlLimits.headByteCountMax, maxHeaderFieldCount: 100)
+        return Application(
+            router: router(),
+            server: .http1(
+                configuration: .init(
+                    idleTimeout: .seconds(ControlLimits.idleSeconds),
+                    httpDecoderConfiguration: limits)),
+            configuration: ApplicationConfiguration(
+                address: .unixDomainSocket(path: path),
+                availableConnectionsDelegate: MaximumAvailableConnections(
+                    ControlLimits.connectionsMax, logger: plumbing)),
+            onServerRunning: { _ in await whenRunning() },
+            logger: plumbing)
+    }
+
+    private func router() -> Router<ControlContext> {
+        let router = Router(context: ControlContext.self)
+        router.add(middleware: ErrorDocuments(logger: logger))
+        router.get("v1/status") { _, _ in Answer(try await status()) }
+        router.get("v1/devices") { _, _ in Answer(await registry.list()) }
+        router.post("v1/devices") { request, _ in
+            let outcome = try await registry.attach(try await Self.attachRequest(request))
+            return Answer(outcome.device, status: outcome.isNew ? .created : .ok)
+        }
+        router.get("v1/devices/{name}") { _, context in
+            Answer(try await registry.show(try context.parameters.require("name")))
+        }
+        router.delete("v1/devices/{name}") { request, context in
+            let isForced = try Self.flag("force", of: request)
+            let name = try context.parameters.require("name")
+            guard let last = try await registry.detach(name, isForced: isForced) else {
+                // It was only remembered: there is nothing to show.
+                return try Answer(["name": name]).response(from: request, context: context)
+            }
+            return try Answer(last).response(from: request, context: context)
+        }
+        return router
+    }
+
+    /// Reads a yes-or-no query parameter; left out is no.
+    private static func flag(_ name: String, of request: Request) throws -> Bool {
+        switch request.uri.queryParameters.get(name) {
+        case nil, "false", "0": return false
+        case "true", "1": return true
+        case .some(let text):
+            throw ControlError(.invalid, "\(name)=\(text): use true or false")
+        }
+    }
+
+    private static func attachRequest(_ request: Request) async throws -> AttachRequest {
+        let document = try await decode(
+            AttachDocument.self, keys: AttachDocument.keys, from: request)
+        return try AttachRequest(
+            name: document.name, path: document.path, isReadOnly: document.readOnly ?? false,
+            sectorBytes: document.sectorSize)
+    }
+
+    /// Reads a request's body: whole, in time, and with no key that would silently do nothing.
+    private static func decode<Document: Decodable>(
+        _ type: Document.Type, keys: Set<String>, from request: Request
+    ) async throws -> Document {
+        let bytes = Data(buffer: try await collect(request.body))
+        do {
+            let given = try JSONDecoder().decode([String: Ignored].self, from: bytes)
+            if let unknown = given.keys.filter({ !keys.contains($0) }).min() {
+                throw ControlError(
+                    .invalid,
+                    "\"\(unknown)\" is not known here; known are \(keys.sorted().joined(separator: ", "))"
+                )
+            }
+            return try DocumentCoding.decoder().decode(type, from: bytes)
+        } catch let error as DecodingError {
+            throw ControlError(.invalid, "the request's body: \(error.sentence)")
+        }
+    }
+
+    private static func collect(_ body: RequestBody) async throws -> ByteBuffer {
+        try await withThrowingTaskGroup(of: ByteBuffer.self) { group in
+            group.addTask { try await body.collect(upTo: ControlLimits.bodyByteCountMax) }
+            group.addTask {
+                try await Task.sleep(for: ControlLimits.bodyTime)
+                throw ControlError(.tooSlow, "the request's body did not arrive in time")
+            }
+            defer { group.cancelAll() }
+            guard let bytes = try await group.next() else { return ByteBuffer() }
+            return bytes
+        }
+    }
+
+    /// A value whose key alone matters.
+    private struct Ignored: Decodable {
+        init(from decoder: any Decoder) {}
+    }
+}
+
+extension Data {
+    init(buffer: ByteBuffer) { self.init(buffer.readableBytesView) }
+}
+
+extension DecodingError {
+    /// What is wrong with the JSON, for people.
+    var sentence: String {
+        switch self {
+        case .keyNotFound(let key, _): "\"\(Self.jsonKey(key))\" is missing"
+        case .typeMismatch(_, let context), .valueNotFound(_, let context):
+            "\(Self.place(context)) has the wrong type"
+        case .dataCorrupted(let context):
+            context.codingPath.isEmpty
+                ? "it is no JSON" : "\(Self.place(context)) has a value that does not fit"
+        @unknown default: "it does not fit"
+        }
+    }
+
+    private static func place(_ context: Context) -> String {
+        guard !context.codingPath.isEmpty else { return "it" }
+        return "\"" + context.codingPath.map(jsonKey).joined(separator: ".") + "\""
+    }
+
+    /// The key as it stands in JSON: snake case.
+    private static func jsonKey(_ key: any CodingKey) -> String {
+        key.stringValue.reduce(into: "") { text, letter in
+            text += letter.isUppercase ? "_" + letter.lowercased() : String(letter)
+        }
+    }
+}

@@ -1,0 +1,377 @@
+package import BlockModel
+internal import DataPlane
+internal import ExportNBD
+internal import FoundationEssentials
+internal import Logging
+internal import RingIO
+
+// The devices of the service: attach, list, show, detach.
+//
+// Invariants
+// - A name under operation is in `reserved`: a second operation on it is refused as busy, so the
+//   awaits inside an operation see nobody else touch that name.
+// - A device is published to exports only after it is attached and remembered.
+// - An operation that fails leaves data plane, state file and exports as they were.
+
+/// How a device is asked for.
+package struct AttachRequest: Equatable, Sendable {
+    package let name: ObjectName
+    /// Absolute.
+    package let path: String
+    package let isReadOnly: Bool
+    /// 512 or 4096; nil: what the origin says.
+    package let sectorBytes: UInt32?
+
+    /// Checks what came from outside.
+    package init(
+        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil
+    ) throws(ControlError) {
+        guard let checked = ObjectName(name) else {
+            throw ControlError(
+                .invalid,
+                "\"\(name)\" is no name for a device: use 1 to 64 letters, digits, '.', '_' or "
+                    + "'-', the first a letter or digit")
+        }
+        guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+            throw ControlError(.invalid, "device \(name): give the absolute path of its origin")
+        }
+        if let sectorBytes, sectorBytes != 512 && sectorBytes != 4096 {
+            throw ControlError(
+                .invalid,
+                "device \(name): sector size \(sectorBytes) is not offered; use 512 or 4096")
+        }
+        self.name = checked
+        self.path = path
+        self.isReadOnly = isReadOnly
+        self.sectorBytes = sectorBytes
+    }
+}
+
+/// The devices of the service; see the head of this file.
+package actor DeviceRegistry {
+    private struct Entry {
+        let request: AttachRequest
+        let device: AttachedDevice
+        let attachedAt: Date
+        let export: ExportDescription
+
+        var remembered: RememberedDevice {
+            RememberedDevice(
+                name: request.name.text, path: device.facts.path, readOnly: request.isReadOnly,
+                sectorSize: request.sectorBytes)
+        }
+    }
+
+    private struct Missing {
+        let remembered: RememberedDevice
+        let reason: String
+    }
+
+    /// Most devices.
+    package static let capacity = 1024
+
+    private let loops: [LoopThread]
+    private let blocking: BlockingPool
+    private let state: StateDirectory
+    private let exports: ExportTable
+    private let logger: Logger
+    private var entries: [ObjectName: Entry] = [:]
+    private var missing: [ObjectName: Missing] = [:]
+    private var reserved: Set<ObjectName> = []
+    private var isStopping = false
+
+    init(
+        loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
+        logger: Logger
+    ) {
+        precondition(!loops.isEmpty, "a service has a loop")
+        self.loops = loops
+        self.blocking = blocking
+        self.state = state
+        self.exports = exports
+        self.logger = logger
+    }
+
+    // -- attach
+
+    /// Attaches an origin, remembers it and publishes its export. The same again: `isNew` is
+    /// false and nothing changes.
+    package func attach(
+        _ request: AttachRequest
+    ) async throws -> (device: DeviceDocument, isNew: Bool) {
+        try reserve(request.name)
+        defer { reserved.remove(request.name) }
+        let path = await resolved(request.path)
+        if let entry = entries[request.name] {
+            guard entry.device.facts.path == path, entry.request.isReadOnly == request.isReadOnly,
+                request.sectorBytes == nil || request.sectorBytes == entry.device.facts.sectorBytes
+            else {
+                throw ControlError(
+                    .busy,
+                    "device \(request.name) exists with origin \(entry.device.facts.path); "
+                        + "choose another name or detach it first")
+            }
+            return (await document(of: entry), false)
+        }
+        try checkUnused(path, by: request)
+        guard entries.count + reserved.count <= Self.capacity else {
+            throw ControlError(
+                .busy, "\(Self.capacity) devices are attached, the most there may be; detach one")
+        }
+        let entry = try await open(request)
+        entries[request.name] = entry
+        let wasMissing = missing.removeValue(forKey: request.name)
+        do {
+            try await save()
+        } catch {
+            entries[request.name] = nil
+            missing[request.name] = wasMissing
+            if let fault = await entry.device.detach() {
+                logger.error("flush of origin \(path) failed: \(fault)")
+            }
+            throw error
+        }
+        exports.publish(entry.export)
+        logger.info("attached device \(request.name), origin \(path)")
+        return (await document(of: entry), true)
+    }
+
+    /// Attaches what is remembered, then what the command line asks for. What is remembered and
+    /// cannot be attached is reported as missing, kept, and does not keep the rest from being
+    /// served; what the command line asks for must be attached.
+    func attachAtStart(_ requests: [AttachRequest], remembered: [RememberedDevice]) async throws {
+        let asked = Set(requests.map(\.name.text))
+        for device in remembered where !asked.contains(device.name) {
+            do {
+                let request = try AttachRequest(
+                    name: device.name, path: device.path, isReadOnly: device.readOnly,
+                    sectorBytes: device.sectorSize)
+                let entry = try await open(request)
+                entries[request.name] = entry
+                exports.publish(entry.export)
+                logger.info("attached device \(request.name) again, origin \(device.path)")
+            } catch {
+                guard let name = ObjectName(device.name) else {
+                    logger.error("the state directory names a device \"\(device.name)\": \(error)")
+                    continue
+                }
+                logger.error("device \(name) is missing: \(error)")
+                missing[name] = Missing(remembered: device, reason: "\(error)")
+            }
+        }
+        for request in requests {
+            if let old = remembered.first(where: { $0.name == request.name.text }),
+                old.path != request.path, await resolved(request.path) != old.path
+            {
+                logger.warning(
+                    """
+                    device \(request.name) was remembered with origin \(old.path); the command \
+                    line says \(request.path)
+                    """)
+            }
+            _ = try await attach(request)
+        }
+    }
+
+    private func open(_ request: AttachRequest) async throws -> Entry {
+        let loop = idlestLoop()
+        let device: AttachedDevice
+        do throws(AttachError) {
+            device = try await AttachedDevice.attach(
+                path: request.path, isReadOnly: request.isReadOnly,
+                sectorBytes: request.sectorBytes, on: loop, blocking: blocking)
+        } catch {
+            throw ControlError(error)
+        }
+        let facts = device.facts
+        let export = ExportDescription(
+            name: request.name.text,
+            summary: "\(facts.isBlockDevice ? "block device" : "disk image") \(facts.path)",
+            size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
+            contexts: [], loop: loop, target: device.target)
+        return Entry(request: request, device: device, attachedAt: Date(), export: export)
+    }
+
+    /// The data plane refuses a second attach too, by its locks; this names who has it.
+    private func checkUnused(
+        _ path: String, by request: AttachRequest
+    ) throws(ControlError) {
+        guard let user = entries.first(where: { $0.value.device.facts.path == path }) else {
+            return
+        }
+        throw ControlError(
+            .busy,
+            "origin \(path) is attached as device \(user.key); use that one, or detach it first")
+    }
+
+    // -- list and show
+
+    /// All devices, by name.
+    package func list() async -> [DeviceDocument] {
+        var documents: [DeviceDocument] = []
+        for (_, entry) in entries.sorted(by: { $0.key < $1.key }) {
+            documents.append(await document(of: entry))
+        }
+        return documents
+    }
+
+    /// One device.
+    package func show(_ name: String) async throws -> DeviceDocument {
+        guard let checked = ObjectName(name), let entry = entries[checked] else {
+            if let checked = ObjectName(name), let missing = missing[checked] {
+                throw ControlError(
+                    .notFound,
+                    "device \(name) is remembered but could not be attached: \(missing.reason)")
+            }
+            throw noSuchDevice(name)
+        }
+        return await document(of: entry)
+    }
+
+    /// Devices that are remembered and could not be attached, by name.
+    package func listMissing() -> [MissingDeviceDocument] {
+        missing.sorted { $0.key < $1.key }.map { name, missing in
+            MissingDeviceDocument(
+                name: name.text, path: missing.remembered.path, reason: missing.reason)
+        }
+    }
+
+    /// The loops and how many devices each serves.
+    package func listLoops() -> [LoopDocument] {
+        loops.map { loop in
+            LoopDocument(
+                loop: loop.index,
+                features: RingFeatures.names.filter { loop.features.contains($0.feature) }
+                    .map(\.name),
+                devices: entries.values.count { $0.device.loop.index == loop.index })
+        }
+    }
+
+    // -- detach
+
+    /// Detaches a device and forgets it; returns it as it last was. Refused while it has users,
+    /// unless `isForced`: then their sessions are closed.
+    package func detach(_ name: String, isForced: Bool) async throws -> DeviceDocument? {
+        guard let checked = ObjectName(name) else { throw noSuchDevice(name) }
+        try reserve(checked)
+        defer { reserved.remove(checked) }
+        guard let entry = entries[checked] else {
+            guard let gone = missing.removeValue(forKey: checked) else { throw noSuchDevice(name) }
+            do {
+                try await save()
+            } catch {
+                missing[checked] = gone
+                throw error
+            }
+            return nil
+        }
+        // Withdrawn first, so that nobody comes in between the count and the close.
+        exports.withdraw(name)
+        let last = await document(of: entry)
+        if last.connections > 0 && !isForced {
+            exports.publish(entry.export)
+            throw ControlError(
+                .busy,
+                "device \(name) has \(last.connections) connection(s) open; close them, or detach "
+                    + "with --force",
+                details: ["connections": "\(last.connections)"])
+        }
+        entries[checked] = nil
+        do {
+            try await save()
+        } catch {
+            entries[checked] = entry
+            exports.publish(entry.export)
+            throw error
+        }
+        if let fault = await entry.device.detach() {
+            throw ControlError(
+                .failed,
+                "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
+                    + "failed (errno \(fault.errnoValue)): what was not flushed may be lost")
+        }
+        logger.info("detached device \(name)")
+        return last
+    }
+
+    /// Closes all devices for the service's end and keeps them remembered. Returns what went
+    /// wrong, one sentence each.
+    func closeAll() async -> [String] {
+        isStopping = true
+        var faults: [String] = []
+        await withTaskGroup(of: String?.self) { group in
+            for (name, entry) in entries {
+                exports.withdraw(name.text)
+                group.addTask {
+                    guard let fault = await entry.device.detach() else { return nil }
+                    return "device \(name): the last flush of \(entry.device.facts.path) failed "
+                        + "(errno \(fault.errnoValue)): what was not flushed may be lost"
+                }
+            }
+            for await fault in group { if let fault { faults.append(fault) } }
+        }
+        entries = [:]
+        return faults
+    }
+
+    // -- helpers
+
+    private func reserve(_ name: ObjectName) throws(ControlError) {
+        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard reserved.insert(name).inserted else {
+            throw ControlError(
+                .busy, "device \(name) is being attached or detached; try again in a moment")
+        }
+    }
+
+    private func save() async throws {
+        try await state.save(
+            entries.values.map(\.remembered) + missing.values.map(\.remembered), on: blocking)
+    }
+
+    /// The path with symbolic links resolved; as it is where that fails, for the data plane then
+    /// says what is wrong with it.
+    private func resolved(_ path: String) async -> String {
+        let outcome = await blocking.run { () -> String? in
+            do throws(SystemFailure) { return try resolvedPath(path) } catch { return nil }
+        }
+        return (outcome ?? nil) ?? path
+    }
+
+    private func idlestLoop() -> LoopThread {
+        var counts = loops.map { _ in 0 }
+        for (place, loop) in loops.enumerated() {
+            counts[place] = entries.values.count { $0.device.loop === loop }
+        }
+        let place = counts.indices.min { counts[$0] < counts[$1] } ?? 0
+        return loops[place]
+    }
+
+    private func noSuchDevice(_ name: String) -> ControlError {
+        ControlError(
+            .notFound, "there is no device \(name); `stillpoint device list` names those there are")
+    }
+
+    private func document(of entry: Entry) async -> DeviceDocument {
+        let facts = entry.device.facts
+        let users = await entry.device.userCount()
+        let counters = await entry.device.counters()
+        return DeviceDocument(
+            name: entry.request.name.text, path: facts.path, size: facts.size,
+            sectorSize: facts.sectorBytes, blockSize: blockByteCount, chunkSize: chunkByteCount,
+            chunkCount: facts.size / chunkByteCount + (facts.size % chunkByteCount == 0 ? 0 : 1),
+            readOnly: facts.isReadOnly, blockDevice: facts.isBlockDevice,
+            rotational: facts.isRotational, access: facts.accessMode.rawValue,
+            loop: entry.device.loop.index, attachedAt: entry.attachedAt, connections: users,
+            counters: counters.map(CountersDocument.init))
+    }
+}
+
+extension CountersDocument {
+    init(_ counters: DeviceCounters) {
+        self.init(
+            reads: counters.reads, writes: counters.writes, readBytes: counters.readBytes,
+            writtenBytes: counters.writtenBytes, flushes: counters.flushes,
+            discards: counters.discards, zeroes: counters.zeroes, failures: counters.failures)
+    }
+}

@@ -1,0 +1,138 @@
+package import FoundationEssentials
+
+// The JSON documents of the control socket. The service writes them and the command line reads
+// them; their keys are a contract with scripts (interface.md). Swift names become snake case.
+
+/// How documents are written and read, one way for service and command line.
+package enum DocumentCoding {
+    /// Writes documents: keys in a fixed order, so that equal documents are equal bytes.
+    package static func encoder(pretty: Bool = false) -> JSONEncoder {
+        let encoder = JSONEncoder()
+        encoder.keyEncodingStrategy = .convertToSnakeCase
+        encoder.dateEncodingStrategy = .iso8601
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        if pretty { encoder.outputFormatting.insert(.prettyPrinted) }
+        return encoder
+    }
+
+    /// Reads documents.
+    package static func decoder() -> JSONDecoder {
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        decoder.dateDecodingStrategy = .iso8601
+        return decoder
+    }
+}
+
+/// A device.
+package struct DeviceDocument: Codable, Equatable, Sendable {
+    package var name: String
+    /// Absolute path of the origin, symbolic links resolved.
+    package var path: String
+    /// Bytes, as all sizes.
+    package var size: UInt64
+    package var sectorSize: UInt32
+    package var blockSize: UInt64
+    package var chunkSize: UInt64
+    package var chunkCount: UInt64
+    package var readOnly: Bool
+    package var blockDevice: Bool
+    package var rotational: Bool
+    /// How requests reach the origin: `direct`, `buffered` or `inline`.
+    package var access: String
+    /// Number of the loop that serves it.
+    package var loop: Int
+    package var attachedAt: Date
+    /// Users at this moment: NBD connections.
+    package var connections: Int
+    /// Left out when the loop is too busy to answer.
+    package var counters: CountersDocument?
+}
+
+/// What a device has done since it was attached.
+package struct CountersDocument: Codable, Equatable, Sendable {
+    package var reads: UInt64
+    package var writes: UInt64
+    package var readBytes: UInt64
+    package var writtenBytes: UInt64
+    package var flushes: UInt64
+    package var discards: UInt64
+    package var zeroes: UInt64
+    package var failures: UInt64
+}
+
+/// The service at a glance.
+package struct StatusDocument: Codable, Equatable, Sendable {
+    package var version: String
+    package var processId: Int32
+    package var startedAt: Date
+    package var control: String
+    package var stateDirectory: String
+    package var runtimeDirectory: String
+    package var nbd: [String]
+    package var loops: [LoopDocument]
+    package var memory: MemoryDocument
+    package var devices: [DeviceDocument]
+    package var missing: [MissingDeviceDocument]
+}
+
+/// A loop of the service.
+package struct LoopDocument: Codable, Equatable, Sendable {
+    package var loop: Int
+    /// Optional features of io_uring in use.
+    package var features: [String]
+    package var devices: Int
+}
+
+/// Memory of the service.
+package struct MemoryDocument: Codable, Equatable, Sendable {
+    package var residentBytes: UInt64
+}
+
+/// A device that is remembered and could not be attached at the start.
+package struct MissingDeviceDocument: Codable, Equatable, Sendable {
+    package var name: String
+    package var path: String
+    package var reason: String
+}
+
+/// What `POST /v1/devices` takes.
+package struct AttachDocument: Codable, Equatable, Sendable {
+    package var name: String
+    package var path: String
+    package var readOnly: Bool?
+    package var sectorSize: UInt32?
+
+    /// Keys it may have, for refusing others.
+    package static let keys: Set<String> = ["name", "path", "read_only", "sector_size"]
+
+    package init(name: String, path: String, readOnly: Bool?, sectorSize: UInt32?) {
+        self.name = name
+        self.path = path
+        self.readOnly = readOnly
+        self.sectorSize = sectorSize
+    }
+}
+
+/// An answer that says why not.
+package struct ErrorDocument: Codable, Equatable, Sendable {
+    package var error: Body
+
+    /// What is wrong.
+    package struct Body: Codable, Equatable, Sendable {
+        package var code: String
+        package var message: String
+        package var details: [String: String]
+    }
+
+    package init(_ error: ControlError) {
+        self.error = Body(
+            code: error.code.name, message: error.message, details: error.details)
+    }
+
+    /// The error it carries.
+    package var controlError: ControlError {
+        ControlError(
+            ControlError.Code(name: error.code), error.message, details: error.details)
+    }
+}

@@ -1,0 +1,69 @@
+package import RingIO
+
+/// What `serve` was asked for, checked.
+package struct ServiceConfiguration: Sendable {
+    /// Path of the control socket.
+    package var control: String
+    package var stateDirectory: String
+    package var runtimeDirectory: String
+    package var nbd: [ListenAddress]
+    package var attach: [AttachRequest]
+    /// Nil: one per core, at most 4.
+    package var loopCount: Int?
+    /// Plain TCP may be offered on addresses beyond loopback.
+    package var allowsPlaintext: Bool
+    /// Optional features of io_uring to do without, for tests.
+    package var withoutRingFeatures: RingFeatures
+    /// Socket of the service manager to be told when all is reachable.
+    package var notifySocket: String?
+
+    /// Most loops.
+    package static let loopCountMax = 64
+
+    package init(
+        control: String, stateDirectory: String, runtimeDirectory: String, nbd: [ListenAddress],
+        attach: [AttachRequest], loopCount: Int? = nil, allowsPlaintext: Bool = false,
+        withoutRingFeatures: RingFeatures = [], notifySocket: String? = nil
+    ) throws(ControlError) {
+        try checkSocketPath(control)
+        for path in [stateDirectory, runtimeDirectory] where !path.hasPrefix("/") {
+            throw ControlError(.invalid, "directory \"\(path)\": give an absolute path")
+        }
+        if let loopCount, !(1...Self.loopCountMax).contains(loopCount) {
+            throw ControlError(
+                .invalid, "\(loopCount) loops: use 1 to \(Self.loopCountMax), or leave it out")
+        }
+        let names = attach.map(\.name)
+        if let twice = names.first(where: { name in names.count { $0 == name } > 1 }) {
+            throw ControlError(.invalid, "device \(twice) is given twice; use a name once")
+        }
+        guard !nbd.contains(.unix(path: control)) else {
+            throw ControlError(
+                .invalid, "\(control) cannot be both control and NBD socket; name two paths")
+        }
+        self.control = control
+        self.stateDirectory = stateDirectory
+        self.runtimeDirectory = runtimeDirectory
+        self.nbd = nbd
+        self.attach = attach
+        self.loopCount = loopCount
+        self.allowsPlaintext = allowsPlaintext
+        self.withoutRingFeatures = withoutRingFeatures
+        self.notifySocket = notifySocket
+    }
+}
+
+extension RingFeatures {
+    /// Reads a comma-separated list of names.
+    package init(parsingNames text: String) throws(ControlError) {
+        self = []
+        for name in text.split(separator: ",") {
+            guard let known = Self.names.first(where: { $0.name == name }) else {
+                let names = Self.names.map(\.name).joined(separator: ", ")
+                throw ControlError(
+                    .invalid, "\"\(name)\" is no optional feature of io_uring; there are \(names)")
+            }
+            insert(known.feature)
+        }
+    }
+}

@@ -1,0 +1,122 @@
+internal import DataPlane
+internal import FoundationEssentials
+internal import Glibc
+internal import RingIO
+
+// What outlives the service, in one directory that one service at a time uses.
+//
+// Invariants
+// - The directory is locked (flock) from `open` until the object goes or the process dies.
+// - `devices.json` is replaced as a whole, durably, before the command that changed it answers.
+
+/// A device to attach again at the next start.
+struct RememberedDevice: Codable, Equatable, Sendable {
+    var name: String
+    var path: String
+    var readOnly: Bool
+    /// As asked for; nil: what the origin says.
+    var sectorSize: UInt32?
+}
+
+/// The durable state of a service; see the head of this file.
+final class StateDirectory: Sendable {
+    let path: String
+    /// Most bytes of a state file that are read.
+    static let fileByteCountMax = 16 << 20
+
+    private struct Contents: Codable {
+        var version: Int
+        var devices: [RememberedDevice]
+    }
+
+    // Descriptor of the directory; carries the lock.
+    private let lock: Int32
+
+    /// Makes the directory where missing and locks it. Blocks.
+    init(opening path: String) throws {
+        do throws(SystemFailure) {
+            try makePrivateDirectory(path)
+        } catch {
+            throw ControlError(
+                .failed,
+                "state directory \(path) cannot be made (\(error)); name another with --state-dir")
+        }
+        self.path = path
+        lock = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard lock >= 0 else {
+            let failure = SystemFailure(subject: path, errnoValue: errno)
+            throw ControlError(
+                .failed, "state directory cannot be opened: \(failure); see its permissions")
+        }
+        guard flock(lock, LOCK_EX | LOCK_NB) == 0 else {
+            close(lock)
+            throw ControlError(
+                .busy,
+                "state directory \(path) is used by another service; stop that one or name "
+                    + "another directory with --state-dir")
+        }
+    }
+
+    deinit { close(lock) }
+
+    /// Reads the devices to attach. Blocks.
+    func load() throws -> [RememberedDevice] {
+        let file = path + "/devices.json"
+        guard let bytes = try readWhole(file, byteCountMax: Self.fileByteCountMax) else {
+            return []
+        }
+        let contents: Contents
+        do {
+            contents = try DocumentCoding.decoder().decode(Contents.self, from: Data(bytes))
+        } catch {
+            throw ControlError(
+                .failed,
+                "\(file) is damaged; move it away to start without remembered devices",
+                details: ["reason": "\(error)"])
+        }
+        guard contents.version == 1 else {
+            throw ControlError(
+                .failed,
+                "\(file) has version \(contents.version), which this program does not know; "
+                    + "use the program that wrote it, or move the file away")
+        }
+        return contents.devices
+    }
+
+    /// Replaces the devices to attach, durably.
+    func save(_ devices: [RememberedDevice], on blocking: BlockingPool) async throws {
+        let file = path + "/devices.json"
+        let contents = Contents(version: 1, devices: devices.sorted { $0.name < $1.name })
+        let bytes = [UInt8](try DocumentCoding.encoder(pretty: true).encode(contents))
+        let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
+            do throws(SystemFailure) {
+                return .success(try writeDurably(bytes, to: file))
+            } catch { return .failure(error) }
+        }
+        guard let outcome else { throw ControlError.tooManyOperations }
+        if case .failure(let failure) = outcome {
+            throw ControlError(
+                .failed,
+                "the state could not be recorded (\(failure)), so nothing was changed; make room "
+                    + "or mend the state directory and try again")
+        }
+    }
+}
+
+extension ControlError {
+    /// The blocking pool's queue is full.
+    static let tooManyOperations = ControlError(
+        .busy, "too many operations wait; try again when some have finished")
+
+    /// The data plane's word for a failed attach, in the control plane's.
+    init(_ error: AttachError) {
+        let code: Code =
+            switch error.kind {
+            case .notFound: .notFound
+            case .busy: .busy
+            case .unsuitable: .unsuitable
+            case .failed: .failed
+            }
+        self.init(code, error.message)
+    }
+}

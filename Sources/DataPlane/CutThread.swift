@@ -1,0 +1,231 @@
+package import BlockModel
+internal import CLinux
+internal import Glibc
+package import RingIO
+internal import SnapshotCore
+internal import Synchronization
+
+// One thread that makes cuts, one after the other: it performs what `CutCoordinator` decides by
+// sending messages to the loops of the devices and waiting for their answers, with a limit.
+
+/// A device that takes part in a cut.
+package struct CutMember: Sendable {
+    let device: AttachedDevice
+    /// What is held from the cut on; nil for a cut that is only remembered.
+    let snapshot: DeviceSnapshot?
+
+    package init(device: AttachedDevice, snapshot: DeviceSnapshot?) {
+        self.device = device
+        self.snapshot = snapshot
+    }
+}
+
+/// How a cut went.
+package struct CutOutcome: Sendable {
+    /// Why nothing changed; nil when the cut was made.
+    package var fault: Fault?
+    /// From the first gate's closing until the last one had drained.
+    package var drainMicroseconds: UInt64 = 0
+    /// From the first gate's closing until the last one was open again.
+    package var closedMicroseconds: UInt64 = 0
+    /// The epoch that ended, by device.
+    package var epochs: [Epoch] = []
+    /// Bytes at the cut, by device.
+    package var sizes: [UInt64] = []
+}
+
+/// The thread that makes cuts.
+package final class CutThread: Sendable {
+    private struct Job: Sendable {
+        var members: [CutMember]
+        var limitNanoseconds: UInt64
+        var finish: @Sendable (CutOutcome) -> Void
+    }
+
+    private let jobs = Mutex<[Job]?>([])
+    private let available = Semaphore()
+    private let thread = Mutex<pthread_t?>(nil)
+
+    package init() throws(RingError) {
+        var handle = pthread_t()
+        let context = Unmanaged.passRetained(self).toOpaque()
+        let result = pthread_create(
+            &handle, nil,
+            { context in
+                guard let context else { preconditionFailure("a thread without its object") }
+                cl_block_signals()
+                cl_name_thread("cut")
+                Unmanaged<CutThread>.fromOpaque(context).takeRetainedValue().work()
+                return nil
+            }, context)
+        guard result == 0 else {
+            Unmanaged<CutThread>.fromOpaque(context).release()
+            throw RingError(operation: .startThread, errnoValue: result)
+        }
+        let started = handle
+        thread.withLock { $0 = started }
+    }
+
+    /// Makes a cut over the members. `limitNanoseconds`: longest time writers wait behind closed
+    /// gates; beyond it everything is undone.
+    package func makeCut(
+        _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000
+    ) async -> CutOutcome {
+        await withCheckedContinuation { continuation in
+            let job = Job(members: members, limitNanoseconds: limitNanoseconds) {
+                continuation.resume(returning: $0)
+            }
+            let accepted = jobs.withLock { jobs in
+                guard jobs != nil else { return false }
+                jobs?.append(job)
+                return true
+            }
+            if accepted {
+                available.signal()
+            } else {
+                continuation.resume(returning: CutOutcome(fault: .shutdown))
+            }
+        }
+    }
+
+    /// Finishes the cuts that wait and ends the thread.
+    package func close() {
+        available.signal()
+        let handle = thread.withLock { thread in
+            defer { thread = nil }
+            return thread
+        }
+        if let handle { pthread_join(handle, nil) }
+    }
+
+    private func work() {
+        while true {
+            available.wait()
+            let job = jobs.withLock { jobs -> Job? in
+                if jobs?.isEmpty ?? true {
+                    jobs = nil
+                    return nil
+                }
+                return jobs?.removeFirst()
+            }
+            guard let job else { return }
+            var run = CutRun(job.members, limitNanoseconds: job.limitNanoseconds)
+            job.finish(run.perform())
+        }
+    }
+}
+
+/// One cut on its way.
+private struct CutRun {
+    private enum Answer: Sendable {
+        case drained(Int)
+        case switched(Int, Epoch, UInt64)
+        case opened(Int)
+        case undone(Int)
+    }
+
+    private let members: [CutMember]
+    private let answers = Answers<Answer>()
+    private var coordinator: CutCoordinator
+    private var outcome = CutOutcome()
+    private var closedAt: UInt64 = 0
+    private var openCount = 0
+
+    init(_ members: [CutMember], limitNanoseconds: UInt64) {
+        self.members = members
+        coordinator = CutCoordinator(
+            deviceCount: members.count, limitNanoseconds: limitNanoseconds)
+        outcome.epochs = Array(repeating: .first, count: members.count)
+        outcome.sizes = Array(repeating: 0, count: members.count)
+    }
+
+    mutating func perform() -> CutOutcome {
+        coordinator.begin()
+        while true {
+            while let effect = coordinator.nextEffect() {
+                if case .finished(let fault) = effect {
+                    outcome.fault = fault
+                    return outcome
+                }
+                perform(effect)
+            }
+            if let answer = answers.next(before: coordinator.deadline) {
+                take(answer)
+            } else {
+                coordinator.timeReached(cl_now_nanoseconds())
+            }
+        }
+    }
+
+    private mutating func perform(_ effect: CutCoordinator.Effect) {
+        let answers = answers
+        switch effect {
+        case .prepare(let index):
+            // The snapshots were prepared before the cut was asked for.
+            coordinator.prepared(device: index, fault: nil, now: cl_now_nanoseconds())
+        case .closeGate(let index):
+            if closedAt == 0 { closedAt = cl_now_nanoseconds() }
+            send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
+        case .switchEpoch(let index):
+            send(index) { device, part in
+                let ended = device.switchEpoch(holding: part, isBase: true)
+                answers.add(.switched(index, ended, device.size))
+            }
+        case .openGate(let index):
+            send(index) { device, _ in
+                device.openGate()
+                answers.add(.opened(index))
+            }
+        case .undo(let index):
+            send(index) { device, _ in
+                device.openGate()
+                answers.add(.undone(index))
+            }
+        case .finished: preconditionFailure("the end of a cut is handled by its loop")
+        }
+    }
+
+    private func send(
+        _ index: Int, _ body: @escaping @Sendable (Device, SnapshotPart?) -> Void
+    ) {
+        let member = members[index]
+        // A full mailbox drains by itself; a loop does not stop while its devices are in a cut.
+        while !member.device.loop.mailbox.post({ loop in
+            body(member.device.device.get(on: loop), member.snapshot?.part.get(on: loop))
+        }) { sched_yield() }
+    }
+
+    private mutating func take(_ answer: Answer) {
+        let elapsed = (cl_now_nanoseconds() - closedAt) / 1000
+        switch answer {
+        case .drained(let index):
+            outcome.drainMicroseconds = elapsed
+            coordinator.gateDrained(device: index)
+        case .switched(let index, let epoch, let size):
+            outcome.epochs[index] = epoch
+            outcome.sizes[index] = size
+            coordinator.switched(device: index)
+        case .opened(let index):
+            outcome.closedMicroseconds = elapsed
+            coordinator.opened(device: index)
+        case .undone(let index): coordinator.undone(device: index)
+        }
+    }
+}
+
+/// Answers of loops to the thread that waits for them.
+private final class Answers<Answer: Sendable>: Sendable {
+    private let queue = Mutex<[Answer]>([])
+    private let available = Semaphore()
+
+    func add(_ answer: Answer) {
+        queue.withLock { $0.append(answer) }
+        available.signal()
+    }
+
+    /// The next answer; nil when `deadline` (monotonic nanoseconds) passes first.
+    func next(before deadline: UInt64?) -> Answer? {
+        guard available.wait(until: deadline) else { return nil }
+        return queue.withLock { $0.removeFirst() }
+    }
+}

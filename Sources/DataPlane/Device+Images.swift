@@ -1,0 +1,151 @@
+internal import BlockModel
+internal import CLinux
+internal import CopyOnWrite
+internal import Glibc
+internal import RingIO
+internal import SnapshotCore
+
+// Reads and writes of images. An image's payload buffers cover whole blocks (its alignment is a
+// block), so stored blocks are read straight to where they belong.
+
+extension Device {
+    /// Where device block `block` of an image request's read belongs.
+    func destination(
+        of index: RequestIndex, _ target: ImageTarget, block: UInt64
+    ) -> UnsafeMutableRawPointer {
+        switch target {
+        case .buffer(let buffer): return preservation.address(of: buffer)
+        case .payload:
+            let request = requests.pointer(to: index)
+            guard let payload = request.pointee.buffer else {
+                preconditionFailure("an image request without a buffer")
+            }
+            return payload + (Int(block * blockByteCount) - Int(request.pointee.offset))
+        }
+    }
+
+    func readOriginForImage(_ index: RequestIndex, offset: UInt64, length: UInt64) {
+        let block = offset / blockByteCount
+        let target = engine.target(of: index)
+        let place =
+            destination(of: index, target, block: block) + Int(offset - block * blockByteCount)
+        if case .buffer(let buffer) = target {
+            memset(preservation.address(of: buffer), 0, Int(blockByteCount))
+        }
+        let wanted = ByteRange(offset: offset, length: length)
+        let outer = wanted.roundedOutward(to: alignment)
+        let head = Int(offset - outer.offset)
+        let operation = ImageOperation(
+            request: index, source: .origin, offset: offset, length: length, headByteCount: head,
+            destination: place - head, nextFree: .max)
+        startImageRead(
+            operation, origin.descriptor, isInline: origin.facts.accessMode == .inline,
+            byteCount: Int(outer.length), from: outer.offset)
+    }
+
+    func readStorageForImage(
+        _ index: RequestIndex, _ source: SourceIndex, byteOffset: UInt64, slot: StorageSlot,
+        firstBlock: UInt64, blockCount: Int
+    ) {
+        guard let storage = sources[Int(source.rawValue)] else {
+            preconditionFailure("the engine reads from a source that was drained")
+        }
+        let byteCount = blockCount * Int(blockByteCount)
+        let operation = ImageOperation(
+            request: index,
+            source: .storage(slot, firstBlock: firstBlock, blockCount: blockCount),
+            offset: firstBlock * blockByteCount, length: UInt64(byteCount), headByteCount: 0,
+            destination: destination(of: index, engine.target(of: index), block: firstBlock),
+            nextFree: .max)
+        switch storage.access {
+        case .memory(let address):
+            guard let place = UnsafeRawPointer(bitPattern: address + UInt(byteOffset)) else {
+                preconditionFailure("memory storage has an address")
+            }
+            operation.destination.copyMemory(from: place, byteCount: byteCount)
+            imageReadCompleted(operation, Int32(byteCount))
+        case .inline(let descriptor):
+            startImageRead(
+                operation, descriptor, isInline: true, byteCount: byteCount, from: byteOffset)
+        case .ring(let descriptor):
+            startImageRead(
+                operation, descriptor, isInline: false, byteCount: byteCount, from: byteOffset)
+        }
+    }
+
+    private func startImageRead(
+        _ operation: ImageOperation, _ descriptor: Int32, isInline: Bool, byteCount: Int,
+        from offset: UInt64
+    ) {
+        if isInline {
+            let result = pread(descriptor, operation.destination, byteCount, off_t(offset))
+            return imageReadCompleted(operation, result < 0 ? -errno : Int32(result))
+        }
+        loop.read(
+            preserver, tag: PreserverStep.imageRead.rawValue, token: preserver.begin(operation),
+            descriptor: descriptor, into: operation.destination, byteCount: byteCount,
+            offset: offset)
+    }
+
+    func imageReadCompleted(_ operation: ImageOperation, _ result: Int32) {
+        let isAgain = result == -EINTR || result == -EAGAIN
+        let fault = result < 0 && !isAgain ? Fault(errnoValue: -result) : nil
+        let useful = max(Int(result) - operation.headByteCount, 0)
+        switch operation.source {
+        case .origin:
+            engine.imageOriginReadFinished(
+                operation.request, offset: operation.offset, length: operation.length,
+                byteCount: min(UInt64(useful), operation.length), fault: fault)
+        case .storage(let slot, let firstBlock, let blockCount):
+            withUnsafeTemporaryAllocation(of: UInt32.self, capacity: blockCount) { checksums in
+                for position in 0..<blockCount {
+                    checksums[position] = cl_crc32c(
+                        operation.destination + position * Int(blockByteCount),
+                        Int(blockByteCount))
+                }
+                guard let base = checksums.baseAddress else {
+                    preconditionFailure("a read of blocks has checksums")
+                }
+                engine.imageStorageReadFinished(
+                    operation.request, slot: slot, firstBlock: firstBlock,
+                    blockCount: blockCount, byteCount: UInt64(useful), fault: fault,
+                    checksums: UnsafePointer(base))
+            }
+        }
+    }
+
+    /// Lays the payload, or zeroes, over the blocks of an image write's window.
+    func fillBlocks(_ index: RequestIndex) {
+        let request = requests.pointer(to: index)
+        let range = request.pointee.range
+        var zeroMask: UInt16 = 0
+        withUnsafeTemporaryAllocation(of: UInt32.self, capacity: 16) { checksums in
+            var position = 0
+            var next = engine.firstBuffer(of: index)
+            while let (buffer, block) = next {
+                let address = preservation.address(of: buffer)
+                let start = max(block * blockByteCount, range.offset)
+                let end = min((block + 1) * blockByteCount, range.end)
+                let place = address + Int(start - block * blockByteCount)
+                if request.pointee.operation == .write, let payload = request.pointee.buffer {
+                    place.copyMemory(
+                        from: payload + Int(start - range.offset), byteCount: Int(end - start))
+                } else {
+                    memset(place, 0, Int(end - start))
+                }
+                checksums[position] = 0
+                if cl_is_zero(address, Int(blockByteCount)) {
+                    zeroMask |= 1 << UInt16(position)
+                } else {
+                    checksums[position] = cl_crc32c(address, Int(blockByteCount))
+                }
+                position += 1
+                next = engine.nextBuffer(after: buffer, of: index)
+            }
+            guard let base = checksums.baseAddress else {
+                preconditionFailure("sixteen checksums have an address")
+            }
+            engine.imageBlocksFilled(index, zeroMask: zeroMask, checksums: UnsafePointer(base))
+        }
+    }
+}

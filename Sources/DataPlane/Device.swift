@@ -1,0 +1,202 @@
+internal import BlockModel
+internal import CopyOnWrite
+internal import RingIO
+internal import SnapshotCore
+
+// An origin attached to the service, on its loop: what exports submit requests to. It asks the
+// engine about every change and performs what the engine decides (`Device+Effects.swift`).
+//
+// Invariants
+// - `underway` counts the requests that were taken over and not yet finished.
+// - After `close` no request is taken over; the origin is closed when `underway` is zero, every
+//   user has left, no snapshot is held and the last flush has ended.
+
+/// One device on its loop.
+final class Device: BlockTarget {
+    let loop: EventLoop
+    let requests: RequestPool
+    let blocking: BlockingPool
+    let engine: SnapshotEngine
+    let preservation: LoopPreservation
+    let mapMemory: ChangeMapMemory
+    /// The snapshots of this device by their index in the engine.
+    var parts: [SnapshotPart?]
+    /// The storage sources by their index in the engine.
+    var sources: [StorageSource?]
+    /// Called once, when the closed gate has drained.
+    var gateDrained: (() -> Void)?
+    var isDraining = false
+    var timer: TimerID?
+    private var originStorage: Origin?
+    private var preserverStorage: Preserver?
+    private var underway = 0
+    private var counters = DeviceCounters()
+    private var closing: Closing?
+
+    private struct Closing {
+        var finish: (Fault?) -> Void
+        var isFlushing = false
+    }
+
+    /// Nil when there is no address space for the change map.
+    init?(_ opened: OpenedOrigin, loop: EventLoop, blocking: BlockingPool) {
+        let chunkCount = (opened.facts.size + chunkByteCount - 1) / chunkByteCount
+        guard let mapMemory = ChangeMapMemory(chunkCount: chunkCount) else { return nil }
+        self.mapMemory = mapMemory
+        self.loop = loop
+        self.blocking = blocking
+        requests = loop.requests
+        preservation = LoopPreservation.of(loop)
+        let limits = EngineLimits(requestCount: loop.requests.capacity)
+        engine = SnapshotEngine(
+            size: opened.facts.size, map: mapMemory.newMap(), buffers: preservation.buffers,
+            limits: limits)
+        parts = Array(repeating: nil, count: limits.snapshotCount)
+        sources = Array(repeating: nil, count: limits.sourceCount)
+        super.init(size: opened.facts.size, alignment: UInt64(opened.facts.offsetAlignment))
+        originStorage = Origin(opened, device: self, loop: loop, blocking: blocking)
+        preserverStorage = Preserver(device: self, loop: loop, limits: limits)
+    }
+
+    var origin: Origin { originStorage.unsafelyUnwrapped }
+    var preserver: Preserver { preserverStorage.unsafelyUnwrapped }
+
+    /// Enters its handlers on the loop; false when the loop is full.
+    func register() -> Bool {
+        guard loop.register(origin) else { return false }
+        guard loop.register(preserver) else {
+            loop.remove(origin)
+            return false
+        }
+        preservation.deviceAdded(self)
+        return true
+    }
+
+    // MARK: Requests
+
+    override func submit(_ index: RequestIndex) {
+        let request = requests.pointer(to: index)
+        underway += 1
+        guard closing == nil else { return finish(index, .shutdown) }
+        precondition(request.pointee.range.end <= size, "an export let a request past the end")
+        switch request.pointee.operation {
+        case .read:
+            counters.reads &+= 1
+            counters.readBytes &+= request.pointee.length
+            origin.readArrived(index)
+        case .write:
+            counters.writes &+= 1
+            counters.writtenBytes &+= request.pointee.length
+            change(index)
+        case .flush:
+            counters.flushes &+= 1
+            if origin.facts.isReadOnly { return finish(index, nil) }
+            origin.flushArrived(index)
+        case .discard:
+            counters.discards &+= 1
+            change(index)
+        case .writeZeroes:
+            counters.zeroes &+= 1
+            change(index)
+        case .prefetch:
+            // The page cache is not ours to fill: direct origins have none, tmpfs is memory.
+            finish(index, nil)
+        case .blockStatus: origin.statusArrived(index)
+        }
+    }
+
+    private func change(_ index: RequestIndex) {
+        let request = requests.pointer(to: index)
+        guard !origin.facts.isReadOnly else { return finish(index, .notPermitted) }
+        guard request.pointee.length > 0 else { return finish(index, nil) }
+        let admission = engine.writeArrived(
+            index, operation: request.pointee.operation, flags: request.pointee.flags,
+            offset: request.pointee.offset, length: request.pointee.length, now: loop.now)
+        switch admission {
+        case .issue: origin.writeArrived(index)
+        case .taken: engineTouched()
+        case .refused(let fault): finish(index, fault)
+        }
+    }
+
+    /// The origin is done with a request, or with the part of it that it was given.
+    func originFinished(_ index: RequestIndex, _ fault: Fault?) {
+        let request = requests.pointer(to: index)
+        switch request.pointee.operation {
+        case .read, .flush, .prefetch, .blockStatus: finish(index, fault)
+        case .write, .discard, .writeZeroes:
+            let completion = engine.originWriteFinished(
+                index, byteCount: fault == nil ? request.pointee.part.length : 0, fault: fault)
+            switch completion {
+            case .finish(let outcome):
+                finish(index, outcome)
+                drainEffects()
+            case .taken: engineTouched()
+            }
+        }
+    }
+
+    /// Tells the owner.
+    func finish(_ index: RequestIndex, _ fault: Fault?) {
+        if fault != nil { counters.failures &+= 1 }
+        underway -= 1
+        requests.finish(index, fault)
+        if closing != nil { continueClosing() }
+    }
+
+    /// What the device has done since it was attached.
+    var currentCounters: DeviceCounters {
+        var counters = counters
+        counters.copiedBytes = engine.counters.copiedByteCount
+        counters.parkedWrites = engine.counters.delayedRequestCount
+        return counters
+    }
+
+    // MARK: Turns
+
+    /// Has `turnEnded` called once at the end of this turn.
+    func callAtEndOfTurn() { loop.callAtEndOfTurn(preserver) }
+
+    func turnEnded() {
+        engine.turnEnded(now: loop.now)
+        drainEffects()
+        if engine.waitsForBuffers {
+            engine.buffersFreed()
+            drainEffects()
+        }
+        preservation.wakeWaiting(except: self)
+        if engine.hasWork { callAtEndOfTurn() }
+        if closing != nil { continueClosing() }
+    }
+
+    // MARK: Closing
+
+    /// Sends the users away, finishes what is under way, flushes, closes the descriptor and
+    /// calls `finish` with the fault of the flush. Its snapshots must have been destroyed. Runs
+    /// on the loop, once.
+    func close(_ finish: @escaping (Fault?) -> Void) {
+        precondition(closing == nil, "a device is closed twice")
+        closing = Closing(finish: finish)
+        closeUsers()
+        continueClosing()
+    }
+
+    override func usersChanged() {
+        if closing != nil { continueClosing() }
+    }
+
+    private func continueClosing() {
+        guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
+            parts.allSatisfy({ $0 == nil }), preserver.operationsInFlight == 0, !engine.hasWork
+        else { return }
+        closing?.isFlushing = true
+        origin.close { fault in
+            if let timer = self.timer { self.loop.cancel(timer) }
+            self.loop.remove(self.preserver)
+            self.preservation.deviceRemoved(self)
+            self.preserverStorage = nil
+            self.originStorage = nil
+            current.finish(fault)
+        }
+    }
+}

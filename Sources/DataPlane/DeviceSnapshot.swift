@@ -1,0 +1,124 @@
+package import BlockModel
+internal import CLinux
+internal import CopyOnWrite
+package import RingIO
+package import SnapshotCore
+
+/// Difference storage of a snapshot, opened: shared by its devices.
+package struct SnapshotStorage: Sendable {
+    package let sources: [StorageSource]
+
+    /// Opens everything that `requests` name, for use on behalf of `devices`. `limit` bytes in
+    /// all sources that can grow; all or nothing. Blocks are not written before the cut.
+    package static func open(
+        _ requests: [StorageRequest], limit: UInt64, isForced: Bool, for devices: [AttachedDevice],
+        blocking: BlockingPool,
+        notify: @escaping @Sendable (StorageSource.Notice, String) -> Void
+    ) async throws(AttachError) -> SnapshotStorage {
+        let origins = devices.flatMap(\.foundations)
+        let result = await blocking.run { () -> Result<[StorageSource], AttachError> in
+            var opened: [StorageSource] = []
+            do throws(AttachError) {
+                for request in requests {
+                    let storage = try StorageOpener.open(request, isForced: isForced)
+                    guard storage.foundations.isDisjoint(with: origins) else {
+                        storage.close()
+                        throw AttachError(
+                            .unsuitable,
+                            "storage \(storage.name) lies on an origin of the snapshot: the "
+                                + "writes it protects against would overwrite it; name storage "
+                                + "on another disk")
+                    }
+                    let name = storage.name
+                    opened.append(
+                        try StorageSource(storage, limit: limit, blocking: blocking) {
+                            notify($0, name)
+                        })
+                }
+                return .success(opened)
+            } catch {
+                opened.forEach { $0.unused() }
+                return .failure(error)
+            }
+        }
+        guard let result else {
+            throw AttachError(.busy, "too many operations wait; try again")
+        }
+        return SnapshotStorage(sources: try result.get())
+    }
+}
+
+/// One device's part of a snapshot, as the control plane sees it.
+package final class DeviceSnapshot: Sendable {
+    package let device: AttachedDevice
+    let part: LoopConfined<SnapshotPart>
+
+    private init(device: AttachedDevice, part: LoopConfined<SnapshotPart>) {
+        self.device = device
+        self.part = part
+    }
+
+    /// Prepares a snapshot of `device`; the cut makes it held. `account`: a number below 1024
+    /// that no other snapshot has now.
+    package static func prepare(
+        _ device: AttachedDevice, policy: OverflowPolicy, account: UInt16,
+        storage: SnapshotStorage, notify: @escaping @Sendable (SnapshotNotice) -> Void
+    ) async throws(AttachError) -> DeviceSnapshot {
+        let confined = device.device
+        let part = await device.loop.mailbox.run { loop -> LoopConfined<SnapshotPart>? in
+            confined.get(on: loop).prepareSnapshot(
+                policy: policy, account: account, sources: storage.sources, notify: notify
+            ).map { LoopConfined($0, on: loop) }
+        }
+        guard let part, let part else {
+            throw AttachError(
+                .busy,
+                "origin \(device.facts.path) holds as many snapshots or storage sources as it "
+                    + "may; destroy one first")
+        }
+        return DeviceSnapshot(device: device, part: part)
+    }
+
+    /// What exports of the held snapshot submit requests to.
+    package func images() async -> (
+        readOnly: LoopConfined<BlockTarget>, writable: LoopConfined<BlockTarget>
+    )? {
+        let part = part
+        return await device.loop.mailbox.run { loop in
+            let part = part.get(on: loop)
+            guard let image = part.image, let writable = part.writableImage else { return nil }
+            return (
+                LoopConfined(image as BlockTarget, on: loop),
+                LoopConfined(writable as BlockTarget, on: loop)
+            )
+        } ?? nil
+    }
+
+    /// More room; false at a bound.
+    package func append(_ storage: SnapshotStorage) async -> Bool {
+        let part = part
+        return await device.loop.mailbox.run { loop in
+            let part = part.get(on: loop)
+            return storage.sources.allSatisfy { part.device.addSource($0, to: part.index) }
+        } ?? false
+    }
+
+    /// What it uses now; nil when its loop does not answer.
+    package func report() async -> SnapshotPartReport? {
+        let part = part
+        return await device.loop.mailbox.run { part.get(on: $0).report }
+    }
+
+    /// Destroys it in whatever state it is; returns when everything that is not handed over is
+    /// free. Once only.
+    package func destroy() async {
+        let part = part
+        let mailbox = device.loop.mailbox
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let accepted = mailbox.post { loop in
+                part.get(on: loop).destroy { continuation.resume() }
+            }
+            if !accepted { continuation.resume() }
+        }
+    }
+}

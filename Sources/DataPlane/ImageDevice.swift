@@ -1,0 +1,180 @@
+internal import BlockModel
+internal import CopyOnWrite
+internal import RingIO
+internal import SnapshotCore
+
+/// An image of a device: what exports of `DEVICE@SNAPSHOT` (and `:rw`) submit requests to. It
+/// lives on the loop of its device and gives its requests to that device's engine.
+final class ImageDevice: BlockTarget {
+    private let device: Device
+    private let snapshot: SnapshotIndex
+    private let isWritable: Bool
+    /// The snapshot was destroyed: its index may belong to another one by now.
+    private var isGone = false
+
+    /// Bytes that one block status request describes: bounds its time on the loop.
+    static let statusByteCountMax: UInt64 = 256 << 20
+
+    init(of device: Device, snapshot: SnapshotIndex, isWritable: Bool) {
+        self.device = device
+        self.snapshot = snapshot
+        self.isWritable = isWritable
+        super.init(size: device.engine.imageSize(of: snapshot), alignment: blockByteCount)
+    }
+
+    /// The snapshot goes: requests fail from now on, users are sent away.
+    func snapshotDestroyed() {
+        isGone = true
+        closeUsers()
+    }
+
+    override func submit(_ index: RequestIndex) {
+        let request = device.requests.pointer(to: index)
+        guard !isGone else { return device.requests.finish(index, .shutdown) }
+        precondition(request.pointee.range.end <= size, "an export let a request past the end")
+        guard request.pointee.length > 0 || request.pointee.operation == .flush else {
+            return device.requests.finish(index, nil)
+        }
+        switch request.pointee.operation {
+        case .read:
+            request.pointee.image = Unmanaged.passUnretained(self)
+            admitted(
+                index,
+                device.engine.imageReadArrived(
+                    index, snapshot: snapshot, overlay: isWritable,
+                    offset: request.pointee.offset, length: request.pointee.length,
+                    now: device.loop.now))
+        case .write, .writeZeroes:
+            guard isWritable else { return device.requests.finish(index, .notPermitted) }
+            request.pointee.image = Unmanaged.passUnretained(self)
+            admitted(
+                index,
+                device.engine.imageWriteArrived(
+                    index, snapshot: snapshot, operation: request.pointee.operation,
+                    offset: request.pointee.offset, length: request.pointee.length,
+                    now: device.loop.now))
+        case .flush, .prefetch:
+            // An overlay ends with the service: there is nothing that could outlive it.
+            device.requests.finish(index, nil)
+        case .discard: device.requests.finish(index, .notSupported)
+        case .blockStatus: statusArrived(index)
+        }
+    }
+
+    private func admitted(_ index: RequestIndex, _ admission: Admission) {
+        switch admission {
+        case .taken: device.engineTouched()
+        case .refused(let fault): device.requests.finish(index, fault)
+        case .issue: preconditionFailure("an image request never goes to the origin as it is")
+        }
+    }
+
+    override func engineFinished(_ index: RequestIndex, _ fault: Fault?) {
+        device.requests.finish(index, fault)
+    }
+
+    // MARK: Block status
+
+    private func statusArrived(_ index: RequestIndex) {
+        let request = device.requests.pointer(to: index)
+        let range = ByteRange(
+            offset: request.pointee.offset,
+            length: min(request.pointee.length, Self.statusByteCountMax))
+        device.origin.scan(range) { outcome in
+            switch outcome {
+            case .failure(let fault): self.device.requests.finish(index, fault)
+            case .success(let origin): self.statusScanned(index, range, origin)
+            }
+        }
+    }
+
+    /// The origin answered: what the engine now says is unchanged was so at the cut too.
+    private func statusScanned(
+        _ index: RequestIndex, _ range: ByteRange, _ origin: [StatusExtent]
+    ) {
+        let request = device.requests.pointer(to: index)
+        guard !isGone else { return device.requests.finish(index, .shutdown) }
+        guard let buffer = request.pointee.buffer else {
+            preconditionFailure("a block status request without room for the answer")
+        }
+        let isOne = request.pointee.flags.contains(.oneExtent)
+        let room = request.pointee.bufferByteCount / MemoryLayout<StatusExtent>.stride
+        var output = ExtentWriter(
+            buffer.bindMemory(to: StatusExtent.self, capacity: room), room: isOne ? 1 : room)
+        var under = OriginExtents(origin, from: range.offset)
+        var position = range.offset
+        while position < range.end, !output.isFull {
+            guard
+                let (run, length) = device.engine.imageRun(
+                    of: snapshot, overlay: isWritable, offset: position,
+                    length: range.end - position)
+            else { return device.requests.finish(index, .inputOutput) }
+            switch run {
+            case .data: output.add(length, AllocationFlags.data)
+            case .zero: output.add(length, AllocationFlags.hole | AllocationFlags.zero)
+            case .origin:
+                under.forEach(from: position, to: position + length) { output.add($0, $1) }
+            }
+            position += length
+        }
+        request.pointee.resultByteCount = output.count * MemoryLayout<StatusExtent>.stride
+        device.requests.finish(index, nil)
+    }
+}
+
+/// Collects extents, merging neighbours of the same kind, until there is no room.
+private struct ExtentWriter {
+    private let extents: UnsafeMutablePointer<StatusExtent>
+    private let room: Int
+    private(set) var count = 0
+    private(set) var isFull = false
+
+    init(_ extents: UnsafeMutablePointer<StatusExtent>, room: Int) {
+        self.extents = extents
+        self.room = room
+    }
+
+    mutating func add(_ length: UInt64, _ flags: UInt64) {
+        guard !isFull else { return }
+        if count > 0, extents[count - 1].flags == flags {
+            extents[count - 1].length += length
+        } else if count == room {
+            isFull = true
+        } else {
+            extents[count] = StatusExtent(length: length, flags: flags)
+            count += 1
+        }
+    }
+}
+
+/// What the origin said about a range, read from front to back.
+private struct OriginExtents {
+    private let extents: [StatusExtent]
+    private var index = 0
+    private var start: UInt64
+
+    init(_ extents: [StatusExtent], from start: UInt64) {
+        self.extents = extents
+        self.start = start
+    }
+
+    mutating func forEach(
+        from: UInt64, to: UInt64, _ body: (_ length: UInt64, _ flags: UInt64) -> Void
+    ) {
+        var position = from
+        while position < to {
+            while index < extents.count, start + extents[index].length <= position {
+                start += extents[index].length
+                index += 1
+            }
+            guard index < extents.count else {
+                // The origin was shorter, or said less: what is not known is data.
+                body(to - position, AllocationFlags.data)
+                return
+            }
+            let end = min(start + extents[index].length, to)
+            body(end - position, extents[index].flags)
+            position = end
+        }
+    }
+}

@@ -1,0 +1,277 @@
+internal import BlockModel
+internal import CLinux
+internal import Glibc
+internal import RingIO
+
+// Performs the requests of one device on its origin. It decides nothing about chunks or
+// snapshots: it reads, writes, zeroes, and says how it went.
+//
+// Steps of a request (`BlockRequest.step`), each one operation in the kernel:
+//
+//   read          ──► data ──(short: again)──► done
+//   write         ──► data ──► [sync] ──► done                      both ends aligned
+//   write         ──► head sector ──► tail sector ──► data ──► ...  under an exclusive range lock
+//   zero, discard ──► middle (fallocate) ──► head edge ──► tail edge ──► [sync] ──► done
+//                       └─ not supported: pieces of zeroes are written instead
+//   flush         ──► sync, shared by all flushes that wait for it
+//
+// Invariants
+// - One access mode, chosen at attach, for all requests.
+// - A request is finished once, after its last operation completed.
+// - After a synchronisation failed, every later one fails: the kernel may have dropped the data.
+
+/// What runs on the kernel's side for a request; the tag of its operation.
+enum OriginStep: UInt8 {
+    case data
+    case headSector
+    case tailSector
+    case middle
+    case zeroPiece
+    case edgeRead
+    case edgeWrite
+    case synchronize
+    case closingSynchronize
+}
+
+/// One origin on its loop.
+final class Origin: RingHandler {
+    let loop: EventLoop
+    let blocking: BlockingPool
+    let requests: RequestPool
+    let descriptor: Int32
+    let facts: OriginFacts
+    let alignment: UInt64
+    /// A write with RWF_DSYNC is on stable storage; else fdatasync follows.
+    let honoursDataSync: Bool
+    unowned(unsafe) var device: Device
+    var locks: RangeLocks
+    let scratch: SectorScratch
+    var flushes: FlushQueue
+    /// Set when the device closes.
+    private var closed: ((Fault?) -> Void)?
+    /// What the origin was found unable to do; only ever switched off.
+    var canPunchHoles = true
+    var canZeroRanges = true
+
+    init(_ origin: OpenedOrigin, device: Device, loop: EventLoop, blocking: BlockingPool) {
+        self.loop = loop
+        self.blocking = blocking
+        requests = loop.requests
+        facts = origin.facts
+        alignment = UInt64(origin.facts.offsetAlignment)
+        honoursDataSync = origin.honoursDataSync
+        self.device = device
+        locks = RangeLocks(requests: loop.requests)
+        scratch = SectorScratch()
+        flushes = FlushQueue(requests: loop.requests)
+        descriptor = origin.descriptor
+        super.init()
+    }
+
+    // MARK: Requests arrive
+
+    func readArrived(_ index: RequestIndex) {
+        requests[index].progress = 0
+        continueData(index)
+    }
+
+    func writeArrived(_ index: RequestIndex) {
+        let request = requests.pointer(to: index)
+        if request.pointee.flags.contains(.forceUnitAccess), let fault = flushes.failure {
+            return device.originFinished(index, fault)
+        }
+        request.pointee.progress = 0
+        if alignment == 1 { return continueData(index) }
+        let isAligned = (request.pointee.offset | request.pointee.length) & (alignment - 1) == 0
+        guard locks.arrived(index, isExclusive: !isAligned) else { return }
+        startLocked(index)
+    }
+
+    func flushArrived(_ index: RequestIndex) {
+        if let fault = flushes.failure { return device.originFinished(index, fault) }
+        synchronize(index)
+    }
+
+    /// Starts a write or zeroing whose range lock is held.
+    func startLocked(_ index: RequestIndex) {
+        switch requests[index].operation {
+        case .write:
+            let request = requests.pointer(to: index)
+            if request.pointee.part.isAligned(to: alignment) {
+                continueData(index)
+            } else {
+                readHeadSector(index)
+            }
+        case .writeZeroes, .discard: startZeroing(index)
+        case .read, .flush, .prefetch, .blockStatus:
+            preconditionFailure("only writes take range locks")
+        }
+    }
+
+    // MARK: Data
+
+    /// Issues what is left of a read or write.
+    func continueData(_ index: RequestIndex) {
+        let request = requests.pointer(to: index)
+        let range = request.pointee.part.roundedOutward(to: alignment)
+        guard let payload = request.pointee.buffer else {
+            preconditionFailure("a read or write without a buffer")
+        }
+        let buffer = payload - Int(request.pointee.offset - range.offset)
+        if facts.accessMode == .inline { return performInline(index, buffer) }
+        let progress = request.pointee.progress
+        let byteCount = Int(range.length - progress)
+        switch request.pointee.operation {
+        case .read:
+            loop.read(
+                self, tag: OriginStep.data.rawValue, token: index.rawValue,
+                descriptor: descriptor, into: buffer + Int(progress), byteCount: byteCount,
+                offset: range.offset + progress)
+        case .write:
+            loop.write(
+                self, tag: OriginStep.data.rawValue, token: index.rawValue,
+                descriptor: descriptor, from: buffer + Int(progress), byteCount: byteCount,
+                offset: range.offset + progress,
+                dataSync: honoursDataSync && request.pointee.flags.contains(.forceUnitAccess))
+        case .flush, .discard, .writeZeroes, .prefetch, .blockStatus:
+            preconditionFailure("only reads and writes carry data")
+        }
+    }
+
+    /// tmpfs: plain calls, nothing blocks and nothing needs alignment.
+    private func performInline(_ index: RequestIndex, _ buffer: UnsafeMutableRawPointer) {
+        let request = requests.pointer(to: index)
+        let total = Int(request.pointee.length)
+        var done = 0
+        while done < total {
+            let offset = off_t(request.pointee.offset) + off_t(done)
+            let result =
+                request.pointee.operation == .read
+                ? pread(descriptor, buffer + done, total - done, offset)
+                : pwrite(descriptor, buffer + done, total - done, offset)
+            if result > 0 {
+                done += result
+                continue
+            }
+            let failure = result < 0 ? errno : EIO  // 0: the file was cut short under us
+            if failure == EINTR { continue }
+            return device.originFinished(index, Fault(errnoValue: failure))
+        }
+        if request.pointee.flags.contains(.forceUnitAccess), request.pointee.operation == .write {
+            return synchronize(index)
+        }
+        device.originFinished(index, nil)
+    }
+
+    private func dataCompleted(_ index: RequestIndex, _ result: Int32) {
+        let request = requests.pointer(to: index)
+        if result < 0 {
+            if result == -EINTR || result == -EAGAIN { return continueData(index) }
+            return dataFinished(index, Fault(errnoValue: -result))
+        }
+        let range = request.pointee.part.roundedOutward(to: alignment)
+        // A short transfer ends at any byte; what follows must start aligned again.
+        let progress = (request.pointee.progress + UInt64(result)) & ~(alignment - 1)
+        if progress == range.length { return dataFinished(index, nil) }
+        guard progress > request.pointee.progress else {
+            return dataFinished(index, .inputOutput)
+        }
+        request.pointee.progress = progress
+        continueData(index)
+    }
+
+    private func dataFinished(_ index: RequestIndex, _ fault: Fault?) {
+        let request = requests.pointer(to: index)
+        guard request.pointee.operation == .write else {
+            return device.originFinished(index, fault)
+        }
+        writeStepsFinished(index, fault, isStable: honoursDataSync)
+    }
+
+    /// The last step of a write or zeroing but for synchronisation is done.
+    func writeStepsFinished(_ index: RequestIndex, _ fault: Fault?, isStable: Bool) {
+        if alignment > 1 {
+            locks.finished(index)
+            while let next = locks.nextAdmitted() { startLocked(next) }
+        }
+        let wantsStable = requests[index].flags.contains(.forceUnitAccess)
+        if let fault {
+            // The kernel may have kept part of it and lost it: nothing may be called stable.
+            if wantsStable, isStable { flushes.failed(fault) }
+            return device.originFinished(index, fault)
+        }
+        if wantsStable, !isStable { return synchronize(index) }
+        device.originFinished(index, nil)
+    }
+
+    // MARK: Synchronisation
+
+    func synchronize(_ index: RequestIndex) {
+        if let fault = flushes.failure { return device.originFinished(index, fault) }
+        if flushes.arrived(index) { startSynchronizing() }
+    }
+
+    private func startSynchronizing() {
+        if facts.accessMode == .inline {
+            let result = fdatasync(descriptor)
+            return synchronizeCompleted(result == 0 ? 0 : -errno)
+        }
+        loop.synchronize(
+            self, tag: OriginStep.synchronize.rawValue, token: 0, descriptor: descriptor)
+    }
+
+    private func synchronizeCompleted(_ result: Int32) {
+        if result == -EINTR || result == -EAGAIN { return startSynchronizing() }
+        if result < 0 { flushes.failed(Fault(errnoValue: -result)) }
+        let fault = flushes.failure
+        let startNext = flushes.completed()
+        while let index = flushes.nextFinished() { device.originFinished(index, fault) }
+        if startNext { startSynchronizing() }
+    }
+
+    // MARK: Closing
+
+    /// Flushes (unless read-only), leaves the loop, closes the descriptor and calls `closed` with
+    /// the fault of the flush. No request may be under way.
+    func close(_ closed: @escaping (Fault?) -> Void) {
+        self.closed = closed
+        if facts.isReadOnly || flushes.failure != nil { return loop.callAtEndOfTurn(self) }
+        loop.synchronize(
+            self, tag: OriginStep.closingSynchronize.rawValue, token: 0, descriptor: descriptor)
+    }
+
+    private func closingSynchronizeCompleted(_ result: Int32) {
+        if result < 0 { flushes.failed(Fault(errnoValue: -result)) }
+        loop.callAtEndOfTurn(self)
+    }
+
+    override func turnEnded() {
+        loop.remove(self)
+        let descriptor = self.descriptor
+        // Closing may wait for the disk; only a pool that has ended refuses.
+        if !blocking.submit({ Glibc.close(descriptor) }) { Glibc.close(descriptor) }
+        let closed = self.closed
+        self.closed = nil
+        closed?(flushes.failure)
+    }
+
+    // MARK: Completions
+
+    override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+        let index = RequestIndex(token)
+        guard let step = OriginStep(rawValue: tag) else {
+            preconditionFailure("a completion of an unknown step")
+        }
+        switch step {
+        case .data: dataCompleted(index, result)
+        case .headSector: headSectorCompleted(index, result)
+        case .tailSector: tailSectorCompleted(index, result)
+        case .middle: middleCompleted(index, result)
+        case .zeroPiece: zeroPieceCompleted(index, result)
+        case .edgeRead: edgeReadCompleted(index, result)
+        case .edgeWrite: edgeWriteCompleted(index, result)
+        case .synchronize: synchronizeCompleted(result)
+        case .closingSynchronize: closingSynchronizeCompleted(result)
+        }
+    }
+}

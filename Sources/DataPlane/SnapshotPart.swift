@@ -1,0 +1,136 @@
+package import BlockModel
+internal import CopyOnWrite
+internal import RingIO
+internal import SnapshotCore
+
+/// What happens to one device's part of a snapshot while it is held.
+package enum SnapshotNotice: Sendable {
+    /// The image lost data: it fails from now on.
+    case corrupted(Fault)
+    /// What was written through the writable image is lost; the read-only image is not concerned.
+    case overlayCorrupted(Fault)
+}
+
+/// How much one device's part of a snapshot uses.
+package struct SnapshotPartReport: Sendable {
+    package var isCorrupted: Bool
+    /// Blocks preserved that take space.
+    package var storedBlocks: UInt64
+    /// Blocks preserved that are all zero and take none.
+    package var zeroBlocks: UInt64
+    package var metadataBytes: UInt64
+    package var copiedBytes: UInt64
+}
+
+/// One device's part of a snapshot, on the device's loop.
+final class SnapshotPart {
+    let device: Device
+    let index: SnapshotIndex
+    private let notify: @Sendable (SnapshotNotice) -> Void
+    private(set) var image: ImageDevice?
+    private(set) var writableImage: ImageDevice?
+    private var whenGone: (() -> Void)?
+    private var isHeld = false
+
+    init(
+        device: Device, index: SnapshotIndex, notify: @escaping @Sendable (SnapshotNotice) -> Void
+    ) {
+        self.device = device
+        self.index = index
+        self.notify = notify
+    }
+
+    /// The cut was made: the images exist from now on.
+    func held() {
+        isHeld = true
+        image = ImageDevice(of: device, snapshot: index, isWritable: false)
+        writableImage = ImageDevice(of: device, snapshot: index, isWritable: true)
+    }
+
+    func corrupted(_ fault: Fault) { notify(.corrupted(fault)) }
+
+    func overlayCorrupted(_ fault: Fault) { notify(.overlayCorrupted(fault)) }
+
+    /// Destroys the part in whatever state it is; `whenGone` runs on the loop when everything
+    /// that is not handed over is free. Once only.
+    func destroy(_ whenGone: @escaping () -> Void) {
+        precondition(self.whenGone == nil, "a snapshot is destroyed once")
+        self.whenGone = whenGone
+        image?.snapshotDestroyed()
+        writableImage?.snapshotDestroyed()
+        if isHeld {
+            device.engine.snapshotDestroyed(index)
+        } else {
+            device.engine.snapshotAbandoned(index)
+        }
+        device.engineTouched()
+    }
+
+    func gone() {
+        let whenGone = whenGone
+        self.whenGone = nil
+        whenGone?()
+    }
+
+    var report: SnapshotPartReport {
+        let report = device.engine.report(on: index)
+        return SnapshotPartReport(
+            isCorrupted: report.isCorrupted,
+            storedBlocks: report.preservedBlockCount - report.zeroBlockCount,
+            zeroBlocks: report.zeroBlockCount, metadataBytes: report.metadataByteCount,
+            copiedBytes: device.engine.counters.copiedByteCount)
+    }
+}
+
+extension Device {
+    /// Does everything about a snapshot of this device that can fail; nil at a bound.
+    func prepareSnapshot(
+        policy: OverflowPolicy, account: UInt16, sources added: [StorageSource],
+        notify: @escaping @Sendable (SnapshotNotice) -> Void
+    ) -> SnapshotPart? {
+        guard let index = engine.snapshotPrepared(policy: policy, account: account) else {
+            return nil
+        }
+        let part = SnapshotPart(device: self, index: index, notify: notify)
+        parts[Int(index.rawValue)] = part
+        for source in added where !addSource(source, to: index) {
+            part.destroy {}
+            return nil
+        }
+        engineTouched()
+        return part
+    }
+
+    /// More room for a snapshot; false at the bound of sources.
+    func addSource(_ source: StorageSource, to snapshot: SnapshotIndex) -> Bool {
+        guard let index = engine.sourceAdded(to: snapshot) else { return false }
+        sources[Int(index.rawValue)] = source
+        source.userAdded()
+        engineTouched()
+        return true
+    }
+
+    // MARK: Cut
+
+    /// From now on changes wait; `drained` runs when none is under way.
+    func closeGate(_ drained: @escaping () -> Void) {
+        gateDrained = drained
+        engine.gateClosed(now: loop.now)
+        engineTouched()
+    }
+
+    /// The cut: cannot fail. Returns the epoch that ended.
+    func switchEpoch(holding part: SnapshotPart?, isBase: Bool) -> Epoch {
+        let ended = engine.cutSwitched(snapshot: part?.index, isBase: isBase)
+        part?.held()
+        engineTouched()
+        return ended
+    }
+
+    /// Changes go on, after a switch or instead of one.
+    func openGate() {
+        gateDrained = nil
+        engine.gateOpened(now: loop.now)
+        engineTouched()
+    }
+}

@@ -1,0 +1,257 @@
+internal import BlockModel
+internal import CLinux
+internal import CopyOnWrite
+internal import Glibc
+internal import RingIO
+internal import Synchronization
+
+// One source of difference storage: performs what `StorageSpace` decides. Shared by the devices
+// of a snapshot, which may live on several loops; they meet here once per extent of 4 MiB.
+//
+// Invariants
+// - The descriptor or mapping lives until the last device has said `drained`.
+// - Bytes are read and written by the loops themselves; only growing, giving back and closing,
+//   which may block, run on the blocking pool.
+
+/// One source of difference storage.
+package final class StorageSource: Sendable {
+    /// What the events of a source tell.
+    package enum Notice: Sendable {
+        /// Less than a tenth of the limit or one growth step is left.
+        case lowSpace
+        /// It grew by that many bytes.
+        case grown(UInt64)
+    }
+
+    /// Bytes the source is made of, for reports.
+    package struct Report: Sendable {
+        package var name: String
+        package var capacity: UInt64
+        package var limit: UInt64
+        package var granted: UInt64
+    }
+
+    /// Where the bytes are.
+    enum Access: Sendable {
+        case ring(descriptor: Int32)
+        case inline(descriptor: Int32)
+        case memory(address: UInt)
+    }
+
+    typealias Reply = @Sendable (EventLoop, Result<UInt64, Fault>) -> Void
+
+    private struct Wish {
+        let purpose: StoragePurpose
+        let mailbox: LoopMailbox
+        let reply: Reply
+    }
+
+    private struct State {
+        var space: StorageSpace
+        var wishes: [Wish] = []
+        var userCount = 0
+    }
+
+    package let name: String
+    let access: Access
+    let foundations: Set<Foundation>
+    private let medium: OpenedStorage.Medium
+    private let mappedByteCount: Int
+    private let blocking: BlockingPool
+    private let notify: @Sendable (Notice) -> Void
+    private let state: Mutex<State>
+
+    /// Takes over what was opened; `limit` bytes at most are used.
+    init(
+        _ opened: OpenedStorage, limit: UInt64, blocking: BlockingPool,
+        notify: @escaping @Sendable (Notice) -> Void
+    ) throws(AttachError) {
+        name = opened.name
+        medium = opened.medium
+        foundations = opened.foundations
+        self.blocking = blocking
+        self.notify = notify
+        let space: StorageSpace
+        switch opened.medium {
+        case .file(let descriptor, let isInline):
+            access = isInline ? .inline(descriptor: descriptor) : .ring(descriptor: descriptor)
+            mappedByteCount = 0
+            let step = min(max(limit / 16, 16 << 20), 1 << 30)
+            space = StorageSpace(capacity: 0, limit: limit, growthStep: min(step, limit))
+        case .blockDevice(let descriptor, let byteCount):
+            access = .ring(descriptor: descriptor)
+            mappedByteCount = 0
+            let usable = min(byteCount, limit)
+            space = StorageSpace(capacity: usable, limit: usable, growthStep: 0)
+        case .memory(let byteCount):
+            let usable = min(byteCount, limit)
+            mappedByteCount = Int(usable)
+            access = .memory(address: try Self.map(mappedByteCount))
+            space = StorageSpace(capacity: usable, limit: usable, growthStep: 0)
+        }
+        state = Mutex(State(space: space))
+    }
+
+    /// Memory that is neither dumped nor swapped, resident only where used.
+    private static func map(_ byteCount: Int) throws(AttachError) -> UInt {
+        let mapping = mmap(
+            nil, byteCount, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        guard let mapping, mapping != UnsafeMutableRawPointer(bitPattern: -1) else {
+            throw AttachError(
+                .failed, "storage memory:\(byteCount): \(OriginOpener.text(of: errno))")
+        }
+        guard madvise(mapping, byteCount, MADV_DONTDUMP) == 0,
+            cl_lock_on_fault(mapping, byteCount) == 0
+        else {
+            let failure = errno
+            munmap(mapping, byteCount)
+            throw AttachError(
+                .failed,
+                "storage memory:\(byteCount) cannot be kept out of swap: "
+                    + "\(OriginOpener.text(of: failure)); raise the limit of locked memory")
+        }
+        return UInt(bitPattern: mapping)
+    }
+
+    /// A device uses the source until it says `drained`.
+    func userAdded() { state.withLock { $0.userCount += 1 } }
+
+    package var report: Report {
+        state.withLock {
+            Report(
+                name: name, capacity: $0.space.capacity, limit: $0.space.limit,
+                granted: $0.space.grantedByteCount)
+        }
+    }
+
+    // MARK: Extents
+
+    /// A device wants an extent. The answer comes at once, or by `reply` on the loop when the
+    /// source must grow first (then nil is returned).
+    func extentWanted(
+        for purpose: StoragePurpose, mailbox: LoopMailbox, reply: @escaping Reply
+    ) -> Result<UInt64, Fault>? {
+        let (answer, growth, isLow) = state.withLock { state in
+            let answer = state.space.extentWanted(for: purpose)
+            if answer == .growing {
+                state.wishes.append(Wish(purpose: purpose, mailbox: mailbox, reply: reply))
+            }
+            return (answer, state.space.growthDue(), state.space.lowSpaceDue())
+        }
+        if isLow { notify(.lowSpace) }
+        if let growth { grow(by: growth) }
+        switch answer {
+        case .granted(let byteOffset): return .success(byteOffset)
+        case .full: return .failure(.noSpace)
+        case .growing: return nil
+        }
+    }
+
+    private func grow(by byteCount: UInt64) {
+        guard case .file(let descriptor, _) = medium else {
+            preconditionFailure("only files grow")
+        }
+        let start = state.withLock { $0.space.capacity }
+        let accepted = blocking.submit { [self] in
+            var result: Int32
+            repeat {
+                result = posix_fallocate(descriptor, off_t(start), off_t(byteCount))
+            } while result == EINTR
+            grown(by: result == 0 ? byteCount : 0)
+        }
+        if !accepted { grown(by: 0) }
+    }
+
+    private func grown(by byteCount: UInt64) {
+        if byteCount > 0 { notify(.grown(byteCount)) }
+        let answers = state.withLock { state -> [(Wish, Result<UInt64, Fault>)] in
+            if byteCount > 0 {
+                state.space.grown(by: byteCount)
+            } else {
+                state.space.growthRefused()
+            }
+            var answers: [(Wish, Result<UInt64, Fault>)] = []
+            var waiting: [Wish] = []
+            for wish in state.wishes {
+                switch state.space.extentWanted(for: wish.purpose) {
+                case .granted(let byteOffset): answers.append((wish, .success(byteOffset)))
+                case .full: answers.append((wish, .failure(.noSpace)))
+                case .growing: waiting.append(wish)
+                }
+            }
+            state.wishes = waiting
+            return answers
+        }
+        for (wish, answer) in answers {
+            // The mailbox drains by itself; its loop lives while a device waits for an extent.
+            while !wish.mailbox.post({ loop in wish.reply(loop, answer) }) { sched_yield() }
+        }
+        let growth = state.withLock { $0.space.growthDue() }
+        if let growth { grow(by: growth) }
+    }
+
+    /// A device gives an extent back: what is in it is dropped or overwritten, then it is free.
+    func extentReleased(byteOffset: UInt64) {
+        let accepted = blocking.submit { [self] in
+            erase(byteOffset: byteOffset, byteCount: ExtentTable.extentByteCount)
+            state.withLock { $0.space.extentReleased(byteOffset: byteOffset) }
+        }
+        if !accepted { state.withLock { $0.space.extentReleased(byteOffset: byteOffset) } }
+    }
+
+    private func erase(byteOffset: UInt64, byteCount: UInt64) {
+        switch medium {
+        case .file(let descriptor, _):
+            // Space given back early is a courtesy: the file ends with its last descriptor.
+            _ = cl_punch_hole(descriptor, byteOffset, byteCount)
+        case .blockDevice(let descriptor, _):
+            if cl_punch_hole(descriptor, byteOffset, byteCount) != 0 {
+                overwrite(descriptor, byteOffset: byteOffset, byteCount: byteCount)
+            }
+        case .memory:
+            guard case .memory(let address) = access,
+                let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
+            else { preconditionFailure("memory storage has an address") }
+            madvise(start, Int(byteCount), MADV_DONTNEED)
+        }
+    }
+
+    private func overwrite(_ descriptor: Int32, byteOffset: UInt64, byteCount: UInt64) {
+        var done: UInt64 = 0
+        while done < byteCount {
+            let piece = min(byteCount - done, UInt64(ZeroMemory.byteCount))
+            let result = pwrite(
+                descriptor, ZeroMemory.address, Int(piece), off_t(byteOffset + done))
+            // A device that no longer takes writes cannot be cleaned; it is failing anyway.
+            guard result > 0 || errno == EINTR else { return }
+            if result > 0 { done += UInt64(result) }
+        }
+    }
+
+    // MARK: End
+
+    /// A device has no block left here. The last one closes the source.
+    func drained() {
+        let isLast = state.withLock { state in
+            state.userCount -= 1
+            return state.userCount == 0
+        }
+        guard isLast else { return }
+        if !blocking.submit({ [self] in close() }) { close() }
+    }
+
+    /// No device ever used it.
+    func unused() { close() }
+
+    private func close() {
+        switch medium {
+        case .file(let descriptor, _), .blockDevice(let descriptor, _): Glibc.close(descriptor)
+        case .memory:
+            guard case .memory(let address) = access,
+                let start = UnsafeMutableRawPointer(bitPattern: address)
+            else { preconditionFailure("memory storage has an address") }
+            munmap(start, mappedByteCount)
+        }
+    }
+}

@@ -1,0 +1,54 @@
+package import BlockModel
+package import RingIO
+
+/// What a client can open, as it stands at this moment.
+package struct ExportDescription: Sendable {
+    /// Name in the protocol: `DEVICE`, `DEVICE@SNAPSHOT` or `DEVICE@SNAPSHOT:rw`.
+    package var name: String
+    /// One line for people.
+    package var summary: String
+    /// Bytes.
+    package var size: UInt64
+    package var isReadOnly: Bool
+    package var isRotational: Bool
+    /// Meta contexts beside `base:allocation`, with the number that `BlockRequest.statusContext`
+    /// takes for each.
+    package var contexts: [MetaContext]
+    /// The loop that serves it.
+    package var loop: LoopThread
+    package var target: LoopConfined<BlockTarget>
+
+    /// A meta context of an export.
+    package struct MetaContext: Sendable {
+        package var name: String
+        package var statusContext: UInt16
+
+        package init(name: String, statusContext: UInt16) {
+            self.name = name
+            self.statusContext = statusContext
+        }
+    }
+
+    package init(
+        name: String, summary: String, size: UInt64, isReadOnly: Bool, isRotational: Bool,
+        contexts: [MetaContext], loop: LoopThread, target: LoopConfined<BlockTarget>
+    ) {
+        self.name = name
+        self.summary = summary
+        self.size = size
+        self.isReadOnly = isReadOnly
+        self.isRotational = isRotational
+        self.contexts = contexts
+        self.loop = loop
+        self.target = target
+    }
+}
+
+/// Where the server looks exports up; asked during handshakes only. May lock briefly.
+package protocol ExportDirectory: AnyObject, Sendable {
+    /// All exports, in the order clients list them.
+    func allExports() -> [ExportDescription]
+
+    /// The export of that name; the empty name is the only device, if there is just one.
+    func export(named name: String) -> ExportDescription?
+}

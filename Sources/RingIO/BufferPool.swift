@@ -1,0 +1,191 @@
+internal import CLinux
+internal import Glibc
+
+// The payload memory of a loop: one mapping, handed out as power-of-two runs of 4 KiB pages by a
+// buddy system. Pages are touched on first use only.
+//
+// Invariants
+// - A run of order n covers 2^n pages and starts at a multiple of 2^n.
+// - The states of all pages add up: free bytes + bytes handed out = capacity.
+// - `hot` holds single pages that count as free but are not merged with their buddies; they are
+//   merged before a request is refused.
+
+/// A leased run of payload memory: whole pages, aligned to 4 KiB at least.
+package struct BufferLease: Equatable {
+    /// First page of the run.
+    package let page: UInt32
+    /// The run covers 2^order pages.
+    package let order: UInt8
+
+    /// Bytes in the run.
+    package var byteCount: Int { BufferPool.pageByteCount << Int(order) }
+}
+
+/// The bounded pool of payload buffers of one loop.
+package final class BufferPool {
+    static let pageByteCount = 4096
+    private static let orderMax = 14
+    private static let hotCountMax = 256
+    private static let none = UInt32.max
+    /// State of a page that is not the first of a free run.
+    private static let notFree: UInt8 = 0xFF
+
+    /// Bytes the pool may hand out.
+    package let capacityBytes: Int
+    /// Bytes not handed out.
+    package private(set) var freeBytes: Int
+
+    /// Counts what was given back, so that the loop sees when room was made.
+    private(set) var releaseCount: UInt64 = 0
+
+    private let memory: UnsafeMutableRawPointer
+    private let pageCount: Int
+    /// Per page: order of the free run it heads, or `notFree`.
+    private let freeOrder: UnsafeMutablePointer<UInt8>
+    private let nextFree: UnsafeMutablePointer<UInt32>
+    private let previousFree: UnsafeMutablePointer<UInt32>
+    private let heads: UnsafeMutablePointer<UInt32>
+    private let hot: UnsafeMutablePointer<UInt32>
+    private var hotCount = 0
+
+    /// `capacityBytes` is rounded down to a multiple of the largest run (64 MiB, at least
+    /// one); fails with ENOMEM when the address space is not to be had.
+    package init(capacityBytes requested: Int) throws(RingError) {
+        let largest = Self.pageByteCount << Self.orderMax
+        capacityBytes = max(requested / largest, 1) * largest
+        freeBytes = capacityBytes
+        pageCount = capacityBytes / Self.pageByteCount
+        let mapping = mmap(
+            nil, capacityBytes, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        guard let mapping, mapping != MAP_FAILED else {
+            throw RingError(operation: .mapBuffers, errnoValue: errno)
+        }
+        memory = mapping
+        freeOrder = .allocate(capacity: pageCount)
+        freeOrder.initialize(repeating: Self.notFree, count: pageCount)
+        nextFree = .allocate(capacity: pageCount)
+        previousFree = .allocate(capacity: pageCount)
+        heads = .allocate(capacity: Self.orderMax + 1)
+        heads.initialize(repeating: Self.none, count: Self.orderMax + 1)
+        hot = .allocate(capacity: Self.hotCountMax)
+        for page in stride(from: 0, to: pageCount, by: 1 << Self.orderMax).reversed() {
+            link(UInt32(page), order: Self.orderMax)
+        }
+    }
+
+    deinit {
+        munmap(memory, capacityBytes)
+        freeOrder.deallocate()
+        nextFree.deallocate()
+        previousFree.deallocate()
+        heads.deallocate()
+        hot.deallocate()
+    }
+
+    /// The run's first byte.
+    package func address(of lease: BufferLease) -> UnsafeMutableRawPointer {
+        memory + Int(lease.page) * Self.pageByteCount
+    }
+
+    /// A run of at least `byteCount` bytes, or nil when none is free now.
+    ///
+    /// `heldBytes` is what the asker holds already: beside its first run an asker gets another
+    /// only while it holds no more than what would stay free, so that askers that never give
+    /// back leave room for those that do (dynamic thresholds, Choudhury and Hahne 1998).
+    package func lease(byteCount: Int, heldBytes: Int) -> BufferLease? {
+        let order = Self.order(for: byteCount)
+        precondition(order <= Self.orderMax, "a buffer larger than the pool's largest run")
+        let runBytes = Self.pageByteCount << order
+        guard heldBytes == 0 || heldBytes + runBytes <= freeBytes else { return nil }
+        if order == 0, hotCount > 0 {
+            hotCount -= 1
+            freeBytes -= runBytes
+            return BufferLease(page: hot[hotCount], order: 0)
+        }
+        var page = takeRun(order: order)
+        if page == Self.none, hotCount > 0 {
+            mergeHotPages()
+            page = takeRun(order: order)
+        }
+        guard page != Self.none else { return nil }
+        freeBytes -= runBytes
+        return BufferLease(page: page, order: UInt8(order))
+    }
+
+    /// Gives a run back.
+    package func release(_ lease: BufferLease) {
+        releaseCount &+= 1
+        freeBytes += lease.byteCount
+        precondition(freeBytes <= capacityBytes, "a buffer is given back twice")
+        precondition(freeOrder[Int(lease.page)] == Self.notFree, "a buffer is given back twice")
+        if lease.order == 0, hotCount < Self.hotCountMax {
+            hot[hotCount] = lease.page
+            hotCount += 1
+            return
+        }
+        // A large run goes back to the kernel: one burst of 32 MiB requests must not stay
+        // resident for ever.
+        if lease.byteCount >= 8 << 20 {
+            madvise(address(of: lease), lease.byteCount, MADV_FREE)
+        }
+        merge(lease.page, order: Int(lease.order))
+    }
+
+    private static func order(for byteCount: Int) -> Int {
+        let pages = max((byteCount + pageByteCount - 1) / pageByteCount, 1)
+        return Int.bitWidth - (pages - 1).leadingZeroBitCount
+    }
+
+    private func takeRun(order: Int) -> UInt32 {
+        var found = order
+        while found <= Self.orderMax, heads[found] == Self.none { found += 1 }
+        guard found <= Self.orderMax else { return Self.none }
+        let page = heads[found]
+        unlink(page, order: found)
+        while found > order {
+            found -= 1
+            link(page + UInt32(1 << found), order: found)
+        }
+        return page
+    }
+
+    private func merge(_ start: UInt32, order startOrder: Int) {
+        var page = start
+        var order = startOrder
+        while order < Self.orderMax {
+            let buddy = page ^ UInt32(1 << order)
+            guard Int(buddy) < pageCount, freeOrder[Int(buddy)] == UInt8(order) else { break }
+            unlink(buddy, order: order)
+            page = min(page, buddy)
+            order += 1
+        }
+        link(page, order: order)
+    }
+
+    private func mergeHotPages() {
+        for index in 0..<hotCount { merge(hot[index], order: 0) }
+        hotCount = 0
+    }
+
+    private func link(_ page: UInt32, order: Int) {
+        let head = heads[order]
+        nextFree[Int(page)] = head
+        previousFree[Int(page)] = Self.none
+        if head != Self.none { previousFree[Int(head)] = page }
+        heads[order] = page
+        freeOrder[Int(page)] = UInt8(order)
+    }
+
+    private func unlink(_ page: UInt32, order: Int) {
+        let next = nextFree[Int(page)]
+        let previous = previousFree[Int(page)]
+        if next != Self.none { previousFree[Int(next)] = previous }
+        if previous == Self.none {
+            heads[order] = next
+        } else {
+            nextFree[Int(previous)] = next
+        }
+        freeOrder[Int(page)] = Self.notFree
+    }
+}

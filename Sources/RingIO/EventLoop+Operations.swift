@@ -1,0 +1,144 @@
+package import CLinux
+internal import Glibc
+
+// One function per operation. Each takes the handler that is told of the completion, a tag and a
+// token that come back with it. Buffers, vectors and messages must stay valid until then.
+
+extension EventLoop {
+    /// A free submission entry; hands the full queue to the kernel first where needed.
+    @inline(__always)
+    private func entry() -> UnsafeMutablePointer<io_uring_sqe> {
+        if let entry = io_uring_get_sqe(ring) { return entry }
+        return entryAfterSubmitting()
+    }
+
+    @inline(never)
+    private func entryAfterSubmitting() -> UnsafeMutablePointer<io_uring_sqe> {
+        while true {
+            let result = io_uring_submit(ring)
+            if let entry = io_uring_get_sqe(ring) { return entry }
+            precondition(
+                result >= 0 || result == -EAGAIN || result == -EBUSY || result == -EINTR,
+                "io_uring_submit failed with errno \(-result)")
+        }
+    }
+
+    /// Hands what was prepared to the kernel now instead of at the end of the turn.
+    package func submitNow() {
+        if cl_ring_unsubmitted(ring) > 0 { io_uring_submit(ring) }
+    }
+
+    /// Reads `byteCount` bytes at `offset` of a file.
+    package func read(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        into buffer: UnsafeMutableRawPointer, byteCount: Int, offset: UInt64
+    ) {
+        cl_prep_read(
+            entry(), descriptor, buffer, UInt32(byteCount), offset,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Writes `byteCount` bytes at `offset`; `dataSync`: on stable storage when completed.
+    package func write(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        from buffer: UnsafeRawPointer, byteCount: Int, offset: UInt64, dataSync: Bool = false
+    ) {
+        cl_prep_write(
+            entry(), descriptor, buffer, UInt32(byteCount), offset,
+            dataSync ? Int32(cl_rwf_dsync) : 0,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Writes gathered pieces at `offset`.
+    package func write(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, dataSync: Bool = false
+    ) {
+        cl_prep_writev(
+            entry(), descriptor, vectors, UInt32(count), offset, dataSync ? Int32(cl_rwf_dsync) : 0,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Reads into scattered pieces from `offset`.
+    package func read(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        vectors: UnsafePointer<iovec>, count: Int, offset: UInt64
+    ) {
+        cl_prep_readv(
+            entry(), descriptor, vectors, UInt32(count), offset,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// fdatasync.
+    package func synchronize(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32
+    ) {
+        cl_prep_fdatasync(
+            entry(), descriptor, handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// fallocate with `mode`.
+    package func allocate(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32, mode: Int32,
+        offset: UInt64, byteCount: UInt64
+    ) {
+        cl_prep_fallocate(
+            entry(), descriptor, mode, offset, byteCount,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Receives into a buffer of the loop's `receiveBuffers` that the kernel picks when data is
+    /// there; the completion's flags name it. -ENOBUFS when all are in use.
+    package func receiveSelecting(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32
+    ) {
+        cl_prep_recv_selecting(
+            entry(), descriptor, ReceiveBuffers.group,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Receives at most `byteCount` bytes; all of them, unless the stream ends, with `waitAll`.
+    package func receive(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        into buffer: UnsafeMutableRawPointer, byteCount: Int, waitAll: Bool
+    ) {
+        cl_prep_recv(
+            entry(), descriptor, buffer, byteCount, waitAll ? Int32(MSG_WAITALL) : 0,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Sends a gathered message; all of it, unless the connection fails, with `waitAll`.
+    package func send(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        message: UnsafePointer<msghdr>, waitAll: Bool
+    ) {
+        let flags = UInt32(MSG_NOSIGNAL) | (waitAll ? UInt32(MSG_WAITALL) : 0)
+        cl_prep_sendmsg(
+            entry(), descriptor, message, flags,
+            handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Accepts one connection (close-on-exec).
+    package func accept(_ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32) {
+        cl_prep_accept(
+            entry(), descriptor, handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Completes when one of `events` (poll(2)) is there.
+    package func poll(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32, events: UInt32
+    ) {
+        cl_prep_poll_in(
+            entry(), descriptor, events, handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Asks the kernel to end the operation submitted with `targetTag` and `targetToken`; it
+    /// completes with -ECANCELED unless it was done before. The request itself completes with
+    /// `tag` and `token`.
+    package func cancel(
+        _ handler: RingHandler, targetTag: UInt8, targetToken: UInt32, tag: UInt8, token: UInt32
+    ) {
+        let target = HandlerTable.userData(handler, tag: targetTag, token: targetToken)
+        cl_prep_cancel(entry(), target, handlers.submitted(handler, tag: tag, token: token))
+    }
+}

@@ -1,0 +1,270 @@
+internal import CLinux
+internal import Glibc
+
+// One pthread that owns one io_uring and everything reachable from it.
+//
+// A turn: submit what was prepared and wait, in one system call; hand out all completions; fire
+// timers; run messages of other threads; call those who asked for the end of the turn. Handlers
+// prepare operations at any point of the turn; they reach the kernel with the next system call.
+//
+// Invariants
+// - Only the loop's thread touches the loop, its handlers and its pools.
+// - The thread leaves only when no operation is in flight and no handler is registered but its
+//   own (`stop` is asked for after everybody has closed).
+
+/// How a loop is set up.
+package struct LoopConfiguration: Sendable {
+    /// Entries of the submission queue; a power of two.
+    package var submissionEntries: UInt32 = 1024
+    /// Bytes of the pool of payload buffers.
+    package var bufferPoolBytes = 128 << 20
+    /// Request slots.
+    package var requestCapacity = 8192
+    /// Bytes and number of the buffers the kernel receives into.
+    package var receiveBufferBytes = 64 << 10
+    package var receiveBufferCount = 64
+    /// Optional features of io_uring to do without.
+    package var without: RingFeatures = []
+
+    package init() {}
+}
+
+/// Features of io_uring that the loop uses where the kernel has them.
+package struct RingFeatures: OptionSet, Sendable {
+    package let rawValue: Int
+    package init(rawValue: Int) { self.rawValue = rawValue }
+
+    /// IORING_SETUP_SINGLE_ISSUER, Linux 6.0.
+    package static let singleIssuer = RingFeatures(rawValue: 1 << 0)
+    /// IORING_SETUP_DEFER_TASKRUN, Linux 6.1; needs `singleIssuer`.
+    package static let deferTaskRun = RingFeatures(rawValue: 1 << 1)
+    /// IORING_SETUP_COOP_TASKRUN, Linux 5.19; used where task work is not deferred.
+    package static let cooperativeTaskRun = RingFeatures(rawValue: 1 << 2)
+    /// IORING_SETUP_SUBMIT_ALL, Linux 5.18.
+    package static let submitAll = RingFeatures(rawValue: 1 << 3)
+
+    /// Name of each feature, for switches and reports.
+    package static let names: [(name: String, feature: RingFeatures)] = [
+        ("single-issuer", .singleIssuer), ("defer-taskrun", .deferTaskRun),
+        ("coop-taskrun", .cooperativeTaskRun), ("submit-all", .submitAll),
+    ]
+}
+
+/// An event loop; see the head of this file.
+package final class EventLoop {
+    /// Number of the loop in its service, counted from 0.
+    package let index: Int
+    /// Request slots of the loop.
+    package let requests: RequestPool
+    /// Payload buffers of the loop.
+    package let buffers: BufferPool
+    /// Buffers the kernel receives into.
+    package let receiveBuffers: ReceiveBuffers
+    /// Features of io_uring in use.
+    package let features: RingFeatures
+    /// Monotonic nanoseconds, read once a turn.
+    package private(set) var now: UInt64
+    /// How other threads reach the loop.
+    package let mailbox: LoopMailbox
+
+    /// What a room above keeps for each loop.
+    package var companion: AnyObject?
+
+    let ring: UnsafeMutablePointer<io_uring>
+    var handlers: HandlerTable
+    private var timers = TimerHeap()
+    private var deferred: [RingHandler] = []
+    private var deferredSpare: [RingHandler] = []
+    private var waitingForRoom: [RingHandler] = []
+    private var waitingSpare: [RingHandler] = []
+    /// Sum of the pools' release counters when those who wait were last told.
+    private var releasesSeen: UInt64 = 0
+
+    /// Sets the loop up; runs on the thread that will own it.
+    package init(
+        index: Int, configuration: LoopConfiguration, mailbox: LoopMailbox
+    ) throws(RingError) {
+        self.index = index
+        self.mailbox = mailbox
+        buffers = try BufferPool(capacityBytes: configuration.bufferPoolBytes)
+        requests = RequestPool(capacity: configuration.requestCapacity)
+        handlers = HandlerTable()
+        ring = .allocate(capacity: 1)
+        ring.initialize(to: io_uring())
+        features = try Self.open(ring, configuration)
+        receiveBuffers = try ReceiveBuffers(
+            ring: ring, bufferBytes: configuration.receiveBufferBytes,
+            count: configuration.receiveBufferCount)
+        now = cl_now_nanoseconds()
+        deferred.reserveCapacity(1024)
+        deferredSpare.reserveCapacity(1024)
+        waitingForRoom.reserveCapacity(1024)
+        waitingSpare.reserveCapacity(1024)
+        let reader = MailReader(loop: self)
+        precondition(register(reader), "the first handler finds a slot")
+        reader.arm()
+    }
+
+    /// Opens the ring with all wanted features, then with fewer: a kernel that lacks one answers
+    /// EINVAL without saying which.
+    private static func open(
+        _ ring: UnsafeMutablePointer<io_uring>, _ configuration: LoopConfiguration
+    ) throws(RingError) -> RingFeatures {
+        let attempts: [RingFeatures] = [
+            [.submitAll, .singleIssuer, .deferTaskRun],
+            [.submitAll, .singleIssuer, .cooperativeTaskRun],
+            [.submitAll, .cooperativeTaskRun], [.submitAll], [],
+        ]
+        var failure = EINVAL
+        for attempt in attempts {
+            var features = attempt.subtracting(configuration.without)
+            if !features.contains(.singleIssuer) { features.remove(.deferTaskRun) }
+            var flags: UInt32 = 0
+            if features.contains(.submitAll) { flags |= UInt32(cl_setup_submit_all) }
+            if features.contains(.singleIssuer) { flags |= UInt32(cl_setup_single_issuer) }
+            if features.contains(.deferTaskRun) { flags |= UInt32(cl_setup_defer_taskrun) }
+            if features.contains(.cooperativeTaskRun) {
+                flags |= UInt32(cl_setup_coop_taskrun)
+            }
+            let entries = configuration.submissionEntries
+            let result = cl_ring_open(ring, entries, entries * 8, flags)
+            if result == 0 {
+                let offered = cl_ring_features(ring)
+                guard offered & UInt32(cl_feat_ext_arg) != 0,
+                    offered & UInt32(cl_feat_nodrop) != 0
+                else {
+                    io_uring_queue_exit(ring)
+                    throw RingError(operation: .openRing, errnoValue: EINVAL)
+                }
+                return features
+            }
+            failure = -result
+            guard failure == EINVAL else { break }
+        }
+        throw RingError(operation: .openRing, errnoValue: failure)
+    }
+
+    // MARK: Handlers
+
+    /// Registers a handler; false when the loop has as many as it may.
+    package func register(_ handler: RingHandler) -> Bool { handlers.add(handler) }
+
+    /// Removes a handler that has no operation in flight and runs no timer.
+    package func remove(_ handler: RingHandler) { handlers.remove(handler) }
+
+    /// Calls `turnEnded` once at the end of this turn (or of the next one, when asked for from
+    /// within `turnEnded`).
+    package func callAtEndOfTurn(_ handler: RingHandler) {
+        guard !handler.isDeferred else { return }
+        handler.isDeferred = true
+        deferred.append(handler)
+    }
+
+    /// Calls `roomMade` once, at the end of a turn in which a buffer or slot was given back.
+    /// Handlers are called in the order they asked.
+    package func callWhenRoom(_ handler: RingHandler) {
+        guard !handler.isWaitingForRoom else { return }
+        handler.isWaitingForRoom = true
+        waitingForRoom.append(handler)
+    }
+
+    // MARK: Timers
+
+    /// Calls `timerFired(token:)` once, `nanoseconds` from now at the earliest.
+    package func schedule(
+        after nanoseconds: UInt64, _ handler: RingHandler, token: UInt32
+    ) -> TimerID {
+        schedule(at: cl_now_nanoseconds() &+ nanoseconds, handler, token: token)
+    }
+
+    /// The same at a point of monotonic time.
+    package func schedule(
+        at deadline: UInt64, _ handler: RingHandler, token: UInt32
+    ) -> TimerID {
+        timers.add(deadline: deadline, slot: handler.slot, token: token)
+    }
+
+    /// Does nothing when the timer has fired already.
+    package func cancel(_ timer: TimerID) { timers.cancel(timer) }
+
+    // MARK: Running
+
+    /// Runs until `stop` was called and nothing is in flight.
+    package func run() {
+        while !(isStopping && handlers.isEmpty) { turn() }
+        receiveBuffers.deallocate()
+        io_uring_queue_exit(ring)
+        ring.deallocate()
+        handlers.deallocate()
+    }
+
+    /// Lets `run` return once every handler has been removed. Called from a message.
+    package func stop() { isStopping = true }
+
+    /// True after `stop`: the mailbox takes no more messages.
+    package private(set) var isStopping = false
+
+    private func turn() {
+        let wait = deferred.isEmpty && !someWaiterHasRoom
+        var timeout: Int64 = -1
+        if wait, let deadline = timers.nextDeadline {
+            timeout = Int64(clamping: deadline - min(deadline, cl_now_nanoseconds()))
+        }
+        let result = cl_ring_turn(ring, wait, timeout)
+        switch -result {
+        case ETIME, EINTR, EAGAIN, EBUSY: break
+        case let failure where failure > 0:
+            preconditionFailure("io_uring_enter failed with errno \(failure)")
+        default: break
+        }
+        now = cl_now_nanoseconds()
+        reap()
+        while let timer = timers.popExpired(now: now) {
+            handlers.handler(at: timer.slot)?.timerFired(token: timer.token)
+        }
+        endTurn()
+    }
+
+    private func reap() {
+        withUnsafeTemporaryAllocation(
+            of: UnsafeMutablePointer<io_uring_cqe>?.self, capacity: 128
+        ) { batch in
+            while true {
+                let count = cl_ring_peek(ring, batch.baseAddress, 128)
+                for index in 0..<Int(count) {
+                    let completion = batch[index].unsafelyUnwrapped.pointee
+                    handlers.dispatch(
+                        userData: completion.user_data, result: completion.res,
+                        flags: completion.flags,
+                        isLast: completion.flags & UInt32(cl_cqe_f_more) == 0)
+                }
+                cl_ring_advance(ring, count)
+                if count < 128 { return }
+            }
+        }
+    }
+
+    private var releases: UInt64 {
+        buffers.releaseCount &+ requests.releaseCount &+ receiveBuffers.releaseCount
+    }
+
+    private var someWaiterHasRoom: Bool { !waitingForRoom.isEmpty && releases != releasesSeen }
+
+    private func endTurn() {
+        if someWaiterHasRoom {
+            releasesSeen = releases
+            swap(&waitingForRoom, &waitingSpare)
+            for handler in waitingSpare {
+                handler.isWaitingForRoom = false
+                handler.roomMade()
+            }
+            waitingSpare.removeAll(keepingCapacity: true)
+        }
+        swap(&deferred, &deferredSpare)
+        for handler in deferredSpare {
+            handler.isDeferred = false
+            handler.turnEnded()
+        }
+        deferredSpare.removeAll(keepingCapacity: true)
+    }
+}

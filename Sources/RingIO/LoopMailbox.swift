@@ -1,0 +1,101 @@
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+
+/// How other threads reach a loop: a bounded queue of messages that run on it, one wake-up for
+/// each time the queue stops being empty. Requests never pass here: only control messages,
+/// connections that move to another loop and finished blocking work.
+package final class LoopMailbox: Sendable {
+    /// Runs on the loop.
+    package typealias Message = @Sendable (EventLoop) -> Void
+
+    /// Most messages that wait.
+    package static let capacity = 4096
+
+    private struct State {
+        var messages: [Message] = []
+        var isClosed = false
+    }
+
+    private let state = Mutex(State())
+    /// Descriptor that becomes readable when messages wait.
+    let event: Int32
+
+    package init() throws(RingError) {
+        event = eventfd(0, Int32(EFD_CLOEXEC))
+        guard event >= 0 else { throw RingError(operation: .openEvent, errnoValue: errno) }
+    }
+
+    deinit { close(event) }
+
+    /// Queues a message; false when the queue is full or the loop has stopped.
+    package func post(_ message: @escaping Message) -> Bool {
+        let (accepted, mustWake) = state.withLock { state in
+            guard !state.isClosed, state.messages.count < Self.capacity else {
+                return (false, false)
+            }
+            state.messages.append(message)
+            return (true, state.messages.count == 1)
+        }
+        if mustWake { eventfd_write(event, 1) }
+        return accepted
+    }
+
+    /// Runs `body` on the loop and returns what it returned; nil when the loop does not take it.
+    package func run<Value: Sendable>(
+        _ body: @escaping @Sendable (EventLoop) -> Value
+    ) async -> Value? {
+        await withCheckedContinuation { continuation in
+            let accepted = post { loop in continuation.resume(returning: body(loop)) }
+            if !accepted { continuation.resume(returning: nil) }
+        }
+    }
+
+    /// Takes all waiting messages.
+    func takeAll() -> [Message] {
+        state.withLock { state in
+            let messages = state.messages
+            state.messages = []
+            return messages
+        }
+    }
+
+    /// Refuses further messages and takes those that still wait.
+    func closeAndTakeAll() -> [Message] {
+        state.withLock { state in
+            state.isClosed = true
+            let messages = state.messages
+            state.messages = []
+            return messages
+        }
+    }
+}
+
+/// Runs the messages of a loop's mailbox.
+final class MailReader: RingHandler {
+    private unowned let loop: EventLoop
+    private let counter: UnsafeMutablePointer<UInt64>
+
+    init(loop: EventLoop) {
+        self.loop = loop
+        counter = .allocate(capacity: 1)
+        counter.initialize(to: 0)
+        super.init()
+    }
+
+    deinit { counter.deallocate() }
+
+    func arm() {
+        loop.read(
+            self, tag: 0, token: 0, descriptor: loop.mailbox.event, into: counter, byteCount: 8,
+            offset: UInt64.max)
+    }
+
+    override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+        precondition(result == 8 || result == -EINTR || result == -EAGAIN, "an eventfd failed")
+        for message in loop.mailbox.takeAll() { message(loop) }
+        guard loop.isStopping else { return arm() }
+        for message in loop.mailbox.closeAndTakeAll() { message(loop) }
+        loop.remove(self)
+    }
+}

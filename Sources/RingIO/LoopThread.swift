@@ -1,0 +1,96 @@
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+
+/// A loop on a thread of its own, as seen from other threads.
+package final class LoopThread: Sendable {
+    /// Number of the loop in its service.
+    package let index: Int
+    /// How to reach the loop.
+    package let mailbox: LoopMailbox
+    /// Features of io_uring in use.
+    package let features: RingFeatures
+
+    private let thread: Mutex<pthread_t?>
+
+    /// Starts the thread and returns when its loop runs.
+    package init(index: Int, configuration: LoopConfiguration) throws(RingError) {
+        self.index = index
+        let mailbox = try LoopMailbox()
+        self.mailbox = mailbox
+        let start = Start(index: index, configuration: configuration, mailbox: mailbox)
+        var handle = pthread_t()
+        let context = Unmanaged.passRetained(start).toOpaque()
+        let result = pthread_create(&handle, nil, { Start.main($0) }, context)
+        guard result == 0 else {
+            Unmanaged<Start>.fromOpaque(context).release()
+            throw RingError(operation: .startThread, errnoValue: result)
+        }
+        switch start.wait() {
+        case .success(let features):
+            self.features = features
+            thread = Mutex(handle)
+        case .failure(let error):
+            pthread_join(handle, nil)
+            throw error
+        }
+    }
+
+    /// Asks the loop to end and waits until it has. Everything registered on it must have been
+    /// closed, or closes by itself. Blocks: not for the cooperative pool.
+    package func stopAndJoin() {
+        let handle = thread.withLock { thread in
+            defer { thread = nil }
+            return thread
+        }
+        guard let handle else { return }
+        // A full mailbox drains by itself; the loop cannot have stopped before.
+        while !mailbox.post({ loop in loop.stop() }) { sched_yield() }
+        pthread_join(handle, nil)
+    }
+
+    /// What passes from the starting thread to the new one and back.
+    private final class Start: Sendable {
+        let index: Int
+        let configuration: LoopConfiguration
+        let mailbox: LoopMailbox
+        private let outcome = Mutex<Result<RingFeatures, RingError>?>(nil)
+        private let ready = Semaphore()
+
+        init(index: Int, configuration: LoopConfiguration, mailbox: LoopMailbox) {
+            self.index = index
+            self.configuration = configuration
+            self.mailbox = mailbox
+        }
+
+        func wait() -> Result<RingFeatures, RingError> {
+            ready.wait()
+            return outcome.withLock { outcome in
+                guard let outcome else { preconditionFailure("a loop starts without an outcome") }
+                return outcome
+            }
+        }
+
+        private func report(_ result: Result<RingFeatures, RingError>) {
+            outcome.withLock { $0 = result }
+            ready.signal()
+        }
+
+        static func main(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+            guard let context else { preconditionFailure("a loop thread starts with its context") }
+            let start = Unmanaged<Start>.fromOpaque(context).takeRetainedValue()
+            cl_block_signals()
+            cl_name_thread("loop-\(start.index)")
+            do throws(RingError) {
+                let loop = try EventLoop(
+                    index: start.index, configuration: start.configuration,
+                    mailbox: start.mailbox)
+                start.report(.success(loop.features))
+                loop.run()
+            } catch {
+                start.report(.failure(error))
+            }
+            return nil
+        }
+    }
+}

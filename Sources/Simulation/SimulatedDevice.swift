@@ -1,0 +1,132 @@
+import BlockModel
+import ChangeTracking
+import CopyOnWrite
+import SnapshotCore
+
+/// A request in a slot of a simulated device.
+struct SimulatedRequest {
+    enum Kind { case idle, originWrite, imageRead, imageWrite }
+
+    var kind = Kind.idle
+    var operation = RequestOperation.write
+    var offset: UInt64 = 0
+    var length: UInt64 = 0
+    var snapshot = 0
+    var isOverlay = false
+    /// Bytes known to have reached the origin.
+    var appliedEnd: UInt64 = 0
+    var isFaultInjected = false
+    var startTick: UInt64 = 0
+    var isSkipped = false
+}
+
+/// A snapshot of a simulated device and what its image must show.
+final class SimulatedSnapshot {
+    var isHeld = false
+    var isCorrupted = false
+    var isDestroyed = false
+    var isOverlayLost = false
+    var cutEpoch: UInt32 = 0
+    let index: SnapshotIndex
+    var size: UInt64 = 0
+    var image: [UInt8] = []
+    var overlay: [UInt8] = []
+    /// Per block: tick of the last overlay write's arrival, and writes under way.
+    var writtenTick: [UInt64] = []
+    var writersUnderWay: [Int] = []
+    var isUnknown: [Bool] = []
+
+    init(index: SnapshotIndex) { self.index = index }
+}
+
+/// A source of difference storage of a simulated device.
+final class SimulatedSource {
+    var space: StorageSpace
+    var extents: [UInt64: UnsafeMutableRawPointer] = [:]
+
+    init(extentCount: Int) {
+        let bytes = UInt64(extentCount) * ExtentTable.extentByteCount
+        space = StorageSpace(capacity: bytes, limit: bytes, growthStep: 0)
+    }
+
+    func pointer(at byteOffset: UInt64) -> UnsafeMutableRawPointer {
+        let extent = byteOffset / ExtentTable.extentByteCount * ExtentTable.extentByteCount
+        guard let base = extents[extent] else {
+            preconditionFailure("storage is used within granted extents")
+        }
+        return base + Int(byteOffset - extent)
+    }
+
+    deinit { for base in extents.values { base.deallocate() } }
+}
+
+/// One device: its engine, its origin's bytes and what the model knows about it.
+final class SimulatedDevice {
+    static let requestCount = 48
+
+    var engine: SnapshotEngine
+    let size: UInt64
+    let origin: UnsafeMutableRawPointer
+    let mapEntries: UnsafeMutablePointer<UInt64>
+    let mapReserved: UnsafeMutablePointer<UInt64>
+    let chunkCount: UInt64
+    var requests = [SimulatedRequest](repeating: SimulatedRequest(), count: requestCount)
+    let payloads: UnsafeMutableRawPointer
+    let payloadByteCount: Int
+    var snapshots: [Int: SimulatedSnapshot] = [:]
+    var sources: [Int: SimulatedSource] = [:]
+    var originWritesUnderWay = 0
+    var prepared: SimulatedSnapshot?
+    var isGateClosed = false
+    var isSwitched = false
+    /// Blocks changed per epoch for certain, and blocks that may be reported.
+    var changed: [UInt32: [Bool]] = [:]
+    var touched: [UInt32: [Bool]] = [:]
+    /// Epochs that ended with a cut still usable as a base, oldest first.
+    var bases: [UInt32] = []
+    /// Bases that were the newest ever since they were made.
+    var newestBase: UInt32 = 0
+    var wasNewestBaseDisturbed = false
+    var isTrackingLost = false
+    var timer: UInt64 = .max
+    var mapAnswersUnderWay = Set<UInt64>()
+
+    var blockCount: Int { Int((size + 4095) / 4096) }
+
+    init(size: UInt64, buffers: BlockBuffers, limits: EngineLimits) {
+        self.size = size
+        chunkCount = (size + chunkByteCount - 1) / chunkByteCount
+        origin = .allocate(byteCount: Int(size), alignment: 4096)
+        origin.initializeMemory(as: UInt8.self, repeating: 0, count: Int(size))
+        mapEntries = .allocate(capacity: Int(chunkCount))
+        mapEntries.initialize(repeating: 0, count: Int(chunkCount))
+        let words = ChangeMap.reservationWordCount(chunkCount: chunkCount)
+        mapReserved = .allocate(capacity: words)
+        mapReserved.initialize(repeating: 0, count: words)
+        payloadByteCount = Int(size)
+        payloads = .allocate(byteCount: Self.requestCount * payloadByteCount, alignment: 4096)
+        let map = ChangeMap(
+            entries: mapEntries, reservedPages: mapReserved, chunkCount: chunkCount,
+            current: .first, newestBase: 0)
+        engine = SnapshotEngine(size: size, map: map, buffers: buffers, limits: limits)
+    }
+
+    deinit {
+        origin.deallocate()
+        mapEntries.deallocate()
+        mapReserved.deallocate()
+        payloads.deallocate()
+    }
+
+    func payload(_ request: UInt32) -> UnsafeMutableRawPointer {
+        payloads + Int(request) * payloadByteCount
+    }
+
+    func note(_ table: inout [UInt32: [Bool]], offset: UInt64, length: UInt64) {
+        let epoch = engine.epoch.rawValue
+        if table[epoch] == nil { table[epoch] = [Bool](repeating: false, count: blockCount) }
+        for block in blocks(touching: ByteRange(offset: offset, length: length)) {
+            table[epoch]![Int(block)] = true
+        }
+    }
+}

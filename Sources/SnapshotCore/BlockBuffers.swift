@@ -1,0 +1,99 @@
+internal import CopyOnWrite
+
+// The block buffers of a loop by index; the bytes are the data plane's (or the simulator's).
+//
+// Invariants
+// - A buffer is free or belongs to one engine; `records` says what for.
+// - One account (a snapshot) holds at most half of the buffers.
+// - Image writes hold at most an eighth, and only while more than half of all are free: origin
+//   writers come first.
+
+/// What an engine notes about a buffer it holds.
+struct BufferRecord {
+    enum State: UInt8 { case free, copying, queued, writing, orphaned, imageWrite }
+
+    var state: State = .free
+    var position: UInt8 = 0
+    var account: UInt16 = 0
+    var layer: UInt16 = 0
+    var record: UInt32 = 0
+    var checksum: UInt32 = 0
+    var next: UInt32 = .max
+    var previous: UInt32 = .max
+}
+
+/// The bounded pool of block buffers that the engines of one loop share.
+package final class BlockBuffers {
+    /// Buffers in the pool.
+    package let capacity: Int
+    /// Buffers nobody holds.
+    package private(set) var freeCount: Int
+    let records: UnsafeMutablePointer<BufferRecord>
+    private let accounts: UnsafeMutablePointer<UInt32>
+    private static let accountCount = 1024
+    private var imageCount = 0
+    private var freeHead: UInt32
+
+    /// `capacity` buffers of 4 KiB; the default is 64 MiB.
+    package init(capacity: Int = 16384) {
+        precondition(capacity >= 256, "image writes need room in an eighth of the pool")
+        self.capacity = capacity
+        freeCount = capacity
+        records = .allocate(capacity: capacity)
+        records.initialize(repeating: BufferRecord(), count: capacity)
+        for index in 0..<capacity - 1 { records[index].next = UInt32(index + 1) }
+        freeHead = 0
+        accounts = .allocate(capacity: Self.accountCount)
+        accounts.initialize(repeating: 0, count: Self.accountCount)
+    }
+
+    deinit {
+        records.deallocate()
+        accounts.deallocate()
+    }
+
+    func canTake(account: UInt16) -> Bool {
+        freeCount > 0 && Int(accounts[Int(account)]) < capacity / 2
+    }
+
+    func take(account: UInt16) -> BufferIndex? {
+        guard canTake(account: account) else { return nil }
+        accounts[Int(account)] += 1
+        return pop(state: .copying, account: account)
+    }
+
+    func canTakeForImage(_ count: Int) -> Bool {
+        freeCount - count >= capacity / 2 && imageCount + count <= capacity / 8
+    }
+
+    func takeForImage() -> BufferIndex {
+        precondition(canTakeForImage(1), "image writes ask before they take")
+        imageCount += 1
+        return pop(state: .imageWrite, account: .max)
+    }
+
+    func free(_ index: BufferIndex) {
+        let record = records + Int(index.rawValue)
+        precondition(record.pointee.state != .free, "a buffer is freed once")
+        if record.pointee.account == .max {
+            imageCount -= 1
+        } else {
+            accounts[Int(record.pointee.account)] -= 1
+        }
+        record.pointee.state = .free
+        record.pointee.next = freeHead
+        freeHead = index.rawValue
+        freeCount += 1
+    }
+
+    private func pop(state: BufferRecord.State, account: UInt16) -> BufferIndex {
+        let index = freeHead
+        let record = records + Int(index)
+        freeHead = record.pointee.next
+        record.pointee = BufferRecord()
+        record.pointee.state = state
+        record.pointee.account = account
+        freeCount -= 1
+        return BufferIndex(index)
+    }
+}

@@ -1,0 +1,350 @@
+package import BlockModel
+internal import ChangeTracking
+package import CopyOnWrite
+
+// Preserving: which blocks a write needs copied, the copies in progress, and who waits for them.
+
+extension SnapshotEngine {
+    /// The block buffers of a copy, in block order.
+    package func buffers(of copy: CopyIndex) -> UnsafeBufferPointer<BufferIndex> {
+        UnsafeBufferPointer(
+            start: copyBuffers + Int(copy.rawValue) * 16,
+            count: Int(copies[Int(copy.rawValue)].count))
+    }
+
+    /// The origin read of a copy ended: `byteCount` bytes or a fault. On full success `zeroMask`
+    /// has a bit for each block of the copy that is all zero, and `checksums` the CRC32C of each
+    /// block (anything for zero ones).
+    package func copyReadFinished(
+        _ copy: CopyIndex, byteCount: UInt64, fault: Fault?, zeroMask: UInt16,
+        checksums: UnsafePointer<UInt32>
+    ) {
+        let index = Int(copy.rawValue)
+        precondition(copies[index].isUsed, "a copy's read ends once")
+        if copies[index].isOrphaned {
+            releaseCopy(copy.rawValue, freeBuffers: true)
+            settle()
+            return
+        }
+        var outcome = fault
+        if fault == nil, byteCount < copyLength(copies[index]) {
+            copies[index].attempts += 1
+            if copies[index].attempts < Self.attemptsMax {
+                emitCopyRead(copy.rawValue)
+                return
+            }
+            outcome = .inputOutput
+        }
+        if let outcome {
+            // Orphans this copy with the rest of its layer and wakes its waiters.
+            giveUp(upTo: chainPosition(of: copies[index].layer), fault: outcome)
+            precondition(copies[index].isOrphaned, "giving a layer up orphans its copies")
+            releaseCopy(copy.rawValue, freeBuffers: true)
+        } else {
+            keepCopy(copy.rawValue, zeroMask: zeroMask, checksums: checksums)
+        }
+        settle()
+    }
+
+    // MARK: What is needed
+
+    /// Blocks of `chunk` that the newest live image still needs from the origin.
+    func neededBlocks(of chunk: UInt64) -> UInt16 {
+        var needed = imageMask(of: chunk)
+        var position = newestLive
+        while needed != 0 && position < chainCount {
+            let layer = layers + Int(chain[position])
+            if let record = layer.pointee.find(chunk) {
+                needed &= ~layer.pointee.record(record).pointee.preserved
+            }
+            position += 1
+        }
+        return needed
+    }
+
+    func isNeeded(block: UInt64) -> Bool {
+        neededBlocks(of: block / blocksPerChunk) & 1 << UInt16(block % blocksPerChunk) != 0
+    }
+
+    /// Blocks of `chunk` that lie in the newest live image.
+    private func imageMask(of chunk: UInt64) -> UInt16 {
+        let size = snapshots[Int(layerUses[Int(chain[newestLive])].snapshot)].size
+        guard chunk * chunkByteCount < size else { return 0 }
+        return blockMask(of: chunk, offset: 0, end: size)
+    }
+
+    /// The chunk's record in the newest live layer, made with the entry saved if there is none;
+    /// nil at the metadata limit. What layers above know of the chunk is merged first.
+    func touch(_ chunk: UInt64) -> UInt32? {
+        var position = newestLive + 1
+        while position < chainCount {
+            guard merge(chunk: chunk, from: Int(chain[position]), into: Int(chain[newestLive]))
+            else { return nil }
+            position += 1
+        }
+        let layer = layers + Int(chain[newestLive])
+        if let record = layer.pointee.find(chunk) { return record }
+        return layer.pointee.insert(chunk, savedEntry: map.entry(of: chunk).rawValue)
+    }
+
+    // MARK: Preserving for a write
+
+    /// Starts the copies the piece needs and waits for them. True when all is preserved.
+    func preserve(_ index: UInt32) -> Bool {
+        let record = requests + Int(index)
+        let start = record.pointee.pieceStart
+        let end = record.pointee.pieceEnd
+        let endBlock = (end - 1) / blockByteCount + 1
+        while record.pointee.startCursor < endBlock {
+            guard newestLive >= 0 else { return true }
+            let chunk = record.pointee.startCursor / blocksPerChunk
+            guard let entry = touch(chunk) else {
+                giveUp(upTo: newestLive, fault: .noMemory)
+                return true
+            }
+            let layer = layers + Int(chain[newestLive])
+            let known = layer.pointee.record(entry).pointee
+            let wanted =
+                blockMask(of: chunk, offset: start, end: end) & imageMask(of: chunk)
+                & ~(known.preserved | known.copying)
+            guard startCopies(wanted, of: chunk, record: entry) else {
+                record.pointee.phase = .waitingForMemory
+                append(index, to: &memoryWaiters)
+                delay(index)
+                return false
+            }
+            record.pointee.startCursor = (chunk + 1) * blocksPerChunk
+        }
+        while record.pointee.waitCursor < endBlock {
+            guard newestLive >= 0 else { return true }
+            let chunk = record.pointee.waitCursor / blocksPerChunk
+            guard let entry = touch(chunk) else {
+                giveUp(upTo: newestLive, fault: .noMemory)
+                return true
+            }
+            let copying =
+                layers[Int(chain[newestLive])].record(entry).pointee.copying
+                & blockMask(of: chunk, offset: start, end: end)
+            if copying != 0 {
+                wait(index, forCopyOf: copying, record: entry)
+                return false
+            }
+            record.pointee.waitCursor = (chunk + 1) * blocksPerChunk
+        }
+        return true
+    }
+
+    /// False when memory or copy slots ran out before all of `wanted` was started.
+    private func startCopies(_ wanted: UInt16, of chunk: UInt64, record entry: UInt32) -> Bool {
+        var rest = wanted
+        let layer = chain[newestLive]
+        let account = newestAccount()
+        while rest != 0 {
+            guard freeCopy != .max else { return false }
+            let first = rest.trailingZeroBitCount
+            let run = min((~(rest >> UInt16(first))).trailingZeroBitCount, 16 - first)
+            let index = freeCopy
+            let slots = copyBuffers + Int(index) * 16
+            var count = 0
+            while count < run, let buffer = buffers.take(account: account) {
+                slots[count] = buffer
+                count += 1
+            }
+            guard count > 0 else { return false }
+            freeCopy = copies[Int(index)].next
+            copiesInUse += 1
+            copies[Int(index)] = CopyRecord()
+            copies[Int(index)].isUsed = true
+            copies[Int(index)].first = UInt8(first)
+            copies[Int(index)].count = UInt8(count)
+            copies[Int(index)].layer = layer
+            copies[Int(index)].record = entry
+            copies[Int(index)].chunk = chunk
+            let mask = copies[Int(index)].mask
+            layers[Int(layer)].record(entry).pointee.copying |= mask
+            rest &= ~mask
+            emitCopyRead(index)
+            counters.copiedByteCount += copyLength(copies[Int(index)])
+        }
+        return true
+    }
+
+    private func copyLength(_ copy: CopyRecord) -> UInt64 {
+        let offset = copy.chunk * chunkByteCount + UInt64(copy.first) * blockByteCount
+        return min(UInt64(copy.count) * blockByteCount, size - offset)
+    }
+
+    private func emitCopyRead(_ index: UInt32) {
+        let copy = copies[Int(index)]
+        effects.append(
+            .readOrigin(
+                CopyIndex(index),
+                offset: copy.chunk * chunkByteCount + UInt64(copy.first) * blockByteCount,
+                length: copyLength(copy)))
+    }
+
+    private func wait(_ index: UInt32, forCopyOf blocks: UInt16, record entry: UInt32) {
+        let layer = chain[newestLive]
+        for copy in 0..<limits.copyCount
+        where copies[copy].isUsed && !copies[copy].isOrphaned && copies[copy].layer == layer
+            && copies[copy].record == entry && copies[copy].mask & blocks != 0
+        {
+            requests[Int(index)].phase = .waitingForCopy
+            requests[Int(index)].waitedCopy = UInt32(copy)
+            var list = RequestList(
+                head: copies[copy].waitersHead, tail: copies[copy].waitersTail)
+            append(index, to: &list)
+            copies[copy].waitersHead = list.head
+            copies[copy].waitersTail = list.tail
+            delay(index)
+            return
+        }
+        preconditionFailure("a block that is being copied has a copy in progress")
+    }
+
+    // MARK: The end of a copy
+
+    private func keepCopy(
+        _ index: UInt32, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
+    ) {
+        let copy = copies[Int(index)]
+        let layer = layers + Int(copy.layer)
+        layer.pointee.record(copy.record).pointee.copying &= ~copy.mask
+        for position in 0..<Int(copy.count) {
+            let buffer = copyBuffers[Int(index) * 16 + position]
+            let block = Int(copy.first) + position
+            let bit: UInt16 = 1 << UInt16(block)
+            if layer.pointee.record(copy.record).pointee.preserved & bit != 0 {
+                // A merge brought an older copy of the block meanwhile.
+                buffers.free(buffer)
+            } else if zeroMask & 1 << UInt16(position) != 0 {
+                layer.pointee.preserveZero(bit, of: copy.record)
+                counters.zeroBlockCount += 1
+                buffers.free(buffer)
+            } else {
+                layer.pointee.preserve(
+                    block, of: copy.record, at: BlockPlace(inMemory: buffer))
+                let note = buffers.records + Int(buffer.rawValue)
+                note.pointee.position = UInt8(block)
+                note.pointee.layer = copy.layer
+                note.pointee.record = copy.record
+                note.pointee.checksum = checksums[position]
+                enqueueForStorage(buffer)
+            }
+        }
+        wakeWaiters(of: index)
+        releaseCopy(index, freeBuffers: false)
+        pumpStorage(isTurnEnd: false)
+    }
+
+    func wakeWaiters(of index: UInt32) {
+        var list = RequestList(
+            head: copies[Int(index)].waitersHead, tail: copies[Int(index)].waitersTail)
+        while let request = pop(&list) { wake(request) }
+        copies[Int(index)].waitersHead = .max
+        copies[Int(index)].waitersTail = .max
+    }
+
+    private func releaseCopy(_ index: UInt32, freeBuffers: Bool) {
+        if freeBuffers {
+            for position in 0..<Int(copies[Int(index)].count) {
+                buffers.free(copyBuffers[Int(index) * 16 + position])
+            }
+        }
+        precondition(copies[Int(index)].waitersHead == .max, "a copy ends after its waiters left")
+        copies[Int(index)].isUsed = false
+        copies[Int(index)].next = freeCopy
+        freeCopy = index
+        copiesInUse -= 1
+    }
+
+    /// The data of these copies is no longer wanted: of one layer, or of all at a switch.
+    func orphanCopies(of layer: UInt16?) {
+        guard copiesInUse > 0 else { return }
+        for index in 0..<limits.copyCount
+        where copies[index].isUsed && !copies[index].isOrphaned
+            && (layer == nil || copies[index].layer == layer)
+        {
+            copies[index].isOrphaned = true
+            let record = layers[Int(copies[index].layer)].record(copies[index].record)
+            record.pointee.copying &= ~copies[index].mask
+            wakeWaiters(of: UInt32(index))
+        }
+    }
+
+    func chainPosition(of layer: UInt16) -> Int {
+        for position in 0..<chainCount where chain[position] == layer { return position }
+        preconditionFailure("a layer in use is in its device's chain")
+    }
+
+    // MARK: Deadlines
+
+    /// The request waits because of a snapshot: from now on its limit runs.
+    private func delay(_ index: UInt32) {
+        let record = requests + Int(index)
+        guard !record.pointee.isDelayed else { return }
+        record.pointee.isDelayed = true
+        record.pointee.waitedSince = now
+        record.pointee.delayNext = .max
+        record.pointee.delayPrevious = delayed.tail
+        if delayed.tail == .max {
+            delayed.head = index
+        } else {
+            requests[Int(delayed.tail)].delayNext = index
+        }
+        delayed.tail = index
+        counters.delayedRequestCount += 1
+    }
+
+    func undelay(_ index: UInt32) {
+        let record = requests + Int(index)
+        guard record.pointee.isDelayed else { return }
+        record.pointee.isDelayed = false
+        let next = record.pointee.delayNext
+        let previous = record.pointee.delayPrevious
+        if previous == .max {
+            delayed.head = next
+        } else {
+            requests[Int(previous)].delayNext = next
+        }
+        if next == .max {
+            delayed.tail = previous
+        } else {
+            requests[Int(next)].delayPrevious = previous
+        }
+    }
+
+    /// Longest wait that a held snapshot's policy allows: the most patient one decides.
+    private var patienceNanoseconds: UInt64 {
+        var longest: UInt64 = 0
+        for position in 0...newestLive where layerUses[Int(chain[position])].role == .live {
+            let snapshot = snapshots[Int(layerUses[Int(chain[position])].snapshot)]
+            longest = max(longest, snapshot.limitNanoseconds)
+        }
+        return longest
+    }
+
+    private var deadline: UInt64? {
+        guard newestLive >= 0, delayed.head != .max else { return nil }
+        let (time, overflow) = requests[Int(delayed.head)].waitedSince
+            .addingReportingOverflow(patienceNanoseconds)
+        return overflow ? .max : time
+    }
+
+    func updateTimer() {
+        let wanted = deadline ?? .max
+        guard wanted != lastTimer else { return }
+        lastTimer = wanted
+        effects.append(.timer(at: wanted))
+    }
+
+    /// It is `now`: a writer that waited longer than its snapshots may delay it goes on, and the
+    /// snapshots are given up.
+    package func timeReached(_ now: UInt64) {
+        timeAdvanced(to: now)
+        if let deadline, deadline <= now {
+            giveUp(upTo: newestLive, fault: Fault(errnoValue: 110))
+        }
+        settle()
+    }
+}

@@ -1,0 +1,138 @@
+package import BlockModel
+package import ChangeTracking
+internal import CopyOnWrite
+
+// The device's part in a cut: prepare, close, drain, switch, open; or undo at any point before
+// the switch.
+
+extension SnapshotEngine {
+    /// Does everything about a snapshot that can fail; nil at a bound. `account` names the
+    /// snapshot in the shared pool of buffers, below 1024.
+    package func snapshotPrepared(policy: OverflowPolicy, account: UInt16) -> SnapshotIndex? {
+        precondition(account < 1024, "the pool of buffers has 1024 accounts")
+        for index in 0..<limits.snapshotCount where snapshots[index].state == .free {
+            guard let layer = openLayer(role: .prepared, snapshot: UInt16(index)) else {
+                return nil
+            }
+            snapshots[index] = SnapshotRecord()
+            snapshots[index].state = .prepared
+            snapshots[index].layer = layer
+            snapshots[index].account = account
+            snapshots[index].policy = policy.kind
+            snapshots[index].limitNanoseconds = policy.limitNanoseconds
+            return SnapshotIndex(UInt16(index))
+        }
+        return nil
+    }
+
+    /// The cut was called off before its switch: the prepared snapshot goes. Its sources are
+    /// drained, then `snapshotGone` follows.
+    package func snapshotAbandoned(_ snapshot: SnapshotIndex) {
+        let record = snapshots + Int(snapshot.rawValue)
+        precondition(record.pointee.state == .prepared, "only a prepared snapshot is abandoned")
+        layerUses[Int(record.pointee.layer)].role = .freeing
+        freeingCount += 1
+        record.pointee.layer = .max
+        record.pointee.state = .destroying
+        closeSources(of: snapshot.rawValue)
+        settle()
+    }
+
+    /// From now on requests wait; `gateDrained` follows when none is under way. Those admitted
+    /// but not issued go back behind the gate, in front of later ones.
+    package func gateClosed(now: UInt64) {
+        timeAdvanced(to: now)
+        precondition(isGateOpen, "a gate closes once")
+        isGateOpen = false
+        isDrainWanted = true
+        var returning = RequestList()
+        while let index = pop(&memoryWaiters) { append(index, to: &returning) }
+        for copy in 0..<limits.copyCount
+        where copies[copy].isUsed && copies[copy].waitersHead != .max {
+            var list = RequestList(
+                head: copies[copy].waitersHead, tail: copies[copy].waitersTail)
+            while let index = pop(&list) { append(index, to: &returning) }
+            copies[copy].waitersHead = .max
+            copies[copy].waitersTail = .max
+        }
+        // What is under way already has to finish; the others park.
+        while let index = pop(&returning) { wake(index) }
+        settle()
+        reportDrained()
+    }
+
+    /// The cut. Cannot fail: the epoch ends, the prepared snapshot (if any) is held from now on.
+    /// `isBase`: the cut stays usable as a base of queries. `newMap` begins a new generation (it
+    /// must at `Epoch.last`). Returns the epoch that ended, of the old map.
+    package func cutSwitched(
+        snapshot: SnapshotIndex?, isBase: Bool, newMap: ChangeMap? = nil
+    ) -> Epoch {
+        precondition(!isGateOpen && underWayCount == 0, "a cut is made behind a drained gate")
+        // Data still being copied for the newest layer is the same at the cut: the new layer
+        // will preserve it when it is overwritten, and older images find it there.
+        orphanCopies(of: nil)
+        settle()
+        let ended = map.current
+        if let newMap {
+            map = newMap
+            generationOrdinal += 1
+            isTrackingLost = false
+        } else {
+            _ = map.cutMade(isBase: isBase)
+        }
+        if let snapshot {
+            let record = snapshots + Int(snapshot.rawValue)
+            precondition(record.pointee.state == .prepared, "a cut holds a prepared snapshot")
+            record.pointee.state = .held
+            record.pointee.size = size
+            record.pointee.cutEpoch = ended.rawValue
+            record.pointee.generation = generationOrdinal - (newMap == nil ? 0 : 1)
+            let layer = record.pointee.layer
+            layerUses[Int(layer)].role = .live
+            chain[chainCount] = layer
+            chainCount += 1
+            newestLive = chainCount - 1
+        }
+        return ended
+    }
+
+    /// The gate opens, after a switch or an undo: parked requests are admitted in order.
+    package func gateOpened(now: UInt64) {
+        timeAdvanced(to: now)
+        precondition(!isGateOpen, "only a closed gate opens")
+        isGateOpen = true
+        isDrainWanted = false
+        while let index = pop(&parked) { wake(index) }
+        settle()
+    }
+
+    /// The newest cut usable as a base is another one: a checkpoint was deleted. 0: none is.
+    package func newestBaseChanged(to base: UInt32) { map.newestBaseChanged(to: base) }
+
+    /// Bytes of the snapshot's image.
+    package func imageSize(of snapshot: SnapshotIndex) -> UInt64 {
+        snapshots[Int(snapshot.rawValue)].size
+    }
+
+    /// What the snapshot uses and whether its image can be trusted.
+    package func report(on snapshot: SnapshotIndex) -> SnapshotReport {
+        let record = snapshots[Int(snapshot.rawValue)]
+        var report = SnapshotReport()
+        report.isCorrupted = record.state == .corrupted
+        if record.layer != .max {
+            report.preservedBlockCount = layers[Int(record.layer)].preservedCount
+            report.zeroBlockCount = layers[Int(record.layer)].zeroCount
+            report.metadataByteCount = layers[Int(record.layer)].byteCount
+        }
+        return report
+    }
+}
+
+/// What a snapshot of one device uses now.
+package struct SnapshotReport: Equatable, Sendable {
+    package var isCorrupted = false
+    /// Blocks in its layer, zero ones included.
+    package var preservedBlockCount: UInt64 = 0
+    package var zeroBlockCount: UInt64 = 0
+    package var metadataByteCount: UInt64 = 0
+}

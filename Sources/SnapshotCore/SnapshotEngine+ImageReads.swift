@@ -1,0 +1,326 @@
+package import BlockModel
+package import CopyOnWrite
+
+// Image reads, window by window: each block from the overlay, memory, storage or the origin.
+//
+// A block read from the origin is right if it is still not preserved when its read has ended,
+// because a write waits until the old data is in memory. So at the end of a window every such
+// block is resolved anew; what was preserved meanwhile is read again from there.
+
+/// Blocks of a read that are worked on at a time.
+private let windowBlockCountMax: UInt64 = 256
+
+/// Where the bytes of an image request's read go.
+package enum ImageTarget: Equatable, Sendable {
+    /// The request's payload.
+    case payload
+    /// This buffer, which holds one block; zero-filled behind what is read.
+    case buffer(BufferIndex)
+}
+
+/// Where a block of an image is now.
+enum ResolvedBlock {
+    case origin
+    case zero
+    case memory(BufferIndex)
+    case stored(StorageSlot)
+}
+
+extension SnapshotEngine {
+    /// A read of an image arrived; its range lies within the image. `overlay`: of the writable
+    /// image.
+    package func imageReadArrived(
+        _ request: RequestIndex, snapshot: SnapshotIndex, overlay: Bool, offset: UInt64,
+        length: UInt64, now: UInt64
+    ) -> Admission {
+        timeAdvanced(to: now)
+        let index = request.rawValue
+        guard beginImageRequest(index, snapshot.rawValue, overlay, offset, length) else {
+            return .refused(fault(of: snapshot.rawValue))
+        }
+        requests[Int(index)].operation = .read
+        readStep(index)
+        settle()
+        return .taken
+    }
+
+    /// Where the origin and storage reads of this image request put their bytes, while one of them
+    /// is under way.
+    package func target(of request: RequestIndex) -> ImageTarget {
+        let buffer = requests[Int(request.rawValue)].targetBuffer
+        return buffer == .max ? .payload : .buffer(BufferIndex(buffer))
+    }
+
+    /// An origin read of an image request ended: of `offset` and `length` as in its effect.
+    package func imageOriginReadFinished(
+        _ request: RequestIndex, offset: UInt64, length: UInt64, byteCount: UInt64, fault: Fault?
+    ) {
+        let index = request.rawValue
+        if fault == nil, byteCount < length, mayRetry(index) {
+            effects.append(.readOriginForImage(request, offset: offset, length: length))
+            return
+        }
+        readEnded(index, fault ?? (byteCount < length ? .inputOutput : nil))
+        settle()
+    }
+
+    /// A storage read of an image request ended: of `slot`, `firstBlock` and `blockCount` as in
+    /// its effect, with the CRC32C of each block read (ignored unless all were).
+    package func imageStorageReadFinished(
+        _ request: RequestIndex, slot: StorageSlot, firstBlock: UInt64, blockCount: Int,
+        byteCount: UInt64, fault: Fault?, checksums: UnsafePointer<UInt32>
+    ) {
+        let index = request.rawValue
+        let expected = UInt64(blockCount) * blockByteCount
+        if fault == nil, byteCount < expected, mayRetry(index) {
+            emitStorageRead(index, slot, firstBlock, blockCount)
+            return
+        }
+        var lost: Int? = fault != nil || byteCount < expected ? 0 : nil
+        if lost == nil {
+            for position in 0..<blockCount
+            where checksums[position]
+                != extents.checksum(of: StorageSlot(slot.rawValue + UInt32(position)))
+            {
+                lost = position
+                break
+            }
+        }
+        if let lost {
+            storedBlockLost(
+                index, StorageSlot(slot.rawValue + UInt32(lost)),
+                block: firstBlock + UInt64(lost), fault ?? .inputOutput)
+        }
+        releaseIf(extents.readEnded(slot), ExtentTable.extent(of: slot))
+        readEnded(index, lost == nil ? nil : .inputOutput)
+        settle()
+    }
+
+    private func mayRetry(_ index: UInt32) -> Bool {
+        requests[Int(index)].attempts += 1
+        return requests[Int(index)].attempts < Self.attemptsMax
+    }
+
+    // MARK: Windows
+
+    /// Reads window after window until one has to wait for its reads.
+    func readStep(_ index: UInt32) {
+        let record = requests + Int(index)
+        let endBlock = (record.pointee.offset + record.pointee.length - 1) / blockByteCount + 1
+        while true {
+            guard isReadable(record.pointee.snapshot, overlay: record.pointee.isOverlay) else {
+                finishImage(index, fault(of: record.pointee.snapshot))
+                return
+            }
+            guard record.pointee.startCursor < endBlock else {
+                finishImage(index, nil)
+                return
+            }
+            let count = min(windowBlockCountMax, endBlock - record.pointee.startCursor)
+            guard readWindow(index, from: record.pointee.startCursor, count: count) else { return }
+            record.pointee.startCursor += count
+        }
+    }
+
+    /// Emits the reads of a window. True when nothing has to be waited for.
+    func readWindow(_ index: UInt32, from start: UInt64, count: UInt64) -> Bool {
+        let record = requests + Int(index)
+        record.pointee.windowStart = start
+        record.pointee.windowCount = UInt32(count)
+        record.pointee.fromOrigin = (.max, .max, .max, .max)
+        record.pointee.attempts = 0
+        emitReads(index, isFirst: true)
+        if record.pointee.outstanding == 0 { return true }
+        record.pointee.phase = .imageReading
+        return false
+    }
+
+    private func readEnded(_ index: UInt32, _ fault: Fault?) {
+        let record = requests + Int(index)
+        precondition(record.pointee.phase == .imageReading, "a read ends while it is waited for")
+        precondition(record.pointee.outstanding > 0, "a read ends once")
+        record.pointee.outstanding -= 1
+        if let fault, record.pointee.fault == 0 { record.pointee.fault = fault.errnoValue }
+        guard record.pointee.outstanding == 0 else { return }
+        if record.pointee.fault == 0,
+            isReadable(record.pointee.snapshot, overlay: record.pointee.isOverlay)
+        {
+            emitReads(index, isFirst: false)
+            if record.pointee.outstanding > 0 { return }
+        }
+        record.pointee.phase = .idle
+        if record.pointee.operation != .read {
+            writeStep(index)
+        } else if record.pointee.fault != 0 {
+            finishImage(index, Fault(errnoValue: record.pointee.fault))
+        } else {
+            record.pointee.startCursor += UInt64(record.pointee.windowCount)
+            readStep(index)
+        }
+    }
+
+    /// First: every block of the window from where it is; blocks of the origin keep their bit.
+    /// Then: those with a bit that were preserved meanwhile; afterwards no bit is left.
+    private func emitReads(_ index: UInt32, isFirst: Bool) {
+        let record = requests + Int(index)
+        let start = record.pointee.windowStart
+        let count = UInt64(record.pointee.windowCount)
+        var bits = record.pointee.fromOrigin
+        record.pointee.fromOrigin = (0, 0, 0, 0)
+        var run = ReadRun()
+        withUnsafeMutablePointer(to: &bits) { pointer in
+            pointer.withMemoryRebound(to: UInt64.self, capacity: 4) { words in
+                for position in 0..<count {
+                    let bit: UInt64 = 1 << (position & 63)
+                    guard words[Int(position >> 6)] & bit != 0 else { continue }
+                    let block = start + position
+                    let place = resolve(
+                        block, of: record.pointee.snapshot, overlay: record.pointee.isOverlay)
+                    switch place {
+                    case .origin:
+                        // The second time the origin's bytes are confirmed.
+                        if !isFirst { continue }
+                    case .zero, .memory, .stored:
+                        words[Int(position >> 6)] &= ~bit
+                    }
+                    if !run.extend(with: place, block: block) {
+                        emit(run, index)
+                        run = ReadRun(place, block: block)
+                    }
+                }
+            }
+        }
+        emit(run, index)
+        if isFirst { record.pointee.fromOrigin = bits }
+    }
+
+    private func emit(_ run: ReadRun, _ index: UInt32) {
+        guard run.count > 0 else { return }
+        let record = requests + Int(index)
+        let request = RequestIndex(index)
+        switch run.place {
+        case .origin:
+            var from = run.firstBlock * blockByteCount
+            var to = (run.firstBlock + run.count) * blockByteCount
+            if record.pointee.targetBuffer == .max {
+                from = max(from, record.pointee.offset)
+                to = min(to, record.pointee.offset + record.pointee.length)
+            } else {
+                to = min(to, snapshots[Int(record.pointee.snapshot)].size)
+            }
+            record.pointee.outstanding += 1
+            effects.append(.readOriginForImage(request, offset: from, length: to - from))
+        case .zero:
+            effects.append(
+                .fillZero(
+                    request, firstBlock: run.firstBlock, blockCount: Int(run.count),
+                    into: target(of: request)))
+        case .memory(let buffer):
+            effects.append(
+                .copyFromMemory(
+                    request, buffer, block: run.firstBlock, into: target(of: request)))
+        case .stored(let slot):
+            record.pointee.outstanding += 1
+            extents.readBegan(slot)
+            emitStorageRead(index, slot, run.firstBlock, Int(run.count))
+        }
+    }
+
+    private func emitStorageRead(
+        _ index: UInt32, _ slot: StorageSlot, _ firstBlock: UInt64, _ blockCount: Int
+    ) {
+        let (source, byteOffset) = extents.address(of: slot)
+        effects.append(
+            .readStorageForImage(
+                RequestIndex(index), source, byteOffset: byteOffset, slot: slot,
+                firstBlock: firstBlock, blockCount: blockCount))
+    }
+
+    /// Where the block of the image is at this moment.
+    func resolve(_ block: UInt64, of snapshot: UInt16, overlay: Bool) -> ResolvedBlock {
+        let chunk = block / blocksPerChunk
+        let position = Int(block % blocksPerChunk)
+        let record = snapshots[Int(snapshot)]
+        if overlay, record.overlay != .max,
+            let found = find(position, of: chunk, in: Int(record.overlay))
+        {
+            return found
+        }
+        for index in chainPosition(of: record.layer)..<chainCount {
+            if let found = find(position, of: chunk, in: Int(chain[index])) { return found }
+        }
+        return .origin
+    }
+
+    private func find(_ position: Int, of chunk: UInt64, in layer: Int) -> ResolvedBlock? {
+        guard let entry = layers[layer].find(chunk) else { return nil }
+        let bit: UInt16 = 1 << UInt16(position)
+        let record = layers[layer].record(entry)
+        guard record.pointee.preserved & bit != 0 else { return nil }
+        if record.pointee.zero & bit != 0 { return .zero }
+        let place = layers[layer].place(of: position, in: entry)
+        return place.isInMemory ? .memory(place.buffer) : .stored(place.slot)
+    }
+
+    // MARK: Loss
+
+    /// A stored block could not be read back, or is not what was stored.
+    private func storedBlockLost(
+        _ index: UInt32, _ slot: StorageSlot, block: UInt64, _ fault: Fault
+    ) {
+        let record = requests[Int(index)]
+        let chunk = block / blocksPerChunk
+        let position = Int(block % blocksPerChunk)
+        let overlay = snapshots[Int(record.snapshot)].overlay
+        if record.isOverlay, overlay != .max, holds(slot, position, chunk, Int(overlay)) {
+            snapshots[Int(record.snapshot)].isOverlayLost = true
+            effects.append(.overlayCorrupted(SnapshotIndex(record.snapshot), fault))
+            return
+        }
+        for index in 0..<chainCount where holds(slot, position, chunk, Int(chain[index])) {
+            giveUp(upTo: index, fault: fault)
+            return
+        }
+        // Freed while it was read: nobody else will miss it.
+    }
+
+    private func holds(_ slot: StorageSlot, _ position: Int, _ chunk: UInt64, _ layer: Int) -> Bool
+    {
+        switch find(position, of: chunk, in: layer) {
+        case .stored(let found): found == slot
+        case .origin, .zero, .memory, nil: false
+        }
+    }
+}
+
+/// Neighbouring blocks of a window that one read can fetch.
+private struct ReadRun {
+    var place = ResolvedBlock.origin
+    var firstBlock: UInt64 = 0
+    var count: UInt64 = 0
+
+    init() {}
+
+    init(_ place: ResolvedBlock, block: UInt64) {
+        self.place = place
+        firstBlock = block
+        count = 1
+    }
+
+    /// True when the block belongs to the run and was added.
+    mutating func extend(with next: ResolvedBlock, block: UInt64) -> Bool {
+        guard count > 0, block == firstBlock + count else { return false }
+        switch (place, next) {
+        case (.origin, .origin), (.zero, .zero):
+            break
+        case (.stored(let first), .stored(let slot)):
+            guard slot.rawValue == first.rawValue + UInt32(count),
+                ExtentTable.extent(of: slot) == ExtentTable.extent(of: first)
+            else { return false }
+        case (.origin, _), (.zero, _), (.memory, _), (.stored, _):
+            return false
+        }
+        count += 1
+        return true
+    }
+}

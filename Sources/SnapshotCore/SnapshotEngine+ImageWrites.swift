@@ -1,0 +1,342 @@
+package import BlockModel
+package import CopyOnWrite
+
+// Writes through an image, into the overlay of that image alone.
+//
+//   behind earlier writes of the same blocks -> per chunk: buffers -> partial blocks read ->
+//   payload laid over -> stored in fresh slots -> overlay switched to them -> next chunk
+//
+// A block is never rewritten in place: a reader of the old slot finishes with the old block.
+// A write that finds no room gets ENOSPC and corrupts nothing.
+
+extension SnapshotEngine {
+    /// A write or zeroing of a writable image arrived; its range lies within the image.
+    package func imageWriteArrived(
+        _ request: RequestIndex, snapshot: SnapshotIndex, operation: RequestOperation,
+        offset: UInt64, length: UInt64, now: UInt64
+    ) -> Admission {
+        timeAdvanced(to: now)
+        precondition(
+            operation == .write || operation == .writeZeroes, "an image is written or zeroed")
+        let index = request.rawValue
+        let number = snapshot.rawValue
+        guard beginImageRequest(index, number, true, offset, length) else {
+            return .refused(fault(of: number))
+        }
+        requests[Int(index)].operation = operation
+        if snapshots[Int(number)].overlay == .max {
+            guard let overlay = openLayer(role: .overlay, snapshot: number) else {
+                snapshots[Int(number)].requestCount -= 1
+                requests[Int(index)].phase = .idle
+                return .refused(.noMemory)
+            }
+            snapshots[Int(number)].overlay = overlay
+        }
+        let isBlocked = overlapsEarlierWriter(index)
+        appendWriter(index)
+        if isBlocked {
+            requests[Int(index)].phase = .imageBlocked
+        } else {
+            writeStep(index)
+            settle()
+        }
+        return .taken
+    }
+
+    /// The first buffer of an image write's window, for `fillBlocks`; in block order.
+    package func firstBuffer(
+        of request: RequestIndex
+    ) -> (buffer: BufferIndex, block: UInt64)? {
+        note(of: requests[Int(request.rawValue)].firstBuffer, request)
+    }
+
+    /// The buffer after `buffer` in the same window.
+    package func nextBuffer(
+        after buffer: BufferIndex, of request: RequestIndex
+    ) -> (buffer: BufferIndex, block: UInt64)? {
+        note(of: buffers.records[Int(buffer.rawValue)].next, request)
+    }
+
+    private func note(
+        of buffer: UInt32, _ request: RequestIndex
+    ) -> (buffer: BufferIndex, block: UInt64)? {
+        guard buffer != .max else { return nil }
+        let record = requests[Int(request.rawValue)]
+        let chunkStart = record.startCursor / blocksPerChunk * blocksPerChunk
+        let position = buffers.records[Int(buffer)].position
+        return (BufferIndex(buffer), chunkStart + UInt64(position))
+    }
+
+    /// The window's buffers hold what is to be written: in the order of `firstBuffer` and
+    /// `nextBuffer`, a bit of `zeroMask` and a CRC32C for each.
+    package func imageBlocksFilled(
+        _ request: RequestIndex, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
+    ) {
+        let index = request.rawValue
+        let record = requests + Int(index)
+        precondition(record.pointee.phase == .imageFilling, "blocks are filled once")
+        record.pointee.phase = .idle
+        record.pointee.step = .storing
+        var position = 0
+        var buffer = record.pointee.firstBuffer
+        record.pointee.firstBuffer = .max
+        record.pointee.lastBuffer = .max
+        while buffer != .max {
+            let next = buffers.records[Int(buffer)].next
+            if zeroMask & 1 << UInt16(position) != 0 {
+                putZero(1 << UInt16(buffers.records[Int(buffer)].position), index)
+                buffers.free(BufferIndex(buffer))
+            } else {
+                buffers.records[Int(buffer)].checksum = checksums[position]
+                chainBuffer(buffer, index)
+            }
+            buffer = next
+            position += 1
+        }
+        writeStep(index)
+        settle()
+    }
+
+    /// An image request that waited goes on.
+    func imageAdvance(_ index: UInt32) {
+        switch requests[Int(index)].operation {
+        case .read: readStep(index)
+        case .write, .writeZeroes: writeStep(index)
+        case .flush, .discard, .prefetch, .blockStatus:
+            preconditionFailure("an image request is a read, a write or a zeroing")
+        }
+    }
+
+    // MARK: A window of a write
+
+    /// Takes the write as far as it goes now.
+    func writeStep(_ index: UInt32) {
+        let record = requests + Int(index)
+        while true {
+            if record.pointee.fault == 0,
+                !isReadable(record.pointee.snapshot, overlay: true)
+            {
+                record.pointee.fault = fault(of: record.pointee.snapshot).errnoValue
+            }
+            if record.pointee.fault != 0 {
+                endWrite(index)
+                return
+            }
+            switch record.pointee.step {
+            case .window:
+                let end = record.pointee.offset + record.pointee.length
+                guard record.pointee.startCursor * blockByteCount < end else {
+                    finishImage(index, nil)
+                    return
+                }
+                guard beginWindow(index) else { return }
+            case .reading:
+                guard readPartialBlocks(index) else { return }
+            case .filling:
+                if record.pointee.firstBuffer == .max {
+                    record.pointee.step = .storing
+                } else {
+                    record.pointee.phase = .imageFilling
+                    effects.append(.fillBlocks(RequestIndex(index)))
+                    return
+                }
+            case .storing:
+                guard storeWindow(index) else { return }
+                record.pointee.startCursor += UInt64(record.pointee.partEnd)
+                record.pointee.step = .window
+            }
+        }
+    }
+
+    /// Buffers for the window's blocks; whole zeroed blocks need none. False when it waits.
+    private func beginWindow(_ index: UInt32) -> Bool {
+        let record = requests + Int(index)
+        let first = record.pointee.startCursor
+        let chunk = first / blocksPerChunk
+        let start = max(record.pointee.offset, first * blockByteCount)
+        let end = record.pointee.offset + record.pointee.length
+        let touched = blockMask(
+            of: chunk, offset: start, end: min(end, (chunk + 1) * chunkByteCount))
+        var partial: UInt16 = 0
+        if start % blockByteCount != 0 { partial |= touched & (~touched &+ 1) }
+        if end < (chunk + 1) * chunkByteCount, end % blockByteCount != 0 {
+            partial |= 1 << UInt16((end / blockByteCount) % blocksPerChunk)
+        }
+        var wanted = record.pointee.operation == .write ? touched : partial
+        guard wanted == 0 || buffers.canTakeForImage(16) else {
+            record.pointee.phase = .imageWaitingForMemory
+            append(index, to: &imageMemoryWaiters)
+            return false
+        }
+        record.pointee.partEnd = UInt64(touched.nonzeroBitCount)
+        record.pointee.partialBlocks = partial
+        if record.pointee.operation == .writeZeroes { putZero(touched & ~partial, index) }
+        while wanted != 0 {
+            let buffer = buffers.takeForImage().rawValue
+            buffers.records[Int(buffer)].position = UInt8(wanted.trailingZeroBitCount)
+            chainBuffer(buffer, index)
+            wanted &= wanted &- 1
+        }
+        record.pointee.step = .reading
+        return true
+    }
+
+    /// Reads the next partial block into its buffer. True when all are there.
+    private func readPartialBlocks(_ index: UInt32) -> Bool {
+        let record = requests + Int(index)
+        while record.pointee.partialBlocks != 0 {
+            let position = record.pointee.partialBlocks.trailingZeroBitCount
+            record.pointee.partialBlocks &= record.pointee.partialBlocks &- 1
+            var buffer = record.pointee.firstBuffer
+            while Int(buffers.records[Int(buffer)].position) != position {
+                buffer = buffers.records[Int(buffer)].next
+            }
+            record.pointee.targetBuffer = buffer
+            let chunkStart = record.pointee.startCursor / blocksPerChunk * blocksPerChunk
+            guard readWindow(index, from: chunkStart + UInt64(position), count: 1) else {
+                return false
+            }
+        }
+        record.pointee.targetBuffer = .max
+        record.pointee.step = .filling
+        return true
+    }
+
+    /// Gives the window's buffers to storage. True when all of them are stored.
+    private func storeWindow(_ index: UInt32) -> Bool {
+        let record = requests + Int(index)
+        while record.pointee.firstBuffer != .max {
+            var count = 0
+            var buffer = record.pointee.firstBuffer
+            while buffer != .max {
+                count += 1
+                buffer = buffers.records[Int(buffer)].next
+            }
+            guard freeBatch != .max, overlayBatches < max(limits.batchCount / 4, 1) else {
+                waitForSpace(index)
+                return false
+            }
+            guard
+                let (slot, taken) = takeSlots(count, of: record.pointee.snapshot, for: .overlay)
+            else {
+                if isSpaceComing(record.pointee.snapshot) {
+                    waitForSpace(index)
+                } else {
+                    record.pointee.fault = Fault.noSpace.errnoValue
+                    endWrite(index)
+                }
+                return false
+            }
+            let batch = openBatch(slot, count: taken, purpose: .overlay)
+            batches[Int(batch)].request = index
+            for position in 0..<taken {
+                let buffer = record.pointee.firstBuffer
+                record.pointee.firstBuffer = buffers.records[Int(buffer)].next
+                add(BufferIndex(buffer), at: position, to: batch)
+            }
+            overlayBatches += 1
+            record.pointee.outstanding += 1
+            emitBatch(batch)
+        }
+        record.pointee.lastBuffer = .max
+        if record.pointee.outstanding > 0 {
+            record.pointee.phase = .imageStoring
+            return false
+        }
+        return true
+    }
+
+    /// A batch of an overlay was stored, or not.
+    func finishOverlay(_ batch: UInt32, _ fault: Fault?) {
+        let index = batches[Int(batch)].request
+        let record = requests + Int(index)
+        let chunk = record.pointee.startCursor / blocksPerChunk
+        let overlay = Int(snapshots[Int(record.pointee.snapshot)].overlay)
+        for position in 0..<Int(batches[Int(batch)].count) {
+            let buffer = batchBuffers[Int(batch) * Self.batchBlockCountMax + position]
+            let slot = StorageSlot(batches[Int(batch)].firstSlot + UInt32(position))
+            let block = Int(buffers.records[Int(buffer.rawValue)].position)
+            if let fault {
+                record.pointee.fault = fault.errnoValue
+                free(slot)
+            } else if let entry = overlayRecord(chunk, overlay) {
+                replace(block, of: entry, in: overlay)
+                layers[overlay].preserve(block, of: entry, at: BlockPlace(stored: slot))
+            } else {
+                record.pointee.fault = Fault.noSpace.errnoValue
+                free(slot)
+            }
+            buffers.free(buffer)
+        }
+        record.pointee.outstanding -= 1
+        if record.pointee.outstanding == 0, record.pointee.phase == .imageStoring { wake(index) }
+    }
+
+    private func endWrite(_ index: UInt32) {
+        let record = requests + Int(index)
+        while record.pointee.firstBuffer != .max {
+            let buffer = record.pointee.firstBuffer
+            record.pointee.firstBuffer = buffers.records[Int(buffer)].next
+            buffers.free(BufferIndex(buffer))
+        }
+        record.pointee.lastBuffer = .max
+        if record.pointee.outstanding > 0 {
+            record.pointee.phase = .imageStoring
+        } else {
+            finishImage(index, Fault(errnoValue: record.pointee.fault))
+        }
+    }
+
+    private func waitForSpace(_ index: UInt32) {
+        requests[Int(index)].phase = .imageWaitingForSpace
+        append(index, to: &imageSpaceWaiters)
+    }
+
+    private func isSpaceComing(_ snapshot: UInt16) -> Bool {
+        for index in 0..<limits.sourceCount
+        where sources[index].isUsed && sources[index].snapshot == snapshot
+            && sources[index].isAsking.1
+        {
+            return true
+        }
+        return false
+    }
+
+    private func overlayRecord(_ chunk: UInt64, _ overlay: Int) -> UInt32? {
+        layers[overlay].find(chunk) ?? layers[overlay].insert(chunk, savedEntry: 0)
+    }
+
+    private func replace(_ block: Int, of entry: UInt32, in overlay: Int) {
+        if layers[overlay].record(entry).pointee.preserved & 1 << UInt16(block) != 0 {
+            freeBlock(block, of: entry, in: overlay)
+        }
+    }
+
+    private func putZero(_ blocks: UInt16, _ index: UInt32) {
+        guard blocks != 0 else { return }
+        let record = requests + Int(index)
+        let overlay = Int(snapshots[Int(record.pointee.snapshot)].overlay)
+        guard let entry = overlayRecord(record.pointee.startCursor / blocksPerChunk, overlay)
+        else {
+            record.pointee.fault = Fault.noSpace.errnoValue
+            return
+        }
+        var rest = blocks
+        while rest != 0 {
+            replace(rest.trailingZeroBitCount, of: entry, in: overlay)
+            rest &= rest &- 1
+        }
+        layers[overlay].preserveZero(blocks, of: entry)
+    }
+
+    private func chainBuffer(_ buffer: UInt32, _ index: UInt32) {
+        let record = requests + Int(index)
+        buffers.records[Int(buffer)].next = .max
+        if record.pointee.firstBuffer == .max {
+            record.pointee.firstBuffer = buffer
+        } else {
+            buffers.records[Int(record.pointee.lastBuffer)].next = buffer
+        }
+        record.pointee.lastBuffer = buffer
+    }
+}

@@ -1,0 +1,304 @@
+internal import BlockModel
+internal import ChangeTracking
+internal import CopyOnWrite
+
+// The chain of layers: what is given up, merged, dropped and freed, in bounded slices.
+
+/// Records merged or freed in one turn of the loop.
+private let recordsPerSlice = 256
+private let slabsPerSlice = 16
+
+extension SnapshotEngine {
+    /// The snapshot is to go, in whatever state it is; its image requests end with an error.
+    /// `snapshotGone` follows when everything that is not handed over is free.
+    package func snapshotDestroyed(_ snapshot: SnapshotIndex) {
+        let record = snapshots + Int(snapshot.rawValue)
+        let previous = record.pointee.state
+        record.pointee.state = .destroying
+        switch previous {
+        case .free, .destroying: preconditionFailure("a snapshot is destroyed once")
+        case .prepared: preconditionFailure("a prepared snapshot is abandoned, not destroyed")
+        case .corrupted: break
+        case .held:
+            let layer = record.pointee.layer
+            record.pointee.layer = .max
+            layerUses[Int(layer)].role = .merging
+            layerUses[Int(layer)].cursor = 0
+            chainChanged()
+        }
+        closeSources(of: snapshot.rawValue)
+        endImageRequests(of: snapshot.rawValue)
+        pumpStorage(isTurnEnd: false)
+        settle()
+        finishDestroying(snapshot.rawValue)
+    }
+
+    /// The device has another size. A grown tail is marked by `changesMarked`; images of lost
+    /// ranges are corrupted, and a new generation is the caller's to begin.
+    package func deviceResized(to newSize: UInt64, now: UInt64) {
+        timeAdvanced(to: now)
+        precondition(underWayCount == 0 && !isGateOpen, "a device is resized behind its gate")
+        precondition(
+            map.chunkCount >= (newSize + chunkByteCount - 1) / chunkByteCount,
+            "the change map covers the device")
+        size = newSize
+        var position = chainCount - 1
+        while position >= 0 {
+            let use = layerUses[Int(chain[position])]
+            if use.role == .live, snapshots[Int(use.snapshot)].size > newSize {
+                giveUp(upTo: position, fault: .deviceGone)
+                break
+            }
+            position -= 1
+        }
+        settle()
+    }
+
+    // MARK: Giving up
+
+    /// Data of the layer at `position` is lost: every held snapshot cut at or before it is
+    /// corrupted, none later. Their waiting writers go on.
+    func giveUp(upTo position: Int, fault: Fault) {
+        precondition(position >= 0 && position < chainCount, "a lost layer is in the chain")
+        for index in 0...position {
+            let layer = Int(chain[index])
+            if layerUses[layer].role == .live {
+                let snapshot = layerUses[layer].snapshot
+                snapshots[Int(snapshot)].state = .corrupted
+                snapshots[Int(snapshot)].layer = .max
+                effects.append(.snapshotCorrupted(SnapshotIndex(snapshot), fault))
+                endImageRequests(of: snapshot)
+            }
+        }
+        for _ in 0...position { dropOldest() }
+        chainChanged()
+    }
+
+    /// Nobody inherits from the oldest layer: its blocks are freed in slices.
+    private func dropOldest() {
+        let layer = chain[0]
+        for index in 1..<max(chainCount, 1) { chain[index - 1] = chain[index] }
+        chainCount -= 1
+        orphanCopies(of: layer)
+        purgeStorageQueue(of: layer)
+        layerUses[Int(layer)].role = .freeing
+        layerUses[Int(layer)].cursor = 0
+        freeingCount += 1
+    }
+
+    /// A layer turned merging or left: what nobody inherits from is dropped, the newest live
+    /// layer is found again, and writers look again at what they wait for.
+    func chainChanged() {
+        while chainCount > 0, layerUses[Int(chain[0])].role != .live { dropOldest() }
+        newestLive = chainCount - 1
+        while newestLive >= 0, layerUses[Int(chain[newestLive])].role != .live { newestLive -= 1 }
+        while let index = pop(&memoryWaiters) { wake(index) }
+    }
+
+    private func purgeStorageQueue(of layer: UInt16) {
+        var index = storeHead
+        while index != .max {
+            let note = buffers.records[Int(index)]
+            if note.layer == layer {
+                dequeueForStorage(BufferIndex(index))
+                layers[Int(layer)].forget(Int(note.position), of: note.record)
+                buffers.free(BufferIndex(index))
+            }
+            index = note.next
+        }
+    }
+
+    // MARK: Merging
+
+    /// Chain position of the oldest merging layer.
+    func mergingPosition() -> Int? {
+        for position in 0..<chainCount where layerUses[Int(chain[position])].role == .merging {
+            return position
+        }
+        return nil
+    }
+
+    /// Hands what the layer `from` knows of `chunk` to the older layer `into`. False when the
+    /// older one is at its metadata limit.
+    func merge(chunk: UInt64, from: Int, into: Int) -> Bool {
+        guard let source = layers[from].find(chunk) else { return true }
+        return merge(record: source, from: from, into: into)
+    }
+
+    private func merge(record source: UInt32, from: Int, into: Int) -> Bool {
+        let old = layers[from].record(source)
+        guard !old.pointee.isMerged else { return true }
+        guard
+            let target = layers[into].find(old.pointee.chunk)
+                ?? layers[into].insert(old.pointee.chunk, savedEntry: old.pointee.savedEntry)
+        else { return false }
+        let new = layers[into].record(target)
+        var rest = old.pointee.preserved
+        while rest != 0 {
+            let position = rest.trailingZeroBitCount
+            let bit: UInt16 = 1 << UInt16(position)
+            rest &= ~bit
+            counters.mergedBlockCount += 1
+            if new.pointee.preserved & bit != 0 {
+                freeBlock(position, of: source, in: from)
+            } else if old.pointee.zero & bit != 0 {
+                layers[from].forget(position, of: source)
+                layers[into].preserveZero(bit, of: target)
+            } else {
+                let place = layers[from].place(of: position, in: source)
+                layers[from].forget(position, of: source)
+                layers[into].preserve(position, of: target, at: place)
+                if place.isInMemory {
+                    let note = buffers.records + Int(place.buffer.rawValue)
+                    note.pointee.layer = UInt16(into)
+                    note.pointee.record = target
+                }
+            }
+        }
+        if old.pointee.copying != 0 {
+            handOverCopies(of: source, from: UInt16(from), to: target, into: UInt16(into))
+        }
+        layers[from].recordMerged(source)
+        return true
+    }
+
+    private func handOverCopies(
+        of source: UInt32, from: UInt16, to target: UInt32, into: UInt16
+    ) {
+        for index in 0..<limits.copyCount
+        where copies[index].isUsed && !copies[index].isOrphaned && copies[index].layer == from
+            && copies[index].record == source
+        {
+            copies[index].layer = into
+            copies[index].record = target
+        }
+        let new = layers[Int(into)].record(target)
+        new.pointee.copying |= layers[Int(from)].record(source).pointee.copying
+        layers[Int(from)].record(source).pointee.copying = 0
+    }
+
+    /// Frees what a preserved block takes, wherever it is, and forgets it.
+    func freeBlock(_ position: Int, of record: UInt32, in layer: Int) {
+        if layers[layer].record(record).pointee.zero & 1 << UInt16(position) == 0 {
+            let place = layers[layer].place(of: position, in: record)
+            if place.isInMemory {
+                let note = buffers.records + Int(place.buffer.rawValue)
+                switch note.pointee.state {
+                case .queued:
+                    dequeueForStorage(place.buffer)
+                    buffers.free(place.buffer)
+                case .writing:
+                    // The slot and the buffer are the storage write's until it ends.
+                    note.pointee.state = .orphaned
+                case .free, .copying, .orphaned, .imageWrite:
+                    preconditionFailure("a preserved block in memory is queued or being written")
+                }
+            } else {
+                free(place.slot)
+            }
+        }
+        layers[layer].forget(position, of: record)
+    }
+
+    // MARK: Slices
+
+    func performSlice() {
+        if let position = mergingPosition() { mergeSlice(position) }
+        guard freeingCount > 0 else { return }
+        for layer in 0..<layerCapacity where layerUses[layer].role == .freeing {
+            freeSlice(layer)
+            return
+        }
+    }
+
+    private func mergeSlice(_ position: Int) {
+        // The chain begins with a live layer, so an older neighbour is always there; all merging
+        // layers between the two were merged before, since the oldest goes first.
+        precondition(position > 0, "a merging layer has an heir")
+        let from = Int(chain[position])
+        let into = Int(chain[position - 1])
+        let end = min(
+            layerUses[from].cursor + UInt32(recordsPerSlice), layers[from].recordCount)
+        while layerUses[from].cursor < end {
+            guard merge(record: layerUses[from].cursor, from: from, into: into) else {
+                giveUp(upTo: position - 1, fault: .noMemory)
+                return
+            }
+            layerUses[from].cursor += 1
+        }
+        guard end == layers[from].recordCount else { return }
+        for index in position + 1..<max(chainCount, position + 1) {
+            chain[index - 1] = chain[index]
+        }
+        chainCount -= 1
+        layerUses[from].role = .freeing
+        layerUses[from].cursor = 0
+        freeingCount += 1
+        chainChanged()
+    }
+
+    private func freeSlice(_ layer: Int) {
+        let end = min(
+            layerUses[layer].cursor + UInt32(recordsPerSlice), layers[layer].recordCount)
+        while layerUses[layer].cursor < end {
+            let record = layerUses[layer].cursor
+            var rest = layers[layer].record(record).pointee.preserved
+            while rest != 0 {
+                freeBlock(rest.trailingZeroBitCount, of: record, in: layer)
+                rest &= rest &- 1
+            }
+            layerUses[layer].cursor += 1
+        }
+        guard end == layers[layer].recordCount || layers[layer].isShrinking else { return }
+        guard !hasCopies(of: UInt16(layer)), !hasBuffersWriting(of: UInt16(layer)) else { return }
+        guard layers[layer].deallocate(slabs: slabsPerSlice) else { return }
+        layerUses[layer].role = .free
+        freeingCount -= 1
+        let snapshot = layerUses[layer].snapshot
+        layerUses[layer].snapshot = .max
+        finishDestroying(snapshot)
+    }
+
+    private func hasCopies(of layer: UInt16) -> Bool {
+        guard copiesInUse > 0 else { return false }
+        for index in 0..<limits.copyCount
+        where copies[index].isUsed && copies[index].layer == layer { return true }
+        return false
+    }
+
+    private func hasBuffersWriting(of layer: UInt16) -> Bool {
+        for index in 0..<limits.batchCount where batches[index].isUsed {
+            guard batches[index].purpose == .preserving else { continue }
+            for buffer in buffers(of: BatchIndex(UInt32(index)))
+            where buffers.records[Int(buffer.rawValue)].layer == layer { return true }
+        }
+        return false
+    }
+
+    /// Says that the snapshot is gone once its layer, overlay and requests are.
+    func finishDestroying(_ snapshot: UInt16) {
+        let record = snapshots + Int(snapshot)
+        guard record.pointee.state == .destroying, record.pointee.requestCount == 0 else { return }
+        if record.pointee.overlay != .max {
+            layerUses[Int(record.pointee.overlay)].role = .freeing
+            layerUses[Int(record.pointee.overlay)].cursor = 0
+            freeingCount += 1
+            record.pointee.overlay = .max
+        }
+        for layer in 0..<layerCapacity
+        where layerUses[layer].role != .free && layerUses[layer].snapshot == snapshot { return }
+        record.pointee.state = .free
+        effects.append(.snapshotGone(SnapshotIndex(snapshot)))
+    }
+
+    /// A free layer slot turned into an empty layer.
+    func openLayer(role: LayerUse.Role, snapshot: UInt16) -> UInt16? {
+        for layer in 0..<layerCapacity where layerUses[layer].role == .free {
+            (layers + layer).initialize(
+                to: DifferenceLayer(byteCountMax: limits.layerByteCountMax))
+            layerUses[layer] = LayerUse(role: role, snapshot: snapshot, cursor: 0)
+            return UInt16(layer)
+        }
+        return nil
+    }
+}

@@ -1,0 +1,341 @@
+package import BlockModel
+internal import ChangeTracking
+internal import CopyOnWrite
+
+// Writes, zeroings and discards of the origin, from arrival to finish.
+//
+// A write is one piece; discards and zeroings are worked on in pieces, so that a huge one needs
+// bounded memory and marks a bounded number of entries at a time.
+
+/// Most bytes of a zeroing or discard that are marked and preserved at a time.
+private let pieceByteCountHeld: UInt64 = 4 << 20
+private let pieceByteCountFree: UInt64 = 1 << 30
+
+extension SnapshotEngine {
+    /// A read of the origin arrived. Reads pass: they are neither parked nor tracked.
+    package func readArrived(_ request: RequestIndex) -> Admission { .issue }
+
+    /// A write, zeroing or discard of the origin arrived; its range lies within the device.
+    package func writeArrived(
+        _ request: RequestIndex, operation: RequestOperation, flags: RequestFlags, offset: UInt64,
+        length: UInt64, now: UInt64
+    ) -> Admission {
+        timeAdvanced(to: now)
+        let index = request.rawValue
+        let record = requests + Int(index)
+        precondition(record.pointee.phase == .idle, "a request slot is used by one request")
+        precondition(
+            length <= size && offset <= size - length, "a request lies within the device")
+        if length == 0 { return .refused(.invalid) }
+        if isGateOpen, newestLive < 0, operation == .write,
+            markWhenReserved(offset: offset, length: length)
+        {
+            record.pointee.phase = .issued
+            record.pointee.isImage = false
+            record.pointee.operation = .write
+            record.pointee.offset = offset
+            record.pointee.length = length
+            record.pointee.pieceEnd = offset + length
+            record.pointee.isUnderWay = true
+            record.pointee.attempts = 0
+            record.pointee.isDelayed = false
+            underWayCount += 1
+            return .issue
+        }
+        if flags.contains(.noWait), wouldWait(offset: offset, length: length) {
+            return .refused(.wouldBlock)
+        }
+        record.pointee = RequestRecord()
+        record.pointee.operation = operation
+        record.pointee.flags = flags
+        record.pointee.offset = offset
+        record.pointee.length = length
+        record.pointee.pieceStart = offset
+        record.pointee.pieceEnd = offset
+        advance(index)
+        settle()
+        return .taken
+    }
+
+    /// The origin finished (a part of) the request: `byteCount` bytes or a fault.
+    package func originWriteFinished(
+        _ request: RequestIndex, byteCount: UInt64, fault: Fault?
+    ) -> Completion {
+        let index = request.rawValue
+        let record = requests + Int(index)
+        precondition(record.pointee.phase == .issued, "only an issued request finishes")
+        let isPart = record.pointee.operation != .write
+        let expected =
+            isPart ? record.pointee.partEnd - record.pointee.pieceStart : record.pointee.length
+        if fault == nil, byteCount < expected {
+            record.pointee.attempts += 1
+            if record.pointee.attempts < Self.attemptsMax {
+                // Writing the same bytes to the same place again is harmless.
+                if isPart {
+                    emitPart(index)
+                } else {
+                    effects.append(.issue(request))
+                }
+                return .taken
+            }
+        }
+        let outcome = fault ?? (byteCount < expected ? .inputOutput : nil)
+        if outcome == nil, isPart {
+            record.pointee.attempts = 0
+            record.pointee.pieceStart = record.pointee.partEnd
+            if record.pointee.partEnd < record.pointee.offset + record.pointee.length {
+                record.pointee.phase = .idle
+                advance(index)
+                settle()
+                return .taken
+            }
+        }
+        retire(index)
+        return .finish(outcome)
+    }
+
+    /// The page can be touched now, or marking in it would have failed.
+    package func mapPageReserved(_ page: UInt64) {
+        map.pageReserved(page)
+        wakeMapWaiters(of: page)
+        settle()
+    }
+
+    /// The page cannot be made resident: what changes from now on is not known. Writers go on;
+    /// the control plane begins a new generation.
+    package func mapPageRefused(_ page: UInt64) {
+        isTrackingLost = true
+        while let index = pop(&mapWaiters) { wake(index) }
+        settle()
+    }
+
+    private func wakeMapWaiters(of page: UInt64) {
+        var index = mapWaiters.head
+        while index != .max {
+            let following = requests[Int(index)].next
+            if requests[Int(index)].waitedPage == page {
+                remove(index, from: &mapWaiters)
+                wake(index)
+            }
+            index = following
+        }
+    }
+
+    /// The blocks of the range changed or will be reported as changed: by hand, or by a grown
+    /// tail. Returns false when a page had to be reserved first: say it again when it is.
+    package func changesMarked(offset: UInt64, length: UInt64) -> Bool {
+        precondition(
+            length <= size && offset <= size - length, "a marked range lies within the device")
+        guard length > 0 else { return true }
+        let touched = chunks(touching: ByteRange(offset: offset, length: length))
+        if !isTrackingLost, let page = unreservedPage(touched) {
+            effects.append(.reserveMapPage(page))
+            return false
+        }
+        markAndTouch(offset: offset, end: offset + length)
+        settle()
+        return true
+    }
+
+    // MARK: One piece after the other
+
+    /// Takes the request as far as it goes now: the parent of all branches of a write.
+    func advance(_ index: UInt32) {
+        let record = requests + Int(index)
+        precondition(record.pointee.phase == .idle, "a request that advances waits for nothing")
+        if !isGateOpen && !record.pointee.isUnderWay {
+            park(index)
+            return
+        }
+        if record.pointee.pieceStart == record.pointee.pieceEnd {
+            guard beginPiece(index) else { return }
+        }
+        if record.pointee.operation == .discard {
+            issueDiscard(index)
+            return
+        }
+        guard newestLive < 0 || preserve(index) else { return }
+        issuePiece(index)
+    }
+
+    func park(_ index: UInt32) {
+        let record = requests + Int(index)
+        undelay(index)
+        record.pointee.phase = .parked
+        record.pointee.pieceStart = record.pointee.offset
+        record.pointee.pieceEnd = record.pointee.offset
+        append(index, to: &parked)
+    }
+
+    /// Marks the next piece. False when the request has to wait for a page of the map.
+    private func beginPiece(_ index: UInt32) -> Bool {
+        let record = requests + Int(index)
+        let start = record.pointee.pieceStart
+        var end = record.pointee.offset + record.pointee.length
+        if record.pointee.operation != .write {
+            let step = newestLive < 0 ? pieceByteCountFree : pieceByteCountHeld
+            end = min(end, (start / step + 1) * step)
+        }
+        let touched = chunks(touching: ByteRange(offset: start, length: end - start))
+        if !isTrackingLost, let page = unreservedPage(touched) {
+            record.pointee.phase = .waitingForMap
+            record.pointee.waitedPage = page
+            append(index, to: &mapWaiters)
+            effects.append(.reserveMapPage(page))
+            return false
+        }
+        markAndTouch(offset: start, end: end)
+        record.pointee.pieceEnd = end
+        record.pointee.startCursor = start / blockByteCount
+        record.pointee.waitCursor = start / blockByteCount
+        return true
+    }
+
+    private func issuePiece(_ index: UInt32) {
+        let record = requests + Int(index)
+        record.pointee.partEnd = record.pointee.pieceEnd
+        beginUnderWay(index)
+        if record.pointee.operation == .write {
+            undelay(index)
+            effects.append(.issue(RequestIndex(index)))
+        } else {
+            emitPart(index)
+        }
+    }
+
+    private func beginUnderWay(_ index: UInt32) {
+        let record = requests + Int(index)
+        record.pointee.phase = .issued
+        if !record.pointee.isUnderWay {
+            record.pointee.isUnderWay = true
+            underWayCount += 1
+        }
+    }
+
+    private func emitPart(_ index: UInt32) {
+        let record = requests[Int(index)]
+        effects.append(
+            .issuePart(
+                RequestIndex(index), offset: record.pieceStart,
+                length: record.partEnd - record.pieceStart))
+    }
+
+    /// Performs the next run of the piece that no held snapshot needs; skips what one needs.
+    private func issueDiscard(_ index: UInt32) {
+        let record = requests + Int(index)
+        while true {
+            let end = record.pointee.pieceEnd
+            guard newestLive >= 0 else {
+                issuePiece(index)
+                return
+            }
+            var position = record.pointee.pieceStart
+            while position < end, isNeeded(block: position / blockByteCount) {
+                position = (position / blockByteCount + 1) * blockByteCount
+            }
+            position = min(position, end)
+            var runEnd = position
+            while runEnd < end, !isNeeded(block: runEnd / blockByteCount) {
+                runEnd = min((runEnd / blockByteCount + 1) * blockByteCount, end)
+            }
+            record.pointee.pieceStart = position
+            if runEnd > position {
+                record.pointee.partEnd = runEnd
+                beginUnderWay(index)
+                emitPart(index)
+                return
+            }
+            if end == record.pointee.offset + record.pointee.length {
+                retire(index)
+                effects.append(.finish(RequestIndex(index), nil))
+                return
+            }
+            guard beginPiece(index) else { return }
+        }
+    }
+
+    /// The request leaves the engine.
+    private func retire(_ index: UInt32) {
+        let record = requests + Int(index)
+        undelay(index)
+        record.pointee.phase = .idle
+        if record.pointee.isUnderWay {
+            record.pointee.isUnderWay = false
+            underWayCount -= 1
+            reportDrained()
+        }
+    }
+
+    func reportDrained() {
+        guard isDrainWanted, underWayCount == 0 else { return }
+        isDrainWanted = false
+        effects.append(.gateDrained)
+    }
+
+    // MARK: Marking
+
+    /// The fast path: marks when every page is reserved, else does nothing.
+    private func markWhenReserved(offset: UInt64, length: UInt64) -> Bool {
+        let first = offset / chunkByteCount
+        let last = (offset + length - 1) / chunkByteCount
+        if isTrackingLost { return true }
+        guard map.isReserved(page: ChangeMap.page(of: first)),
+            first == last || unreservedPage(first..<last + 1) == nil
+        else { return false }
+        for chunk in first...last {
+            map.mark(blockMask(of: chunk, offset: offset, end: offset + length), of: chunk)
+        }
+        return true
+    }
+
+    /// Saves the old entries in the newest live layer, then marks.
+    func markAndTouch(offset: UInt64, end: UInt64) {
+        let touched = chunks(touching: ByteRange(offset: offset, length: end - offset))
+        for chunk in touched {
+            if newestLive >= 0 { touchOrGiveUp(chunk) }
+            if !isTrackingLost {
+                map.mark(blockMask(of: chunk, offset: offset, end: end), of: chunk)
+            }
+        }
+    }
+
+    private func touchOrGiveUp(_ chunk: UInt64) {
+        if touch(chunk) == nil, newestLive >= 0 {
+            // Metadata at its limit: waiting would not help.
+            giveUp(upTo: newestLive, fault: .noMemory)
+        }
+    }
+
+    private func unreservedPage(_ touched: Range<UInt64>) -> UInt64? {
+        var page = ChangeMap.page(of: touched.lowerBound)
+        let last = ChangeMap.page(of: touched.upperBound - 1)
+        while page <= last {
+            if !map.isReserved(page: page) { return page }
+            page += 1
+        }
+        return nil
+    }
+
+    /// True when a no-wait request would be parked, need a page or need a copy.
+    private func wouldWait(offset: UInt64, length: UInt64) -> Bool {
+        guard isGateOpen else { return true }
+        let end = offset + length
+        let touched = chunks(touching: ByteRange(offset: offset, length: length))
+        if !isTrackingLost, unreservedPage(touched) != nil { return true }
+        guard newestLive >= 0 else { return false }
+        for chunk in touched
+        where neededBlocks(of: chunk) & blockMask(of: chunk, offset: offset, end: end) != 0 {
+            return true
+        }
+        return false
+    }
+}
+
+/// The blocks of `chunk` that the bytes `offset ..< end` touch.
+func blockMask(of chunk: UInt64, offset: UInt64, end: UInt64) -> UInt16 {
+    let start = chunk * chunkByteCount
+    let first = offset > start ? (offset - start) / blockByteCount : 0
+    let last = end >= start + chunkByteCount ? 15 : (end - 1 - start) / blockByteCount
+    let count = UInt32(last - first + 1)
+    return UInt16(truncatingIfNeeded: ((1 << count) - 1) << UInt32(first))
+}

@@ -1,0 +1,285 @@
+package import BlockModel
+package import ChangeTracking
+internal import CopyOnWrite
+
+// SnapshotCore decides what happens to the requests of one device and its images: events come in
+// as method calls, effects go out through `nextEffect`. No I/O, no clock, no allocation per request.
+//
+//   write --gate--> map page --mark--> copies of blocks not yet preserved --> issue --> finish
+//            |          |                    |  memory or copy short: wait, at most the
+//            +-parked---+--------------------+  policy's limit, then the snapshot is given up
+//
+//   layers of a device, oldest first ("chain"):  [live] [merging] [live] [live = newest]
+//   a write copies into the newest live layer only; an image looks in its own layer, then in
+//   the newer ones, then in the origin.
+//
+// Invariants
+// - A mark precedes its write, and the old entry is saved in the newest live layer before it.
+// - A write is issued only when each of its blocks is preserved in the newest live layer (or one
+//   merging above it), or no layer is live.
+// - chain[0] is live, or the chain is empty: a layer nobody older inherits from is dropped.
+// - Layers above the newest live one are merging; whatever touches a chunk merges it first.
+// - A request is on at most one list, and has at most one reason to wait.
+// - Between `gateDrained` and `gateOpened` no origin request is under way.
+
+/// The engine of one device. Confined to the device's loop.
+package final class SnapshotEngine {
+    package let limits: EngineLimits
+    package let buffers: BlockBuffers
+    var map: ChangeMap
+    /// Marking stopped: a map page could not be reserved. Ends with a new map at a cut.
+    package internal(set) var isTrackingLost = false
+    /// Bytes of the device.
+    package internal(set) var size: UInt64
+    /// Latest time the engine was told, monotonic nanoseconds.
+    package internal(set) var now: UInt64 = 0
+    /// Counts generations since attach.
+    package internal(set) var generationOrdinal: UInt32 = 0
+
+    let requests: UnsafeMutablePointer<RequestRecord>
+    let copies: UnsafeMutablePointer<CopyRecord>
+    let copyBuffers: UnsafeMutablePointer<BufferIndex>
+    let batches: UnsafeMutablePointer<BatchRecord>
+    let batchBuffers: UnsafeMutablePointer<BufferIndex>
+    let snapshots: UnsafeMutablePointer<SnapshotRecord>
+    let sources: UnsafeMutablePointer<SourceRecord>
+    let layers: UnsafeMutablePointer<DifferenceLayer>
+    let layerUses: UnsafeMutablePointer<LayerUse>
+    /// Layer slots, oldest first.
+    let chain: UnsafeMutablePointer<UInt16>
+    let layerCapacity: Int
+    var chainCount = 0
+    /// Position in the chain of the newest live layer, -1 when none is live.
+    var newestLive = -1
+    var freeingCount = 0
+    var freeCopy: UInt32
+    var freeBatch: UInt32
+    var copiesInUse = 0
+    var extents = ExtentTable()
+    var effects = EffectQueue(capacity: 1024)
+
+    var isGateOpen = true
+    var isDrainWanted = false
+    /// Origin requests under way.
+    var underWayCount = 0
+    var parked = RequestList()
+    var mapWaiters = RequestList()
+    var memoryWaiters = RequestList()
+    var imageMemoryWaiters = RequestList()
+    var imageSpaceWaiters = RequestList()
+    var ready = RequestList()
+    var delayed = RequestList()
+    var lastTimer = UInt64.max
+
+    /// Preserved blocks in memory that are not being written yet, in order.
+    var storeHead = UInt32.max
+    var storeTail = UInt32.max
+    var storeCount = 0
+    var preservingBatches = 0
+    var overlayBatches = 0
+
+    /// Counters for `snapshot show` and metrics.
+    package internal(set) var counters = EngineCounters()
+
+    /// Most blocks of one storage write.
+    package static let batchBlockCountMax = 64
+    static let attemptsMax: UInt8 = 8
+
+    /// `map` covers the device; `buffers` is shared with the engines of the same loop.
+    package init(size: UInt64, map: ChangeMap, buffers: BlockBuffers, limits: EngineLimits) {
+        precondition(
+            map.chunkCount >= (size + chunkByteCount - 1) / chunkByteCount,
+            "the change map covers the device")
+        self.limits = limits
+        self.buffers = buffers
+        self.map = map
+        self.size = size
+        requests = .allocate(capacity: limits.requestCount)
+        requests.initialize(repeating: RequestRecord(), count: limits.requestCount)
+        copies = .allocate(capacity: limits.copyCount)
+        copies.initialize(repeating: CopyRecord(), count: limits.copyCount)
+        copyBuffers = .allocate(capacity: limits.copyCount * 16)
+        copyBuffers.initialize(repeating: .none, count: limits.copyCount * 16)
+        for index in 0..<limits.copyCount - 1 { copies[index].next = UInt32(index + 1) }
+        freeCopy = 0
+        batches = .allocate(capacity: limits.batchCount)
+        batches.initialize(repeating: BatchRecord(), count: limits.batchCount)
+        batchBuffers = .allocate(capacity: limits.batchCount * Self.batchBlockCountMax)
+        batchBuffers.initialize(
+            repeating: .none, count: limits.batchCount * Self.batchBlockCountMax)
+        for index in 0..<limits.batchCount - 1 { batches[index].next = UInt32(index + 1) }
+        freeBatch = 0
+        snapshots = .allocate(capacity: limits.snapshotCount)
+        snapshots.initialize(repeating: SnapshotRecord(), count: limits.snapshotCount)
+        sources = .allocate(capacity: limits.sourceCount)
+        sources.initialize(repeating: SourceRecord(), count: limits.sourceCount)
+        // A layer and an overlay per snapshot, and as many being merged or freed.
+        layerCapacity = limits.snapshotCount * 4
+        layers = .allocate(capacity: layerCapacity)
+        layerUses = .allocate(capacity: layerCapacity)
+        layerUses.initialize(repeating: LayerUse(), count: layerCapacity)
+        chain = .allocate(capacity: layerCapacity)
+    }
+
+    deinit {
+        for index in 0..<layerCapacity where layerUses[index].role != .free {
+            _ = layers[index].deallocate(slabs: .max)
+        }
+        extents.deallocate()
+        effects.deallocate()
+        requests.deallocate()
+        copies.deallocate()
+        copyBuffers.deallocate()
+        batches.deallocate()
+        batchBuffers.deallocate()
+        snapshots.deallocate()
+        sources.deallocate()
+        layers.deallocate()
+        layerUses.deallocate()
+        chain.deallocate()
+    }
+
+    /// The next thing to do, or nil. Drain it after every event.
+    package func nextEffect() -> Effect? { effects.next() }
+
+    /// The epoch in which changes are marked now.
+    package var epoch: Epoch { map.current }
+
+    /// True when `turnEnded` has slices of merging or freeing left: do not sleep for long.
+    package var hasWork: Bool {
+        freeingCount > 0 || (chainCount > 0 && mergingPosition() != nil)
+    }
+
+    /// True when somebody waits for a buffer of the shared pool: say `buffersFreed` when another
+    /// engine gave some back.
+    package var waitsForBuffers: Bool {
+        !memoryWaiters.isEmpty || !imageMemoryWaiters.isEmpty
+    }
+
+    /// The turn of the loop ends: full batches went out already, now the rest goes; slices of
+    /// merging and freeing are done; the timer is set. Once per turn, before effects are drained.
+    package func turnEnded(now: UInt64) {
+        timeAdvanced(to: now)
+        performSlice()
+        settle()
+        pumpStorage(isTurnEnd: true)
+        settle()
+        updateTimer()
+    }
+
+    /// Another engine of the loop gave buffers back.
+    package func buffersFreed() { settle() }
+
+    func timeAdvanced(to time: UInt64) {
+        if time > now { now = time }
+    }
+
+    /// Runs what became ready and what can have memory now. Ends every event.
+    func settle() {
+        while true {
+            if let index = pop(&ready) {
+                requests[Int(index)].phase = .idle
+                if requests[Int(index)].isImage {
+                    imageAdvance(index)
+                } else {
+                    advance(index)
+                }
+                continue
+            }
+            if !memoryWaiters.isEmpty, newestLive < 0 || canCopy() {
+                let index = pop(&memoryWaiters)!
+                requests[Int(index)].phase = .idle
+                advance(index)
+                // It waits again: others behind it would only take its place.
+                if requests[Int(index)].phase == .waitingForMemory {
+                    remove(index, from: &memoryWaiters)
+                    prepend(index, to: &memoryWaiters)
+                    if ready.isEmpty { break }
+                }
+                continue
+            }
+            if !imageMemoryWaiters.isEmpty, buffers.canTakeForImage(16) {
+                let index = pop(&imageMemoryWaiters)!
+                requests[Int(index)].phase = .idle
+                imageAdvance(index)
+                continue
+            }
+            break
+        }
+    }
+
+    func canCopy() -> Bool {
+        freeCopy != .max && buffers.canTake(account: newestAccount())
+    }
+
+    func newestAccount() -> UInt16 {
+        snapshots[Int(layerUses[Int(chain[newestLive])].snapshot)].account
+    }
+
+    /// Puts a request that waited back to work; `settle` runs it.
+    func wake(_ index: UInt32) {
+        requests[Int(index)].phase = .ready
+        append(index, to: &ready)
+    }
+
+    // MARK: Lists
+
+    func append(_ index: UInt32, to list: inout RequestList) {
+        let record = requests + Int(index)
+        record.pointee.next = .max
+        record.pointee.previous = list.tail
+        if list.tail == .max {
+            list.head = index
+        } else {
+            requests[Int(list.tail)].next = index
+        }
+        list.tail = index
+    }
+
+    func prepend(_ index: UInt32, to list: inout RequestList) {
+        let record = requests + Int(index)
+        record.pointee.previous = .max
+        record.pointee.next = list.head
+        if list.head == .max {
+            list.tail = index
+        } else {
+            requests[Int(list.head)].previous = index
+        }
+        list.head = index
+    }
+
+    func remove(_ index: UInt32, from list: inout RequestList) {
+        let record = requests[Int(index)]
+        if record.previous == .max {
+            list.head = record.next
+        } else {
+            requests[Int(record.previous)].next = record.next
+        }
+        if record.next == .max {
+            list.tail = record.previous
+        } else {
+            requests[Int(record.next)].previous = record.previous
+        }
+    }
+
+    func pop(_ list: inout RequestList) -> UInt32? {
+        guard list.head != .max else { return nil }
+        let index = list.head
+        remove(index, from: &list)
+        return index
+    }
+}
+
+/// What an engine did since its start.
+package struct EngineCounters: Equatable, Sendable {
+    /// Bytes of old data read from the origin for preserving.
+    package var copiedByteCount: UInt64 = 0
+    /// Bytes of blocks written to difference storage for preserving.
+    package var storedByteCount: UInt64 = 0
+    /// Blocks found all zero while preserving.
+    package var zeroBlockCount: UInt64 = 0
+    /// Writers that had to wait for a copy or memory.
+    package var delayedRequestCount: UInt64 = 0
+    /// Blocks merged into an older layer.
+    package var mergedBlockCount: UInt64 = 0
+}

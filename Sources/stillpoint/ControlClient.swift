@@ -1,0 +1,113 @@
+import ArgumentParser
+import AsyncHTTPClient
+import Control
+import FoundationEssentials
+import Glibc
+import NIOCore
+import NIOHTTP1
+
+/// Options of every client command.
+struct ClientOptions: ParsableArguments {
+    @Option(help: "Control socket of the service (or STILLPOINT_CONTROL).")
+    var control: String?
+
+    @Flag(help: "Print one JSON document instead of text for people.")
+    var json = false
+
+    /// A client of the service they name.
+    func client() throws -> ControlClient {
+        let path = try Defaults.absolute(try control ?? Defaults.control())
+        try checkSocketPath(path)
+        return ControlClient(path: path)
+    }
+
+    /// Prints `document` as JSON, or what `text` makes of it.
+    func show<Document: Encodable>(_ document: Document, text: () -> String) throws {
+        guard json else { return FileHandles.output.write(text()) }
+        let bytes = try DocumentCoding.encoder(pretty: true).encode(document)
+        FileHandles.output.write(String(decoding: bytes, as: UTF8.self) + "\n")
+    }
+}
+
+/// Speaks to the service over its control socket.
+struct ControlClient {
+    let path: String
+    /// Longest wait for an answer: an attach may wait 30 s for the locks of a dying service, a
+    /// detach for the requests under way.
+    static let timeLimit = TimeAmount.seconds(300)
+    /// Largest answer that is taken.
+    static let answerByteCountMax = 64 << 20
+
+    /// Sends a request and returns the document it is answered with.
+    func call<Document: Decodable>(
+        _ method: HTTPMethod, _ target: String, body: (any Encodable)? = nil,
+        as type: Document.Type = Document.self
+    ) async throws -> Document {
+        var request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
+        request.method = method
+        if let body {
+            request.headers.add(name: "content-type", value: "application/json")
+            request.body = .bytes(try DocumentCoding.encoder().encode(body))
+        }
+        let (status, bytes) = try await exchange(request)
+        guard (200..<300).contains(status.code) else { throw refusal(status, bytes) }
+        do {
+            return try DocumentCoding.decoder().decode(type, from: bytes)
+        } catch {
+            throw ControlError(
+                .failed,
+                "the service at \(path) answered with something this program does not understand; "
+                    + "are both of one version?")
+        }
+    }
+
+    private func exchange(
+        _ request: HTTPClientRequest
+    ) async throws -> (HTTPResponseStatus, Data) {
+        do {
+            let response = try await HTTPClient.shared.execute(request, timeout: Self.timeLimit)
+            let body = try await response.body.collect(upTo: Self.answerByteCountMax)
+            return (response.status, Data(body.readableBytesView))
+        } catch let error as HTTPClientError where error == .deadlineExceeded {
+            throw ControlError(
+                .failed,
+                "the service at \(path) did not answer within "
+                    + "\(Self.timeLimit.nanoseconds / 1_000_000_000) s; its log may say why")
+        } catch {
+            throw Unreachable(
+                message: "the service at \(path) is not reachable (\(Self.reason(error))); start "
+                    + "it with `stillpoint serve`, or name its socket with --control")
+        }
+    }
+
+    private func refusal(_ status: HTTPResponseStatus, _ bytes: Data) -> ControlError {
+        do {
+            return try DocumentCoding.decoder().decode(ErrorDocument.self, from: bytes)
+                .controlError
+        } catch {
+            return ControlError(
+                .failed, "the service at \(path) refused without a reason: HTTP \(status.code)")
+        }
+    }
+
+    private static func reason(_ error: any Error) -> String {
+        if let error = error as? IOError { return String(cString: strerror(error.errnoCode)) }
+        return "\(error)"
+    }
+
+    /// A segment of a URL that stands for `text`.
+    static func escaped(_ text: String) -> String {
+        text.utf8.map { byte in
+            let isPlain =
+                switch byte {
+                case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+                    UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"), UInt8(ascii: "."),
+                    UInt8(ascii: "_"):
+                    true
+                default: false
+                }
+            if isPlain { return String(UnicodeScalar(byte)) }
+            return "%" + (byte < 16 ? "0" : "") + String(byte, radix: 16, uppercase: true)
+        }.joined()
+    }
+}

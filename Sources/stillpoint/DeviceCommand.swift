@@ -1,0 +1,158 @@
+import ArgumentParser
+import Control
+
+/// `device`: attach, list, show, detach.
+struct DeviceCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "device", abstract: "Attach, list, show and detach devices.",
+        subcommands: [Attach.self, List.self, Show.self, Detach.self])
+
+    /// `device attach`.
+    struct Attach: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Attach an origin, a disk image or block device, under a name.",
+            discussion: """
+                The same again is done already and succeeds.
+
+                Example: stillpoint device attach data /dev/sdb1
+                """)
+
+        @Argument(help: "Name of the device: letters, digits, '.', '_', '-'.")
+        var name: String
+
+        @Argument(help: "Path of the origin.")
+        var path: String
+
+        @Flag(help: "Serve it read-only.")
+        var readOnly = false
+
+        @Option(help: "Sector size users see, 512 or 4096. Default: what the origin says.")
+        var sectorSize: UInt32?
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let request = try AttachRequest(
+                name: name, path: try Defaults.absolute(path), isReadOnly: readOnly,
+                sectorBytes: sectorSize)
+            let device = try await options.client().call(
+                .POST, "/v1/devices",
+                body: AttachDocument(
+                    name: request.name.text, path: request.path, readOnly: readOnly,
+                    sectorSize: sectorSize),
+                as: DeviceDocument.self)
+            try options.show(device) {
+                "attached \(device.name): \(device.path), \(sizeText(device.size))\n"
+            }
+        }
+    }
+
+    /// `device list`.
+    struct List: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List all devices.")
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let devices = try await options.client().call(
+                .GET, "/v1/devices", as: [DeviceDocument].self)
+            try options.show(devices) { deviceTable(devices) }
+        }
+    }
+
+    /// `device show`.
+    struct Show: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Show one device.")
+
+        @Argument(help: "Name of the device.")
+        var name: String
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let device = try await options.client().call(
+                .GET, "/v1/devices/\(ControlClient.escaped(name))", as: DeviceDocument.self)
+            try options.show(device) { Self.text(device) }
+        }
+
+        private static func text(_ device: DeviceDocument) -> String {
+            let kind = device.blockDevice ? "block device" : "disk image"
+            var facts: [(String, String)] = [
+                ("name", device.name), ("origin", "\(device.path) (\(kind))"),
+                ("size", "\(sizeText(device.size)) (\(device.size) bytes)"),
+                ("sector size", "\(device.sectorSize) bytes"),
+                ("chunks", "\(device.chunkCount) of \(sizeText(device.chunkSize))"),
+                ("mode", device.readOnly ? "read-only" : "read/write"),
+                ("access", device.access), ("loop", "\(device.loop)"),
+                ("connections", "\(device.connections)"),
+                ("attached", device.attachedAt.formatted(.iso8601)),
+            ]
+            if let counters = device.counters {
+                facts += [
+                    ("reads", "\(counters.reads), \(sizeText(counters.readBytes))"),
+                    ("writes", "\(counters.writes), \(sizeText(counters.writtenBytes))"),
+                    ("flushes", "\(counters.flushes)"), ("discards", "\(counters.discards)"),
+                    ("zeroes", "\(counters.zeroes)"), ("failures", "\(counters.failures)"),
+                ]
+            }
+            return factLines(facts)
+        }
+    }
+
+    /// `device detach`.
+    struct Detach: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Flush and close a device, and forget it.")
+
+        @Argument(help: "Name of the device.")
+        var name: String
+
+        @Flag(help: "Close the connections it has open.")
+        var force = false
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let query = force ? "?force=true" : ""
+            let last = try await options.client().call(
+                .DELETE, "/v1/devices/\(ControlClient.escaped(name))\(query)",
+                as: DetachedDocument.self)
+            try options.show(last) { "detached \(last.name)\n" }
+        }
+    }
+}
+
+/// What remains to be said of a detached device.
+struct DetachedDocument: Codable {
+    var name: String
+    /// Nil when it was only remembered.
+    var path: String?
+}
+
+/// A table of devices.
+func deviceTable(_ devices: [DeviceDocument]) -> String {
+    guard !devices.isEmpty else {
+        return "no devices; attach one with `stillpoint device attach NAME PATH`\n"
+    }
+    var table = Table(
+        [
+            ("NAME", .left), ("SIZE", .right), ("SECTOR", .right), ("MODE", .left),
+            ("LOOP", .right), ("CONNECTIONS", .right), ("ORIGIN", .left),
+        ], elastic: 6)
+    for device in devices {
+        table.add([
+            device.name, sizeText(device.size), "\(device.sectorSize)",
+            device.readOnly ? "ro" : "rw", "\(device.loop)", "\(device.connections)", device.path,
+        ])
+    }
+    return table.lines(columns: FileHandles.output.columns)
+}
+
+/// Lines of facts, one under the other.
+func factLines(_ facts: [(name: String, value: String)]) -> String {
+    let width = facts.reduce(0) { max($0, $1.name.count) }
+    return facts.map { fact in
+        fact.name + String(repeating: " ", count: width - fact.name.count) + "  " + fact.value
+            + "\n"
+    }.joined()
+}

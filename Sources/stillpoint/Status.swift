@@ -1,0 +1,36 @@
+import ArgumentParser
+import Control
+
+/// `status`: the service at a glance.
+struct Status: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Show the service, its devices and its memory at a glance.")
+
+    @OptionGroup var options: ClientOptions
+
+    mutating func run() async throws {
+        let status = try await options.client().call(.GET, "/v1/status", as: StatusDocument.self)
+        try options.show(status) { Self.text(status) }
+    }
+
+    private static func text(_ status: StatusDocument) -> String {
+        var facts: [(String, String)] = [
+            ("service", "stillpoint \(status.version), process \(status.processId)"),
+            ("started", status.startedAt.formatted(.iso8601)),
+            ("state", status.stateDirectory),
+        ]
+        facts += status.nbd.map { ("NBD", $0) }
+        facts += status.loops.map { loop in
+            let features = loop.features.isEmpty ? "none" : loop.features.joined(separator: ", ")
+            return (
+                "loop \(loop.loop)", "\(loop.devices) device(s); io_uring features: \(features)"
+            )
+        }
+        facts.append(("memory", "\(sizeText(status.memory.residentBytes)) resident"))
+        var text = factLines(facts) + "\n" + deviceTable(status.devices)
+        for device in status.missing {
+            text += "missing: \(device.name), \(device.path): \(device.reason)\n"
+        }
+        return text
+    }
+}

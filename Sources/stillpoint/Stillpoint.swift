@@ -1,0 +1,59 @@
+import ArgumentParser
+import Control
+import Glibc
+
+/// The program: client commands, and `serve`.
+@main
+struct Stillpoint: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "stillpoint",
+        abstract: "Snapshots and changed-block tracking for any block device, in user space.",
+        discussion: """
+            Examples:
+              stillpoint serve --attach vm1=/srv/vm1.img
+              stillpoint status
+              stillpoint device attach data /dev/sdb1
+
+            Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 busy or conflicting \
+            state; 7 service not reachable.
+            """,
+        version: stillpointVersion,
+        subcommands: [Serve.self, Status.self, Probe.self, DeviceCommand.self])
+
+    /// Parses and runs, and ends the process with the exit status that scripts rely on.
+    static func main() async {
+        do {
+            var command = try parseAsRoot()
+            if var command = command as? any AsyncParsableCommand {
+                try await command.run()
+            } else {
+                try command.run()
+            }
+        } catch let error as ControlError {
+            fail(error.message, error.code.exitStatus)
+        } catch let error as Unreachable {
+            fail(error.message, .notReachable)
+        } catch {
+            let code = exitCode(for: error)
+            // Help and version are no failures and belong on standard output.
+            guard code != .success else { exit(withError: error) }
+            let isUsage = code == .validationFailure
+            FileHandles.error.write(fullMessage(for: error) + "\n")
+            leave(isUsage ? .wrongUsage : .failed)
+        }
+    }
+
+    private static func fail(_ message: String, _ status: ExitStatus) -> Never {
+        FileHandles.error.write("stillpoint: \(message)\n")
+        leave(status)
+    }
+
+    private static func leave(_ status: ExitStatus) -> Never {
+        Glibc.exit(status.rawValue)
+    }
+}
+
+/// The service does not answer on its socket.
+struct Unreachable: Error {
+    let message: String
+}

@@ -1,0 +1,72 @@
+/// A table for people that fits the terminal.
+struct Table {
+    /// How a column is set.
+    enum Alignment {
+        case left, right
+    }
+
+    let headings: [(text: String, alignment: Alignment)]
+    /// The column that gives way when the terminal is narrow: its middle is left out.
+    let elastic: Int
+    private(set) var rows: [[String]] = []
+
+    /// Least width the elastic column is cut to.
+    static let elasticWidthMin = 12
+
+    init(_ headings: [(text: String, alignment: Alignment)], elastic: Int) {
+        self.headings = headings
+        self.elastic = elastic
+    }
+
+    mutating func add(_ row: [String]) {
+        precondition(row.count == headings.count, "a row fills every column")
+        rows.append(row)
+    }
+
+    /// The lines, each at most `columns` wide where that can be had; nil: as wide as needed.
+    func lines(columns: Int?) -> String {
+        var widths = headings.indices.map { column in
+            rows.reduce(headings[column].text.count) { max($0, $1[column].count) }
+        }
+        let total = widths.reduce(0, +) + 2 * (widths.count - 1)
+        if let columns, total > columns {
+            widths[elastic] = max(Self.elasticWidthMin, widths[elastic] - (total - columns))
+        }
+        let all = [headings.map(\.text)] + rows
+        return all.map { row in line(row, widths) + "\n" }.joined()
+    }
+
+    private func line(_ row: [String], _ widths: [Int]) -> String {
+        var text = ""
+        for (column, cell) in row.enumerated() {
+            let cell = Self.shortened(cell, to: widths[column])
+            let padding = String(repeating: " ", count: widths[column] - cell.count)
+            text += headings[column].alignment == .right ? padding + cell : cell + padding
+            if column < row.count - 1 { text += "  " }
+        }
+        while text.last == " " { text.removeLast() }
+        return text
+    }
+
+    private static func shortened(_ text: String, to width: Int) -> String {
+        guard text.count > width else { return text }
+        let head = (width - 1) / 2
+        return text.prefix(head) + "…" + text.suffix(width - 1 - head)
+    }
+}
+
+/// Bytes for people: powers of 1024, three digits or so.
+func sizeText(_ bytes: UInt64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
+    var unit = 0
+    var value = Double(bytes)
+    while value >= 1024, unit < units.count - 1 {
+        value /= 1024
+        unit += 1
+    }
+    if unit == 0 || value >= 100 || value == value.rounded() {
+        return "\(UInt64(value.rounded())) \(units[unit])"
+    }
+    let tenths = UInt64((value * 10).rounded())
+    return "\(tenths / 10).\(tenths % 10) \(units[unit])"
+}
