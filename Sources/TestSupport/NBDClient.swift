@@ -147,7 +147,8 @@ package final class NBDClient: @unchecked Sendable {
     @discardableResult
     package func greet(clientFlags: UInt32 = 3) throws -> UInt16 {
         let greeting = try receive(18)
-        guard greeting.big(at: 0) == NBD.passwordMagic, greeting.big(at: 8) == NBD.optionMagic else {
+        guard greeting.big(at: 0) == NBD.passwordMagic, greeting.big(at: 8) == NBD.optionMagic
+        else {
             throw TestFailure("this is no NBD server: \(greeting)")
         }
         var bytes: [UInt8] = []

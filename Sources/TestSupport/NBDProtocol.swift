@@ -248,6 +248,8 @@ extension [UInt8] {
 
     /// The integer in network byte order at `offset`.
     package func big<Value: FixedWidthInteger>(at offset: Int) -> Value {
-        withUnsafeBytes { Value(bigEndian: $0.loadUnaligned(fromByteOffset: offset, as: Value.self)) }
+        withUnsafeBytes {
+            Value(bigEndian: $0.loadUnaligned(fromByteOffset: offset, as: Value.self))
+        }
     }
 }

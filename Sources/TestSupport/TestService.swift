@@ -28,7 +28,8 @@ package final class TestService: @unchecked Sendable {
             arguments += ["--attach", "\(name)=\(path)"]
         }
         if let loops { arguments += ["--loops", "\(loops)"] }
-        self.arguments = wrapper.dropFirst() + (wrapper.isEmpty ? [] : [Self.binary])
+        self.arguments =
+            wrapper.dropFirst() + (wrapper.isEmpty ? [] : [Self.binary])
             + arguments + extraArguments
         program = wrapper.first ?? Self.binary
         self.environment = environment
