@@ -39,5 +39,16 @@ let package = Package(
         .target(
             name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
             swiftSettings: strict),
+        .testTarget(
+            name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "CopyOnWriteTests", dependencies: ["CopyOnWrite"], swiftSettings: strict),
+        .testTarget(
+            name: "SnapshotCoreTests",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["Simulation"], swiftSettings: strict),
     ]
 )
