@@ -43,7 +43,7 @@ let package = Package(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
             swiftSettings: strict),
         .testTarget(
-            name: "CopyOnWriteTests", dependencies: ["CopyOnWrite"], swiftSettings: strict),
+            name: "CopyOnWriteTests", dependencies: ["BlockModel", "CopyOnWrite"], swiftSettings: strict),
         .testTarget(
             name: "SnapshotCoreTests",
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],

@@ -1,3 +1,4 @@
+import BlockModel
 import CopyOnWrite
 import Testing
 
