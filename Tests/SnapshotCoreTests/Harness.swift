@@ -12,10 +12,11 @@ final class Harness {
     private var nextAccount: UInt16 = 0
 
     init(
-        size: UInt64 = 1 << 20, reserve: Bool = true, limits: EngineLimits = EngineLimits(),
+        size: UInt64 = 1 << 20, mapSize: UInt64? = nil, reserve: Bool = true,
+        limits: EngineLimits = EngineLimits(),
         bufferCount: Int = 1024
     ) {
-        let chunkCount = (size + chunkByteCount - 1) / chunkByteCount
+        let chunkCount = ((mapSize ?? size) + chunkByteCount - 1) / chunkByteCount
         entries = .allocate(capacity: Int(chunkCount))
         entries.initialize(repeating: 0, count: Int(chunkCount))
         let words = ChangeMap.reservationWordCount(chunkCount: chunkCount)

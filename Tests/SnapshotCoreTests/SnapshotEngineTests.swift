@@ -245,6 +245,43 @@ import Testing
     }
 }
 
+@Suite struct `Device changes` {
+    @Test func `growing keeps images and their sizes, what lies behind is not preserved`() {
+        let harness = Harness(size: 1 << 20, mapSize: 2 << 20)
+        let snapshot = harness.take()
+        harness.engine.gateClosed(now: 0)
+        harness.engine.deviceResized(to: 2 << 20, now: 0)
+        harness.engine.gateOpened(now: 0)
+        _ = harness.drain()
+        #expect(harness.engine.changesMarked(offset: 1 << 20, length: 1 << 20))
+        #expect(harness.engine.imageSize(of: snapshot) == 1 << 20)
+        harness.write(0, 1 << 20, 4096)
+        #expect(harness.drain() == ["issue 0"])
+        harness.write(1, (1 << 20) - 4096, 8192)
+        #expect(harness.drain() == ["readOrigin 0 1044480+4096"])
+    }
+
+    @Test func `shrinking corrupts images of what is lost, copies in progress end`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        harness.write(0, (1 << 20) - 4096, 4096)
+        harness.engine.gateClosed(now: 0)
+        harness.engine.deviceResized(to: 1 << 19, now: 0)
+        #expect(harness.engine.report(on: snapshot).isCorrupted)
+        harness.copyDone(0, 4096)
+        #expect(harness.buffers.freeCount == harness.buffers.capacity)
+    }
+
+    @Test func `an origin that is gone corrupts its snapshots`() {
+        let harness = Harness()
+        _ = harness.take()
+        harness.write(0, 0, 4096)
+        _ = harness.drain()
+        harness.engine.originLost(fault: .deviceGone)
+        #expect(harness.drain() == ["corrupted 0 errno 6", "issue 0"])
+    }
+}
+
 @Suite struct `Images` {
     @Test func `a block overwritten while it is read comes from where it was preserved`() {
         let harness = Harness()
