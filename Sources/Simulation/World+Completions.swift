@@ -33,6 +33,7 @@ extension World {
             let full = UInt64(count) * 4096
             if isFaulty(profile.storageWriteFault) {
                 coverage.hit(.storageWriteFault)
+                spoil(device.sources[Int(source.rawValue)]!.pointer(at: byteOffset), 0, full)
                 device.engine.storageWriteFinished(
                     batch, byteCount: 0, fault: random.oneIn(2) ? .inputOutput : .noSpace)
                 return
@@ -152,6 +153,7 @@ extension World {
             }
         }
         let done = fault == nil ? transferred(UInt64(count) * 4096) : 0
+        isReadSound = fault == nil && profile.bitRot == 0
         device.engine.imageStorageReadFinished(
             RequestIndex(request), slot: slot, firstBlock: first, blockCount: count,
             byteCount: done, fault: fault, checksums: &checksums)
@@ -298,6 +300,9 @@ extension World {
     func corrupted(_ number: Int, _ index: Int, _ fault: Fault) {
         let snapshot = devices[number].snapshots[index]!
         if snapshot.isCorrupted { violate("a snapshot was corrupted twice") }
+        if isReadSound, fault == .inputOutput {
+            violate("a stored block is not what was to be stored")
+        }
         snapshot.isCorrupted = true
         if profile.isHarmless { violate("a snapshot was corrupted (\(fault)) without a cause") }
     }

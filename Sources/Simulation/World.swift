@@ -42,6 +42,8 @@ final class World {
     var coverage: Coverage
     var cut: Cut?
     var isWindingDown = false
+    /// A storage read brought back everything as it was stored: nothing may be called lost.
+    var isReadSound = false
     let limits: EngineLimits
 
     init(seed: UInt64, coverage: Coverage) {
@@ -133,6 +135,7 @@ final class World {
         operations += 1
         complete(number, what)
         perform(number)
+        isReadSound = false
     }
 
     // MARK: The end
