@@ -65,6 +65,7 @@ extension World {
             answerExtent(device, source, purpose)
         case .mapPage(let page):
             device.mapAnswersUnderWay.remove(page)
+            device.restartWaits(now: now)
             if isFaulty(profile.mapFault) {
                 coverage.hit(.mapRefused)
                 device.isTrackingLost = true

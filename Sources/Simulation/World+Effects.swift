@@ -111,6 +111,7 @@ extension World {
     private func issue(_ number: Int, _ request: UInt32, _ offset: UInt64, _ length: UInt64) {
         let device = devices[number]
         device.originWritesUnderWay += 1
+        device.requests[Int(request)].isIssued = true
         if device.isSwitched { violate("a write was issued between switch and opening") }
         // The bytes may arrive at once, in part, or at completion.
         switch random.below(3) {
