@@ -83,5 +83,17 @@ let package = Package(
         .testTarget(
             name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),
+        .testTarget(
+            name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "CopyOnWriteTests", dependencies: ["BlockModel", "CopyOnWrite"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "SnapshotCoreTests",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["Simulation"], swiftSettings: strict),
     ]
 )
