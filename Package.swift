@@ -80,6 +80,15 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
+        .executableTarget(
+            name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "InteropTests",
+            dependencies: ["CTestSupport", "TestSupport", "powercut-fs", "stillpoint"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
+            swiftSettings: strict),
         .testTarget(
             name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),

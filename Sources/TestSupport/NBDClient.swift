@@ -317,7 +317,7 @@ package final class NBDClient: @unchecked Sendable {
         try send(request)
         var reply = NBDReply(cookie: request.cookie, chunks: [])
         repeat {
-            let length = request.command == .read ? Int(request.length) : 0
+            let length = request.command == .read ? Int(clamping: request.length) : 0
             let chunk = try receiveChunk { _ in length }
             guard chunk.cookie == request.cookie else {
                 throw TestFailure("a reply to cookie \(chunk.cookie), not \(request.cookie)")

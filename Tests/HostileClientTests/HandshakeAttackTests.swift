@@ -21,7 +21,8 @@ struct `Attacks on the handshake` {
         option(
             NBD.Option.setMetaContext, NBDClient.contextData("disk", ["base:allocation"]))
         option(NBD.Option.go, NBDClient.goData("disk"))
-        bytes += NBDRequest(.write, offset: 8192, length: 16, payload: [UInt8](repeating: 1, count: 16))
+        let payload = [UInt8](repeating: 1, count: 16)
+        bytes += NBDRequest(.write, offset: 8192, length: 16, payload: payload)
             .encoded(.structured)
         bytes += NBDRequest(.read, offset: 0, length: 512).encoded(.structured)
         return bytes
@@ -95,7 +96,8 @@ struct `Attacks on the handshake` {
         try victim.expectUnharmed()
     }
 
-    @Test func `CVE-2022-26495: lengths inside an option are held against the option's own`() throws {
+    @Test func `CVE-2022-26495: lengths inside an option are held against the option's own`() throws
+    {
         let victim = try Victim()
         for length in [UInt32.max, 0x8000_0000, 100, 11, 5] {
             for option in [
@@ -224,7 +226,8 @@ struct `Attacks on the handshake` {
         let names: [[UInt8]] = [
             Array("../../../etc/passwd".utf8), Array("/etc/passwd".utf8), Array("disk\0".utf8),
             Array("disk\u{1b}[31m\n".utf8), [0xff, 0xfe, 0x80], Array("disk@".utf8),
-            Array("disk@none".utf8), Array("disk:rw".utf8), Array("DISK".utf8), [0], Array("%s%n".utf8),
+            Array("disk@none".utf8), Array("disk:rw".utf8), Array("DISK".utf8), [0],
+            Array("%s%n".utf8),
         ]
         for name in names {
             let client = try victim.greeted()
