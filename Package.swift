@@ -25,7 +25,9 @@ let package = Package(
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
     targets: [
-        .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
+        .target(
+            name: "CLinux",
+            linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", swiftSettings: strict),
@@ -90,5 +92,17 @@ let package = Package(
         .testTarget(
             name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),
+        .testTarget(
+            name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "CopyOnWriteTests", dependencies: ["BlockModel", "CopyOnWrite"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "SnapshotCoreTests",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["Simulation"], swiftSettings: strict),
     ]
 )

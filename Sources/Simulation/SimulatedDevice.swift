@@ -17,7 +17,9 @@ struct SimulatedRequest {
     var appliedEnd: UInt64 = 0
     var isFaultInjected = false
     var startTick: UInt64 = 0
-    var isSkipped = false
+    /// Since when nothing but a snapshot can hold the request up.
+    var waitStart: UInt64 = 0
+    var isIssued = false
 }
 
 /// A snapshot of a simulated device and what its image must show.
@@ -116,6 +118,11 @@ final class SimulatedDevice {
         mapEntries.deallocate()
         mapReserved.deallocate()
         payloads.deallocate()
+    }
+
+    /// What held requests up was not a snapshot: their waits begin anew.
+    func restartWaits(now: UInt64) {
+        for slot in requests.indices { requests[slot].waitStart = now }
     }
 
     func payload(_ request: UInt32) -> UnsafeMutableRawPointer {

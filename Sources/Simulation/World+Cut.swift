@@ -99,6 +99,7 @@ extension World {
         let device = devices[number]
         device.isGateClosed = false
         device.isSwitched = false
+        device.restartWaits(now: now)
         device.engine.gateOpened(now: now)
         for request in device.requests where request.kind == .originWrite {
             device.note(&device.touched, offset: request.offset, length: request.length)

@@ -1,0 +1,394 @@
+// The handshake of fixed newstyle as a state machine: bytes in, bytes out.
+//
+//   greeting sent ──client flags──► options ──EXPORT_NAME, GO──► opened
+//                                      │  ▲
+//                                      └──┘ every other option
+//
+// Invariants
+// - No length is believed before it was compared with its limit; no option is looked at before
+//   all of its bytes are there.
+// - An option that was refused changes nothing; a failed SET_META_CONTEXT forgets the selection.
+// - Contexts belong to the export they were selected for: opening another one drops them.
+
+/// A handshake of one connection.
+struct NBDNegotiation {
+    /// What follows from the bytes received so far.
+    enum Outcome {
+        /// Send `output`, then go on with what more comes in.
+        case more
+        /// Send `output`, then serve requests; `remainingInput` belongs to them.
+        case opened(Opening)
+        /// Send `output`, then close.
+        case closed
+    }
+
+    /// What a client opened.
+    struct Opening: Sendable {
+        var export: ExportDescription
+        var mode: NBDReplyMode
+        /// Selected meta contexts, with the identifiers the client was told.
+        var contexts: [Context]
+
+        struct Context: Sendable {
+            var id: UInt32
+            var statusContext: UInt16
+        }
+    }
+
+    /// Most options of one handshake.
+    static let optionCountMax = 4096
+    /// Most meta contexts selected by a connection.
+    static let contextCountMax = 64
+
+    private let directory: any ExportDirectory
+    private var input: [UInt8] = []
+    private var hasClientFlags = false
+    private var omitsZeroes = false
+    private var mode = NBDReplyMode.simple
+    private var selectedExport: String?
+    private var selected: [Opening.Context] = []
+    private var optionCount = 0
+
+    /// Bytes to be sent; the caller takes them with `takeOutput`.
+    private(set) var output = NBDBytes()
+
+    init(directory: any ExportDirectory) {
+        self.directory = directory
+        output.append(NBD.greetingMagic)
+        output.append(NBD.optionMagic)
+        output.append(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
+    }
+
+    /// What came in behind the option that opened the export.
+    var remainingInput: [UInt8] { input }
+
+    mutating func takeOutput() -> [UInt8] {
+        let bytes = output.bytes
+        output.removeAll()
+        return bytes
+    }
+
+    /// Takes bytes in; an empty piece goes on with what is there already.
+    mutating func received(_ bytes: UnsafeRawBufferPointer) -> Outcome {
+        input.append(contentsOf: bytes)
+        // One answer at a time: a client that only asks must take its answers in between.
+        while output.bytes.count < NBD.optionByteCountMax {
+            guard let outcome = step() else { return .more }
+            switch outcome {
+            case .more: continue
+            case .opened, .closed: return outcome
+            }
+        }
+        return .more
+    }
+
+    /// Handles the next message; nil when it is not complete.
+    private mutating func step() -> Outcome? {
+        guard hasClientFlags else { return takeClientFlags() }
+        guard input.count >= 16 else { return nil }
+        let (magic, number, length) = input.withUnsafeBytes { bytes in
+            let start = bytes.baseAddress.unsafelyUnwrapped
+            return (
+                start.loadBigEndian(at: 0) as UInt64, start.loadBigEndian(at: 8) as UInt32,
+                Int(start.loadBigEndian(at: 12) as UInt32)
+            )
+        }
+        guard magic == NBD.optionMagic, length <= NBD.optionByteCountMax else { return .closed }
+        guard input.count >= 16 + length else { return nil }
+        optionCount += 1
+        guard optionCount <= Self.optionCountMax else { return .closed }
+        let data = NBDOptionReader(input[16..<16 + length])
+        input.removeFirst(16 + length)
+        guard let option = NBD.Option(rawValue: number) else {
+            reply(number, .unsupported, "this option is not known here")
+            return .more
+        }
+        return handle(option, data)
+    }
+
+    private mutating func takeClientFlags() -> Outcome? {
+        guard input.count >= 4 else { return nil }
+        let flags = input.withUnsafeBytes {
+            $0.baseAddress.unsafelyUnwrapped.loadBigEndian(at: 0) as UInt32
+        }
+        input.removeFirst(4)
+        let known = UInt32(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
+        guard flags & ~known == 0 else { return .closed }
+        omitsZeroes = flags & UInt32(NBD.HandshakeFlag.noZeroes) != 0
+        hasClientFlags = true
+        return .more
+    }
+
+    private mutating func handle(_ option: NBD.Option, _ data: NBDOptionReader) -> Outcome {
+        switch option {
+        case .exportName: return exportName(data)
+        case .abort:
+            reply(option, .acknowledge)
+            return .closed
+        case .list: list(data)
+        case .startTLS:
+            reply(option.rawValue, .unsupported, "this endpoint does not speak TLS")
+        case .info, .go: return information(option, data)
+        case .structuredReply: structuredReply(data)
+        case .listMetaContext, .setMetaContext: metaContext(option, data)
+        case .extendedHeaders: extendedHeaders(data)
+        }
+        return .more
+    }
+
+    // MARK: Options
+
+    private mutating func exportName(_ data: NBDOptionReader) -> Outcome {
+        var data = data
+        guard mode != .extended, let name = data.text(byteCount: data.count),
+            let export = directory.export(named: name)
+        else { return .closed }
+        output.append(export.size)
+        output.append(exportFlags(of: export))
+        if !omitsZeroes { output.appendZeroes(124) }
+        return .opened(opening(export, named: name))
+    }
+
+    private mutating func list(_ data: NBDOptionReader) {
+        guard data.isEmpty else { return reply(.list, .invalid, "this option takes no data") }
+        for export in directory.allExports() {
+            var body = NBDBytes()
+            body.append(UInt32(export.name.utf8.count))
+            body.append(export.name)
+            body.append(export.summary)
+            reply(.list, .server, body)
+        }
+        reply(.list, .acknowledge)
+    }
+
+    private mutating func information(_ option: NBD.Option, _ data: NBDOptionReader) -> Outcome {
+        var data = data
+        guard let nameByteCount = data.uint32() else { return malformed(option) }
+        guard nameByteCount <= NBD.nameByteCountMax else {
+            reply(option, .tooBig, "the name is too long")
+            return .more
+        }
+        guard let name = data.text(byteCount: Int(nameByteCount)), let count = data.uint16(),
+            data.count == Int(count) * 2
+        else { return malformed(option) }
+        var wanted: Set<UInt16> = []
+        for _ in 0..<count { if let item = data.uint16() { wanted.insert(item) } }
+        guard let export = directory.export(named: name) else {
+            reply(option, .unknown, "there is no such export")
+            return .more
+        }
+        inform(option, export, wanted)
+        reply(option, .acknowledge)
+        return option == .go ? .opened(opening(export, named: name)) : .more
+    }
+
+    private mutating func inform(
+        _ option: NBD.Option, _ export: ExportDescription, _ wanted: Set<UInt16>
+    ) {
+        var body = NBDBytes()
+        body.append(NBD.Info.export.rawValue)
+        body.append(export.size)
+        body.append(exportFlags(of: export))
+        reply(option, .info, body)
+        if wanted.contains(NBD.Info.name.rawValue) {
+            body.removeAll()
+            body.append(NBD.Info.name.rawValue)
+            body.append(export.name)
+            reply(option, .info, body)
+        }
+        if wanted.contains(NBD.Info.description.rawValue) {
+            body.removeAll()
+            body.append(NBD.Info.description.rawValue)
+            body.append(export.summary)
+            reply(option, .info, body)
+        }
+        if wanted.contains(NBD.Info.blockSize.rawValue) {
+            body.removeAll()
+            body.append(NBD.Info.blockSize.rawValue)
+            body.append(UInt32(1))
+            body.append(NBD.preferredBlockByteCount)
+            body.append(UInt32(NBD.payloadByteCountMax))
+            reply(option, .info, body)
+        }
+    }
+
+    private mutating func structuredReply(_ data: NBDOptionReader) {
+        guard data.isEmpty else {
+            return reply(.structuredReply, .invalid, "this option takes no data")
+        }
+        switch mode {
+        case .simple:
+            mode = .structured
+            reply(.structuredReply, .acknowledge)
+        case .structured:
+            reply(.structuredReply, .invalid, "structured replies are negotiated already")
+        case .extended:
+            reply(
+                .structuredReply, .extendedHeadersRequired,
+                "extended headers are negotiated already")
+        }
+    }
+
+    private mutating func extendedHeaders(_ data: NBDOptionReader) {
+        guard data.isEmpty else {
+            return reply(.extendedHeaders, .invalid, "this option takes no data")
+        }
+        guard mode != .extended else {
+            return reply(.extendedHeaders, .invalid, "extended headers are negotiated already")
+        }
+        mode = .extended
+        reply(.extendedHeaders, .acknowledge)
+    }
+
+    private mutating func metaContext(_ option: NBD.Option, _ data: NBDOptionReader) {
+        if option == .setMetaContext {
+            selectedExport = nil
+            selected = []
+        }
+        guard mode != .simple else {
+            return reply(option, .invalid, "negotiate structured replies first")
+        }
+        var data = data
+        guard let nameByteCount = data.uint32() else {
+            return reply(option, .invalid, "the option is malformed")
+        }
+        guard nameByteCount <= NBD.nameByteCountMax else {
+            return reply(option, .tooBig, "the name is too long")
+        }
+        guard let name = data.text(byteCount: Int(nameByteCount)), let count = data.uint32(),
+            let queries = data.queries(count: count), data.isEmpty
+        else { return reply(option, .invalid, "the option is malformed") }
+        guard let export = directory.export(named: name) else {
+            return reply(option, .unknown, "there is no such export")
+        }
+        let isSetting = option == .setMetaContext
+        var chosen: [Opening.Context] = []
+        for (index, context) in contexts(of: export).enumerated() {
+            let isMatch =
+                isSetting
+                ? queries.contains(context.name)
+                : queries.isEmpty || queries.contains { Self.lists($0, context.name) }
+            guard isMatch, chosen.count < Self.contextCountMax else { continue }
+            let id = UInt32(index + 1)
+            chosen.append(Opening.Context(id: id, statusContext: context.statusContext))
+            var body = NBDBytes()
+            body.append(isSetting ? id : 0)
+            body.append(context.name)
+            reply(option, .metaContext, body)
+        }
+        if isSetting {
+            selectedExport = export.name
+            selected = chosen
+        }
+        reply(option, .acknowledge)
+    }
+
+    /// A query of LIST matches a name, or all names below a namespace that ends with a colon.
+    private static func lists(_ query: String, _ name: String) -> Bool {
+        query == name || (query.hasSuffix(":") && name.hasPrefix(query))
+    }
+
+    private func contexts(of export: ExportDescription) -> [ExportDescription.MetaContext] {
+        [ExportDescription.MetaContext(name: "base:allocation", statusContext: 0)]
+            + export.contexts
+    }
+
+    // MARK: Helpers
+
+    private func opening(_ export: ExportDescription, named name: String) -> Opening {
+        Opening(
+            export: export, mode: mode, contexts: selectedExport == export.name ? selected : [])
+    }
+
+    private func exportFlags(of export: ExportDescription) -> UInt16 {
+        var flags =
+            NBD.ExportFlag.hasFlags | NBD.ExportFlag.sendFlush
+            | NBD.ExportFlag.sendForceUnitAccess | NBD.ExportFlag.canMultiConnect
+            | NBD.ExportFlag.sendCache
+        if export.isReadOnly {
+            flags |= NBD.ExportFlag.readOnly
+        } else {
+            flags |= NBD.ExportFlag.sendWriteZeroes | NBD.ExportFlag.sendFastZero
+            if export.canDiscard { flags |= NBD.ExportFlag.sendTrim }
+        }
+        if export.isRotational { flags |= NBD.ExportFlag.rotational }
+        if mode != .simple { flags |= NBD.ExportFlag.sendDontFragment }
+        if mode == .extended { flags |= NBD.ExportFlag.blockStatusPayload }
+        return flags
+    }
+
+    private mutating func malformed(_ option: NBD.Option) -> Outcome {
+        reply(option, .invalid, "the option is malformed")
+        return .more
+    }
+
+    private mutating func reply(
+        _ option: NBD.Option, _ type: NBD.OptionReply, _ body: NBDBytes = NBDBytes()
+    ) {
+        reply(option.rawValue, type, body)
+    }
+
+    private mutating func reply(_ option: NBD.Option, _ type: NBD.OptionReply, _ message: String) {
+        reply(option.rawValue, type, message)
+    }
+
+    private mutating func reply(_ option: UInt32, _ type: NBD.OptionReply, _ message: String) {
+        var body = NBDBytes()
+        body.append(message)
+        reply(option, type, body)
+    }
+
+    private mutating func reply(_ option: UInt32, _ type: NBD.OptionReply, _ body: NBDBytes) {
+        output.append(NBD.optionReplyMagic)
+        output.append(option)
+        output.append(type.rawValue)
+        output.append(UInt32(body.bytes.count))
+        output.append(body)
+    }
+}
+
+/// Reads the fields of an option's data; nil when they are not there.
+struct NBDOptionReader {
+    private var bytes: ArraySlice<UInt8>
+
+    init(_ bytes: ArraySlice<UInt8>) { self.bytes = bytes }
+
+    var count: Int { bytes.count }
+    var isEmpty: Bool { bytes.isEmpty }
+
+    mutating func uint16() -> UInt16? { integer() }
+
+    mutating func uint32() -> UInt32? { integer() }
+
+    private mutating func integer<Value: FixedWidthInteger>() -> Value? {
+        let byteCount = MemoryLayout<Value>.size
+        guard bytes.count >= byteCount else { return nil }
+        let value = bytes.prefix(byteCount).reduce(Value(0)) { $0 << 8 | Value($1) }
+        bytes = bytes.dropFirst(byteCount)
+        return value
+    }
+
+    /// UTF-8 without NUL, at most as long as a name may be.
+    mutating func text(byteCount: Int) -> String? {
+        guard byteCount <= NBD.nameByteCountMax, bytes.count >= byteCount,
+            !bytes.prefix(byteCount).contains(0),
+            let text = String(validating: bytes.prefix(byteCount), as: UTF8.self)
+        else { return nil }
+        bytes = bytes.dropFirst(byteCount)
+        return text
+    }
+
+    /// The queries of a meta context option.
+    mutating func queries(count: UInt32) -> [String]? {
+        // Each takes four bytes at least, so a larger count cannot be true.
+        guard UInt64(count) * 4 <= UInt64(bytes.count) else { return nil }
+        var queries: [String] = []
+        for _ in 0..<count {
+            guard let byteCount = uint32(), byteCount <= NBD.nameByteCountMax,
+                let query = text(byteCount: Int(byteCount))
+            else { return nil }
+            queries.append(query)
+        }
+        return queries
+    }
+}

@@ -1,0 +1,233 @@
+internal import CLinux
+internal import Glibc
+package import RingIO
+internal import Synchronization
+
+// The NBD server: listeners and handshakes on the first loop, open connections on the loops of
+// the exports they opened.
+//
+// Invariants
+// - `connectionCount` counts sockets accepted and not yet closed, on all loops.
+// - After `stop` has returned, no listener, handshake or session is left on any loop.
+
+/// Where clients connect.
+package enum NBDEndpoint: Sendable, Equatable {
+    /// A Unix socket, mode 0600.
+    case unix(path: String)
+    case tcp(host: String, port: UInt16)
+}
+
+/// How the server behaves.
+package struct NBDServerConfiguration: Sendable {
+    package var endpoints: [NBDEndpoint]
+    /// TCP without encryption on other than loopback addresses.
+    package var allowsPlaintext = false
+    /// Most connections at a time, handshakes included.
+    package var connectionCountMax = 1000
+    /// Most handshakes at a time: the oldest makes room for the newest.
+    package var handshakeCountMax = 128
+    /// Longest handshake.
+    package var handshakeNanoseconds: UInt64 = 10_000_000_000
+    /// How long `stop` lets requests under way finish.
+    package var stopNanoseconds: UInt64 = 10_000_000_000
+
+    package init(endpoints: [NBDEndpoint]) { self.endpoints = endpoints }
+}
+
+/// Why the server could not start, for people.
+package struct NBDServerError: Error, CustomStringConvertible {
+    package enum Kind: Sendable {
+        /// Another server listens there.
+        case busy
+        /// It is not allowed, or makes no sense.
+        case refused
+        /// The system refused.
+        case failed
+    }
+
+    package let kind: Kind
+    package let message: String
+
+    package var description: String { message }
+}
+
+/// Serves the exports of a directory over NBD.
+package final class NBDServer: Sendable {
+    let directory: any ExportDirectory
+    let loops: [LoopThread]
+    let configuration: NBDServerConfiguration
+    private let connectionCount = Atomic<Int>(0)
+    private let state = Mutex(State())
+
+    private struct State {
+        var lobby: LoopConfined<NBDLobby>?
+        var tables: [LoopConfined<NBDSessionTable>] = []
+        var paths: [String] = []
+        var whenEmpty: CheckedContinuation<Void, Never>?
+    }
+
+    package init(
+        directory: any ExportDirectory, loops: [LoopThread], configuration: NBDServerConfiguration
+    ) {
+        precondition(!loops.isEmpty, "a server needs a loop")
+        self.directory = directory
+        self.loops = loops
+        self.configuration = configuration
+    }
+
+    /// Opens the listeners and begins to serve; all or nothing.
+    package func start() async throws {
+        var sockets: [Int32] = []
+        var paths: [String] = []
+        do {
+            for endpoint in configuration.endpoints {
+                sockets.append(
+                    try NBDSocket.listen(
+                        endpoint, allowsPlaintext: configuration.allowsPlaintext))
+                if case .unix(let path) = endpoint { paths.append(path) }
+            }
+        } catch {
+            for socket in sockets { close(socket) }
+            for path in paths { unlink(path) }
+            throw error
+        }
+        var tables: [LoopConfined<NBDSessionTable>] = []
+        for loop in loops {
+            guard
+                let table = await loop.mailbox.run({
+                    LoopConfined(NBDSessionTable(), on: $0)
+                })
+            else { preconditionFailure("the loops run while the server starts") }
+            tables.append(table)
+        }
+        let opened = sockets
+        let lobby = await loops[0].mailbox.run { loop in
+            let lobby = NBDLobby(server: self, loop: loop)
+            return lobby.open(opened) ? LoopConfined(lobby, on: loop) : nil
+        }
+        guard let lobby, let lobby else {
+            for path in paths { unlink(path) }
+            throw NBDServerError(
+                kind: .failed, message: "NBD: the loop has no room for the listeners")
+        }
+        let (made, known) = (tables, paths)
+        state.withLock { state in
+            state.lobby = lobby
+            state.tables = made
+            state.paths = known
+        }
+    }
+
+    /// Closes the listeners, lets requests under way finish and be answered, closes all
+    /// connections. Those that do not end in time are cut off.
+    package func stop() async {
+        let (lobby, paths) = state.withLock { ($0.lobby, $0.paths) }
+        guard let lobby else { return }
+        _ = await loops[0].mailbox.run { lobby.get(on: $0).close() }
+        for path in paths { unlink(path) }
+        await endSessions { $0.drainAll() }
+        let limit = Task {
+            // The one moment when time is all there is to wait for: a client that takes none
+            // of its replies.
+            try await Task.sleep(nanoseconds: configuration.stopNanoseconds)
+            await endSessions { $0.abortAll() }
+        }
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let isEmpty = state.withLock { state in
+                if connectionCount.load(ordering: .acquiring) == 0 { return true }
+                state.whenEmpty = continuation
+                return false
+            }
+            if isEmpty { continuation.resume() }
+        }
+        limit.cancel()
+    }
+
+    /// Connections at this moment.
+    package var connections: Int { connectionCount.load(ordering: .relaxed) }
+
+    private func endSessions(_ body: @escaping @Sendable (NBDSessionTable) -> Void) async {
+        let tables = state.withLock { $0.tables }
+        for (loop, table) in zip(loops, tables) {
+            _ = await loop.mailbox.run { body(table.get(on: $0)) }
+        }
+    }
+
+    // MARK: Connections, from any loop
+
+    /// Counts a connection in; false when there are as many as may be.
+    func connectionOpened() -> Bool {
+        let count = connectionCount.add(1, ordering: .acquiringAndReleasing).newValue
+        if count <= configuration.connectionCountMax { return true }
+        connectionClosed()
+        return false
+    }
+
+    /// A connection's socket is closed.
+    func connectionClosed() {
+        let count = connectionCount.subtract(1, ordering: .acquiringAndReleasing).newValue
+        guard count == 0 else { return }
+        let waiting = state.withLock { state in
+            let waiting = state.whenEmpty
+            if waiting != nil, connectionCount.load(ordering: .acquiring) == 0 {
+                state.whenEmpty = nil
+                return waiting
+            }
+            return nil
+        }
+        waiting?.resume()
+    }
+
+    /// Brings a negotiated connection to the loop of its export. From here on the session owns
+    /// the socket.
+    func handOver(_ opening: NBDNegotiation.Opening, socket: Int32, input: [UInt8]) {
+        let index = opening.export.loop.index
+        let table = state.withLock { state in state.tables.first { $0.loopIndex == index } }
+        let accepted =
+            table.map { table in
+                opening.export.loop.mailbox.post { loop in
+                    self.begin(opening, socket, input, table.get(on: loop), loop)
+                }
+            } ?? false
+        if !accepted {
+            close(socket)
+            connectionClosed()
+        }
+    }
+
+    private func begin(
+        _ opening: NBDNegotiation.Opening, _ socket: Int32, _ input: [UInt8],
+        _ table: NBDSessionTable, _ loop: EventLoop
+    ) {
+        let session = NBDSession(
+            opening, socket: socket, loop: loop, limits: NBDSessionLimits()
+        ) { session in
+            table.remove(session)
+            self.connectionClosed()
+        }
+        guard !table.isClosed, session.start(input: input) else {
+            close(socket)
+            connectionClosed()
+            return
+        }
+        table.add(session)
+    }
+}
+
+/// The sessions of one loop.
+final class NBDSessionTable {
+    private var sessions: [ObjectIdentifier: NBDSession] = [:]
+    /// Set when the server stops: no session begins any more.
+    private(set) var isClosed = false
+
+    func add(_ session: NBDSession) { sessions[ObjectIdentifier(session)] = session }
+
+    func remove(_ session: NBDSession) { sessions[ObjectIdentifier(session)] = nil }
+
+    func drainAll() {
+        isClosed = true
+        for session in sessions.values { session.drain() }
+    }
+
+    func abortAll() { for session in sessions.values { session.abort() } }
+}
