@@ -126,6 +126,11 @@ final class SimulatedDevice {
         for slot in requests.indices { requests[slot].waitStart = now }
     }
 
+    /// By index: a dictionary's own order differs from run to run, and replay with it.
+    var snapshotsInOrder: [SimulatedSnapshot] {
+        snapshots.values.sorted { $0.index.rawValue < $1.index.rawValue }
+    }
+
     /// A map without a change, for a new generation; what the model knows goes with the old one.
     func newMap() -> ChangeMap {
         mapEntries.update(repeating: 0, count: Int(chunkCount))
