@@ -79,17 +79,17 @@ struct `Attacks on the handshake` {
         let victim = try Victim()
         let before = try victim.peakKibibytes()
         for length in [UInt32.max, 1 << 31, 1 << 26] {
-            let client = try victim.greeted()
+            let client = try NBDClient(victim.service.address(), timeoutSeconds: 30)
+            try client.greet()
             var bytes: [UInt8] = []
             bytes.append(big: NBD.optionMagic)
             bytes.append(big: option)
             bytes.append(big: length)
+            // Only a little of it comes, and the client waits: so must the server not. It says no,
+            // or closes the connection; receiving nothing in time is an error here.
             do {
-                try client.send(bytes)
-                // More than any bound of an option, far less than announced.
-                for _ in 0..<64 { try client.send([UInt8](repeating: 0, count: 65536)) }
-                client.shutdownSending()
-                try client.drainUntilClosed()
+                try client.send(bytes + [UInt8](repeating: 0, count: 8192))
+                _ = try client.receive(1)
             } catch is ConnectionEnded {}
         }
         #expect(try victim.peakKibibytes() - before < 16 * 1024)
