@@ -111,13 +111,21 @@ package final class StillpointService: Service {
         let nbd = NBDServer(directory: exports, loops: loops, configuration: server)
         do {
             try await nbd.start()
-        } catch let error as NBDServerError { throw ControlError(error) }
+        } catch let error as NBDServerError { throw Self.refusal(of: error) }
         let outcome: Result<Void, any Error>
         do {
             outcome = .success(try await runHTTP(registry, socket: socket))
         } catch { outcome = .failure(error) }
         await nbd.stop()
         try outcome.get()
+    }
+
+    private static func refusal(of error: NBDServerError) -> ControlError {
+        switch error.kind {
+        case .busy: ControlError(.busy, error.message)
+        case .refused: ControlError(.invalid, error.message)
+        case .failed: ControlError(.failed, error.message)
+        }
     }
 
     /// Serves HTTP until the graceful stop, which lets requests under way finish.

@@ -123,10 +123,13 @@ extension World {
         }
         let snapshot = device.prepared
         device.prepared = nil
+        let generation = device.engine.generationOrdinal
+        let newMap = random.oneIn(30) || device.isTrackingLost ? device.newMap() : nil
+        if newMap != nil { coverage.hit(.generationBegun) }
         let ended = device.engine.cutSwitched(
-            snapshot: snapshot?.index, isBase: cut!.isBase, newMap: nil)
+            snapshot: snapshot?.index, isBase: cut!.isBase, newMap: newMap)
         device.isSwitched = true
-        if cut!.isBase {
+        if cut!.isBase, newMap == nil {
             device.bases.append(ended.rawValue)
             device.newestBase = ended.rawValue
             device.wasNewestBaseDisturbed = false
@@ -134,6 +137,7 @@ extension World {
         if let snapshot {
             snapshot.isHeld = true
             snapshot.cutEpoch = ended.rawValue
+            snapshot.generation = generation
             snapshot.size = device.size
             snapshot.image = [UInt8](
                 UnsafeRawBufferPointer(start: device.origin, count: Int(device.size)))
@@ -163,7 +167,8 @@ extension World {
         guard let base = device.bases.randomElement(using: &random) else { return }
         var until: SimulatedSnapshot?
         if random.oneIn(2), let snapshot = pick(device), snapshot.cutEpoch >= base,
-            !snapshot.isCorrupted, !snapshot.isDestroyed
+            !snapshot.isCorrupted, !snapshot.isDestroyed,
+            snapshot.generation == device.engine.generationOrdinal
         {
             until = snapshot
         }

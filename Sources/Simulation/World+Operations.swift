@@ -36,7 +36,7 @@ extension World {
             {
                 coverage.hit(.storageAppended)
                 addSource(device, snapshot.index)
-            } else if let source = device.sources.keys.randomElement(using: &random) {
+            } else if let source = device.sources.keys.sorted().randomElement(using: &random) {
                 coverage.hit(.spaceAdded)
                 device.engine.spaceAdded(SourceIndex(UInt16(source)))
             }
@@ -250,7 +250,7 @@ extension World {
     }
 
     func destroyAll(_ number: Int) {
-        for snapshot in devices[number].snapshots.values.sorted(by: { $0.cutEpoch < $1.cutEpoch })
+        for snapshot in devices[number].snapshotsInOrder
         where snapshot.isHeld && !snapshot.isDestroyed {
             destroy(number, snapshot)
             perform(number)

@@ -159,7 +159,7 @@ final class World {
         drain(limit: 200_000)
         if violation != nil { return }
         for number in devices.indices {
-            for snapshot in devices[number].snapshots.values where !snapshot.isDestroyed {
+            for snapshot in devices[number].snapshotsInOrder where !snapshot.isDestroyed {
                 if random.oneIn(2) { readWhole(number, snapshot) }
             }
         }

@@ -40,8 +40,10 @@ struct `The command line` {
     @Test(arguments: [["status"], ["device", "list"], ["device", "attach", "vm1", "/disk.img"]])
     func `ends with 7 when no service listens`(arguments: [String]) throws {
         let directory = try TemporaryDirectory()
+        // At once: nothing is tried again, so this deadline is far more than it takes.
         let outcome = try Command.run(
-            TestService.binary, arguments + ["--control", directory.path("none.sock")])
+            TestService.binary, arguments + ["--control", directory.path("none.sock")],
+            deadline: 30)
         #expect(outcome.status == 7)
         #expect(outcome.output == "")
         #expect(outcome.diagnostics.contains("none.sock"))

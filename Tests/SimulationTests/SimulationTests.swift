@@ -9,9 +9,10 @@ import Testing
         #expect(outcome.operationCount >= 2500)
     }
 
-    @Test func `a seed gives the same world every time`() {
-        let first = Simulator.run(seed: 7, operations: 1000, coverage: Coverage())
-        let second = Simulator.run(seed: 7, operations: 1000, coverage: Coverage())
+    @Test(arguments: [7, 8, 9, 10, 11, 12] as [UInt64])
+    func `a seed gives the same world every time`(seed: UInt64) {
+        let first = Simulator.run(seed: seed, operations: 1000, coverage: Coverage())
+        let second = Simulator.run(seed: seed, operations: 1000, coverage: Coverage())
         #expect(first.operationCount == second.operationCount)
     }
 }
