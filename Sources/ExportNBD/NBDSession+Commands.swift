@@ -40,10 +40,8 @@ extension NBDSession {
             operation: operation(of: command), flags: flags(of: header), offset: header.offset,
             length: header.length, owner: Unmanaged.passUnretained(self),
             ownerToken: header.cookie)
-        if command == .flush {
-            request.offset = 0
-            request.length = 0
-        }
+        // Only the reply repeats a flush's offset; a length means nothing.
+        if command == .flush { request.length = 0 }
         var lease: BufferLease?
         switch command {
         case .read, .write:
