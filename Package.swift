@@ -81,6 +81,8 @@ let package = Package(
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
         .executableTarget(
+            name: "nbd-load", dependencies: ["TestSupport"], swiftSettings: strict),
+        .executableTarget(
             name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "InteropTests",
