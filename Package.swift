@@ -86,7 +86,9 @@ let package = Package(
             name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "InteropTests",
-            dependencies: ["CTestSupport", "TestSupport", "powercut-fs", "stillpoint"],
+            dependencies: [
+                "CTestSupport", "TestSupport", "nbd-load", "powercut-fs", "stillpoint",
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
