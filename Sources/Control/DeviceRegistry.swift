@@ -355,7 +355,7 @@ package actor DeviceRegistry {
     private func document(of entry: Entry) async -> DeviceDocument {
         let facts = entry.device.facts
         let users = await entry.device.userCount()
-        let counters = await entry.device.counters()
+        let counters = await entry.device.progress()?.counters
         return DeviceDocument(
             name: entry.request.name.text, path: facts.path, size: facts.size,
             sectorSize: facts.sectorBytes, blockSize: blockByteCount, chunkSize: chunkByteCount,
