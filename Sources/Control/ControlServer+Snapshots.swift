@@ -101,7 +101,7 @@ private struct EventWish: Sendable {
         while true {
             let page = events.page(after: position, of: snapshot)
             for event in page.events { try await writer.write(try Self.text(of: event)) }
-            position = page.last
+            position = max(position, page.last)
             guard !page.isOver else { return }
             if !follows, !page.events.isEmpty || deadline == nil { return }
             if let deadline, deadline <= .now { return }

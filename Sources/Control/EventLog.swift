@@ -107,15 +107,13 @@ package final class EventLog: Sendable {
         for waiter in waiters { waiter.resume() }
     }
 
-    /// The events after `number`, of one snapshot or all. A number that was not given out yet is
-    /// one of an earlier run of the service: all events came after it.
+    /// The events after `number`, of one snapshot or all.
     func page(after number: UInt64, of snapshot: UniqueID?) -> Page {
         state.withLock { state in
             let kept = UInt64(state.events.count)
-            var next = number > state.last ? 1 : number + 1
-            if next + kept <= state.last { next = state.last - kept + 1 }
             var events: [EventDocument] = []
             let id = snapshot?.description
+            var next = max(min(number, state.last) + 1, state.last - kept + 1)
             while next <= state.last {
                 let event = state.events[Int((next - 1) % UInt64(Self.capacity))]
                 if id == nil || event.snapshot == id { events.append(event) }

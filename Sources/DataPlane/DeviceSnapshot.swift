@@ -1,6 +1,7 @@
 package import BlockModel
 internal import CLinux
 internal import CopyOnWrite
+internal import Glibc
 package import RingIO
 package import SnapshotCore
 
@@ -136,10 +137,10 @@ package final class DeviceSnapshot: Sendable {
         let part = part
         let mailbox = device.loop.mailbox
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
-            let accepted = mailbox.post { loop in
+            // A full mailbox drains by itself; a loop does not stop while a device has snapshots.
+            while !mailbox.post({ loop in
                 part.get(on: loop).destroy { continuation.resume() }
-            }
-            if !accepted { continuation.resume() }
+            }) { sched_yield() }
         }
     }
 }
