@@ -18,7 +18,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
     package struct Code: Hashable, Sendable {
         private enum Value: String, CaseIterable {
             case invalid, notFound = "not_found", busy, unsuitable, failed
-            case tooLarge = "too_large", tooSlow = "too_slow"
+            case tooLarge = "too_large", tooSlow = "too_slow", noSpace = "no_space"
         }
 
         private let value: Value
@@ -37,6 +37,9 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         package static let tooLarge = Code(value: .tooLarge)
         /// The request did not arrive in time.
         package static let tooSlow = Code(value: .tooSlow)
+
+        /// There is no room for what was asked for.
+        package static let noSpace = Code(value: .noSpace)
 
         private init(value: Value) { self.value = value }
 
@@ -57,6 +60,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .tooLarge: 413
             case .unsuitable: 422
             case .failed: 500
+            case .noSpace: 507
             }
         }
 
@@ -66,7 +70,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .invalid: .wrongUsage
             case .notFound: .notFound
             case .busy: .busy
-            case .unsuitable, .failed, .tooLarge, .tooSlow: .failed
+            case .unsuitable, .failed, .tooLarge, .tooSlow, .noSpace: .failed
             }
         }
     }

@@ -93,7 +93,7 @@ struct ErrorDocuments: RouterMiddleware {
 
 /// The routes of the control socket.
 struct ControlServer: Sendable {
-    let registry: DeviceRegistry
+    let registries: Registries
     let status: @Sendable () async throws -> StatusDocument
     let logger: Logger
 
@@ -125,6 +125,14 @@ struct ControlServer: Sendable {
         let router = Router(context: ControlContext.self)
         router.add(middleware: ErrorDocuments(logger: logger))
         router.get("v1/status") { _, _ in Answer(try await status()) }
+        addDevices(to: router)
+        addSnapshots(to: router)
+        addEvents(to: router)
+        return router
+    }
+
+    private func addDevices(to router: Router<ControlContext>) {
+        let registry = registries.devices
         router.get("v1/devices") { _, _ in Answer(await registry.list()) }
         router.post("v1/devices") { request, _ in
             let outcome = try await registry.attach(try await Self.attachRequest(request))
@@ -133,22 +141,26 @@ struct ControlServer: Sendable {
         router.get("v1/devices/{name}") { _, context in
             Answer(try await registry.show(try context.parameters.require("name")))
         }
-        router.delete("v1/devices/{name}") { request, context in
+        router.delete("v1/devices/{name}") { [registries] request, context in
             let isForced = try Self.flag("force", of: request)
             let name = try context.parameters.require("name")
-            guard let last = try await registry.detach(name, isForced: isForced) else {
+            let last = try await registry.detach(
+                name, isForced: isForced, destroying: registries.snapshots.destroyAll)
+            guard let last else {
                 // It was only remembered: there is nothing to show.
                 return try Answer(["name": name]).response(from: request, context: context)
             }
             return try Answer(last).response(from: request, context: context)
         }
-        return router
     }
 
-    /// Reads a yes-or-no query parameter; left out is no.
-    private static func flag(_ name: String, of request: Request) throws -> Bool {
+    /// Reads a yes-or-no query parameter.
+    static func flag(
+        _ name: String, of request: Request, otherwise: Bool = false
+    ) throws -> Bool {
         switch request.uri.queryParameters.get(name) {
-        case nil, "false", "0": return false
+        case nil: return otherwise
+        case "false", "0": return false
         case "true", "1": return true
         case .some(let text):
             throw ControlError(.invalid, "\(name)=\(text): use true or false")
@@ -164,7 +176,7 @@ struct ControlServer: Sendable {
     }
 
     /// Reads a request's body: whole, in time, and with no key that would silently do nothing.
-    private static func decode<Document: Decodable>(
+    static func decode<Document: Decodable>(
         _ type: Document.Type, keys: Set<String>, from request: Request
     ) async throws -> Document {
         let bytes = Data(buffer: try await collect(request.body))

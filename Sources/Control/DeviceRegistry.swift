@@ -12,6 +12,7 @@ internal import RingIO
 //   awaits inside an operation see nobody else touch that name.
 // - A device is published to exports only after it is attached and remembered.
 // - An operation that fails leaves data plane, state file and exports as they were.
+// - A device with a holder (a snapshot) is not detached before the holder has released it.
 
 /// How a device is asked for.
 package struct AttachRequest: Equatable, Sendable {
@@ -74,21 +75,24 @@ package actor DeviceRegistry {
     private let blocking: BlockingPool
     private let state: StateDirectory
     private let exports: ExportTable
+    private let events: EventLog
     private let logger: Logger
     private var entries: [ObjectName: Entry] = [:]
     private var missing: [ObjectName: Missing] = [:]
     private var reserved: Set<ObjectName> = []
+    private var holders: [ObjectName: [SnapshotLabel]] = [:]
     private var isStopping = false
 
     init(
         loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
-        logger: Logger
+        events: EventLog, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
         self.blocking = blocking
         self.state = state
         self.exports = exports
+        self.events = events
         self.logger = logger
     }
 
@@ -131,7 +135,7 @@ package actor DeviceRegistry {
             }
             throw error
         }
-        exports.publish(entry.export)
+        published(entry)
         logger.info("attached device \(request.name), origin \(path)")
         return (await document(of: entry), true)
     }
@@ -148,7 +152,7 @@ package actor DeviceRegistry {
                     sectorBytes: device.sectorSize)
                 let entry = try await open(request)
                 entries[request.name] = entry
-                exports.publish(entry.export)
+                published(entry)
                 logger.info("attached device \(request.name) again, origin \(device.path)")
             } catch {
                 guard let name = ObjectName(device.name) else {
@@ -171,6 +175,13 @@ package actor DeviceRegistry {
             }
             _ = try await attach(request)
         }
+    }
+
+    private func published(_ entry: Entry) {
+        exports.publish(entry.export)
+        events.record(
+            .deviceAttached, device: entry.request.name,
+            "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
     }
 
     private func open(_ request: AttachRequest) async throws -> Entry {
@@ -219,9 +230,7 @@ package actor DeviceRegistry {
     package func show(_ name: String) async throws -> DeviceDocument {
         guard let checked = ObjectName(name), let entry = entries[checked] else {
             if let checked = ObjectName(name), let missing = missing[checked] {
-                throw ControlError(
-                    .notFound,
-                    "device \(name) is remembered but could not be attached: \(missing.reason)")
+                throw isMissing(name, missing)
             }
             throw noSuchDevice(name)
         }
@@ -247,11 +256,42 @@ package actor DeviceRegistry {
         }
     }
 
+    // -- hold
+
+    /// Keeps devices from being detached until `release`; all or none.
+    func hold(
+        _ names: [ObjectName], by snapshot: SnapshotLabel
+    ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
+        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        var held: [(ObjectName, AttachedDevice)] = []
+        for name in names {
+            guard let entry = entries[name] else {
+                guard let missing = missing[name] else { throw noSuchDevice(name.text) }
+                throw isMissing(name.text, missing)
+            }
+            guard !reserved.contains(name) else { throw isReserved(name) }
+            held.append((name, entry.device))
+        }
+        for name in names { holders[name, default: []].append(snapshot) }
+        return held
+    }
+
+    /// The snapshot has left its devices.
+    func release(_ snapshot: SnapshotLabel) {
+        for name in holders.keys {
+            holders[name]?.removeAll { $0 == snapshot }
+            if holders[name]?.isEmpty ?? false { holders[name] = nil }
+        }
+    }
+
     // -- detach
 
-    /// Detaches a device and forgets it; returns it as it last was. Refused while it has users,
-    /// unless `isForced`: then their sessions are closed.
-    package func detach(_ name: String, isForced: Bool) async throws -> DeviceDocument? {
+    /// Detaches a device and forgets it; returns it as it last was. Refused while it has users or
+    /// a snapshot of it is there, unless `isForced`: then `destroy` ends the snapshots, and the
+    /// users' sessions are closed.
+    package func detach(
+        _ name: String, isForced: Bool, destroying destroy: ([SnapshotLabel]) async -> Void
+    ) async throws -> DeviceDocument? {
         guard let checked = ObjectName(name) else { throw noSuchDevice(name) }
         try reserve(checked)
         defer { reserved.remove(checked) }
@@ -264,6 +304,10 @@ package actor DeviceRegistry {
                 throw error
             }
             return nil
+        }
+        if let held = holders[checked] {
+            guard isForced else { throw isHeld(checked, by: held) }
+            await destroy(held)
         }
         // Withdrawn first, so that nobody comes in between the count and the close.
         exports.withdraw(name)
@@ -290,6 +334,7 @@ package actor DeviceRegistry {
                 "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
                     + "failed (errno \(fault.errnoValue)): what was not flushed may be lost")
         }
+        events.record(.deviceDetached, device: checked, "device \(name) detached")
         logger.info("detached device \(name)")
         return last
     }
@@ -318,10 +363,26 @@ package actor DeviceRegistry {
 
     private func reserve(_ name: ObjectName) throws(ControlError) {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        guard reserved.insert(name).inserted else {
-            throw ControlError(
-                .busy, "device \(name) is being attached or detached; try again in a moment")
-        }
+        guard reserved.insert(name).inserted else { throw isReserved(name) }
+    }
+
+    private func isReserved(_ name: ObjectName) -> ControlError {
+        ControlError(
+            .busy, "device \(name) is being attached or detached; try again in a moment")
+    }
+
+    private func isMissing(_ name: String, _ missing: Missing) -> ControlError {
+        ControlError(
+            .notFound,
+            "device \(name) is remembered but could not be attached: \(missing.reason)")
+    }
+
+    private func isHeld(_ name: ObjectName, by snapshots: [SnapshotLabel]) -> ControlError {
+        let list = snapshots.map(\.description).joined(separator: ", ")
+        return ControlError(
+            .busy,
+            "device \(name) is in snapshot(s) \(list); destroy them first, or detach with --force",
+            details: ["snapshots": list])
     }
 
     private func save() async throws {
@@ -355,7 +416,7 @@ package actor DeviceRegistry {
     private func document(of entry: Entry) async -> DeviceDocument {
         let facts = entry.device.facts
         let users = await entry.device.userCount()
-        let counters = await entry.device.counters()
+        let progress = await entry.device.progress()
         return DeviceDocument(
             name: entry.request.name.text, path: facts.path, size: facts.size,
             sectorSize: facts.sectorBytes, blockSize: blockByteCount, chunkSize: chunkByteCount,
@@ -363,7 +424,9 @@ package actor DeviceRegistry {
             readOnly: facts.isReadOnly, blockDevice: facts.isBlockDevice,
             rotational: facts.isRotational, access: facts.accessMode.rawValue,
             loop: entry.device.loop.index, attachedAt: entry.attachedAt, connections: users,
-            counters: counters.map(CountersDocument.init))
+            snapshots: (holders[entry.request.name] ?? []).map(\.id.description),
+            epoch: progress?.epoch.rawValue,
+            counters: (progress?.counters).map(CountersDocument.init))
     }
 }
 
@@ -372,6 +435,7 @@ extension CountersDocument {
         self.init(
             reads: counters.reads, writes: counters.writes, readBytes: counters.readBytes,
             writtenBytes: counters.writtenBytes, flushes: counters.flushes,
-            discards: counters.discards, zeroes: counters.zeroes, failures: counters.failures)
+            discards: counters.discards, zeroes: counters.zeroes, failures: counters.failures,
+            copiedBytes: counters.copiedBytes, parkedWrites: counters.parkedWrites)
     }
 }

@@ -45,6 +45,10 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var attachedAt: Date
     /// Users at this moment: NBD connections.
     package var connections: Int
+    /// Ids of its snapshots, the oldest first.
+    package var snapshots: [String]
+    /// In which its changes are marked now. Left out when the loop is too busy to answer.
+    package var epoch: UInt32?
     /// Left out when the loop is too busy to answer.
     package var counters: CountersDocument?
 }
@@ -59,6 +63,10 @@ package struct CountersDocument: Codable, Equatable, Sendable {
     package var discards: UInt64
     package var zeroes: UInt64
     package var failures: UInt64
+    /// Bytes of old data read in order to preserve it.
+    package var copiedBytes: UInt64
+    /// Writes that waited for a cut, a copy or memory.
+    package var parkedWrites: UInt64
 }
 
 /// The service at a glance.
@@ -73,6 +81,7 @@ package struct StatusDocument: Codable, Equatable, Sendable {
     package var loops: [LoopDocument]
     package var memory: MemoryDocument
     package var devices: [DeviceDocument]
+    package var snapshots: [SnapshotDocument]
     package var missing: [MissingDeviceDocument]
 }
 

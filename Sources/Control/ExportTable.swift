@@ -26,7 +26,9 @@ package final class ExportTable: ExportDirectory {
     package func export(named name: String) -> ExportDescription? {
         exports.withLock { exports in
             guard name.isEmpty else { return exports.first { $0.name == name } }
-            return exports.count == 1 ? exports[0] : nil
+            // Images do not count: a snapshot must not change what the empty name means.
+            let devices = exports.filter { !$0.name.contains("@") }
+            return devices.count == 1 ? devices[0] : nil
         }
     }
 }

@@ -1,3 +1,4 @@
+internal import DataPlane
 internal import ExportNBD
 internal import FoundationEssentials
 internal import Glibc
@@ -8,13 +9,21 @@ internal import ServiceLifecycle
 
 // The service as a whole: what must exist before what, and the way back.
 //
-//   state directory locked -> control socket claimed -> loops -> devices -> NBD -> HTTP -> ready
+//   state directory locked -> control socket claimed -> loops -> devices -> cut thread and
+//   snapshots -> NBD -> HTTP -> ready
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
 
 /// Version of the program.
 package let stillpointVersion = "0.1.0"
+
+/// What the routes of the control socket lead to.
+struct Registries: Sendable {
+    let devices: DeviceRegistry
+    let snapshots: SnapshotRegistry
+    let events: EventLog
+}
 
 /// The running service; see the head of this file.
 package final class StillpointService: Service {
@@ -86,13 +95,22 @@ package final class StillpointService: Service {
         loops: [LoopThread], blocking: BlockingPool
     ) async throws {
         let exports = ExportTable()
+        let events = EventLog()
         let registry = DeviceRegistry(
-            loops: loops, blocking: blocking, state: state, exports: exports, logger: logger)
+            loops: loops, blocking: blocking, state: state, exports: exports, events: events,
+            logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
-            outcome = .success(
-                try await runExports(exports, registry: registry, socket: socket, loops: loops))
+            let cuts = try CutThread()
+            let snapshots = SnapshotRegistry(
+                devices: registry, blocking: blocking, exports: exports, events: events,
+                cuts: cuts, defaultStorage: state.path, logger: logger)
+            outcome = await runSnapshots(
+                Registries(devices: registry, snapshots: snapshots, events: events), exports,
+                socket: socket, loops: loops)
+            // No cut is under way any more: this joins a thread that has nothing left to do.
+            if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         } catch { outcome = .failure(error) }
         let faults = await registry.closeAll()
         for fault in faults { logger.error("\(fault)") }
@@ -102,8 +120,22 @@ package final class StillpointService: Service {
         }
     }
 
+    /// Serves, and destroys the snapshots at the end: they do not outlive the service.
+    private func runSnapshots(
+        _ registries: Registries, _ exports: ExportTable, socket: ControlSocket,
+        loops: [LoopThread]
+    ) async -> Result<Void, any Error> {
+        let outcome: Result<Void, any Error>
+        do {
+            outcome = .success(
+                try await runExports(exports, registries, socket: socket, loops: loops))
+        } catch { outcome = .failure(error) }
+        await registries.snapshots.closeAll()
+        return outcome
+    }
+
     private func runExports(
-        _ exports: ExportTable, registry: DeviceRegistry, socket: ControlSocket,
+        _ exports: ExportTable, _ registries: Registries, socket: ControlSocket,
         loops: [LoopThread]
     ) async throws {
         var server = NBDServerConfiguration(endpoints: configuration.nbd.map(\.endpoint))
@@ -114,7 +146,7 @@ package final class StillpointService: Service {
         } catch let error as NBDServerError { throw Self.refusal(of: error) }
         let outcome: Result<Void, any Error>
         do {
-            outcome = .success(try await runHTTP(registry, socket: socket))
+            outcome = .success(try await runHTTP(registries, socket: socket))
         } catch { outcome = .failure(error) }
         await nbd.stop()
         try outcome.get()
@@ -129,9 +161,9 @@ package final class StillpointService: Service {
     }
 
     /// Serves HTTP until the graceful stop, which lets requests under way finish.
-    private func runHTTP(_ registry: DeviceRegistry, socket: ControlSocket) async throws {
+    private func runHTTP(_ registries: Registries, socket: ControlSocket) async throws {
         let server = ControlServer(
-            registry: registry, status: { await self.status(registry) }, logger: logger)
+            registries: registries, status: { await self.status(registries) }, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
         let application = server.application(path: configuration.control) {
             do {
@@ -140,7 +172,14 @@ package final class StillpointService: Service {
             } catch { failed.yield(error) }
         }
         try await withThrowingTaskGroup(of: Void.self) { group in
-            group.addTask { try await application.run() }
+            group.addTask {
+                // Those who follow events are requests under way that would never finish.
+                try await withGracefulShutdownHandler {
+                    try await application.run()
+                } onGracefulShutdown: {
+                    registries.events.close()
+                }
+            }
             group.addTask { for await failure in failures { throw failure } }
             defer { group.cancelAll() }
             do {
@@ -169,14 +208,16 @@ package final class StillpointService: Service {
         whenReady()
     }
 
-    private func status(_ registry: DeviceRegistry) async -> StatusDocument {
-        StatusDocument(
+    private func status(_ registries: Registries) async -> StatusDocument {
+        let registry = registries.devices
+        return StatusDocument(
             version: stillpointVersion, processId: getpid(), startedAt: startedAt,
             control: configuration.control, stateDirectory: configuration.stateDirectory,
             runtimeDirectory: configuration.runtimeDirectory,
             nbd: configuration.nbd.map(\.description), loops: await registry.listLoops(),
             memory: MemoryDocument(residentBytes: residentBytes()),
-            devices: await registry.list(), missing: await registry.listMissing())
+            devices: await registry.list(), snapshots: await registries.snapshots.list(),
+            missing: await registry.listMissing())
     }
 
     /// Resident memory of this process; 0 when the kernel does not say.

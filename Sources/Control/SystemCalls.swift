@@ -119,3 +119,22 @@ func readWhole(_ path: String, byteCountMax: Int) throws(SystemFailure) -> [UInt
         }
     }
 }
+
+/// What an errno value says.
+func errnoText(_ errnoValue: Int32) -> String { String(cString: strerror(errnoValue)) }
+
+/// Bytes left for ordinary files in the directory at `path`, or in the one a new file at `path`
+/// would be in; nil for anything else, and when the system does not say.
+func freeBytesForFile(at path: String) -> UInt64? {
+    var facts = stat()
+    var directory = path
+    if stat(path, &facts) != 0 {
+        guard let slash = path.lastIndex(of: "/") else { return nil }
+        directory = slash == path.startIndex ? "/" : String(path[..<slash])
+    } else if facts.st_mode & S_IFMT != S_IFDIR {
+        return nil
+    }
+    var space = statvfs()
+    guard statvfs(directory, &space) == 0 else { return nil }
+    return UInt64(space.f_bavail) * UInt64(space.f_frsize)
+}

@@ -61,10 +61,14 @@ package final class AttachedDevice: Sendable {
         return await loop.mailbox.run { device.get(on: $0).userCount } ?? 0
     }
 
-    /// What the device has done since it was attached; nil when its loop does not answer.
-    package func counters() async -> DeviceCounters? {
+    /// What the device has done since it was attached, and the epoch in which its changes are
+    /// marked now; nil when its loop does not answer.
+    package func progress() async -> (counters: DeviceCounters, epoch: Epoch)? {
         let device = device
-        return await loop.mailbox.run { device.get(on: $0).currentCounters }
+        return await loop.mailbox.run { loop in
+            let device = device.get(on: loop)
+            return (device.currentCounters, device.engine.epoch)
+        }
     }
 
     /// Closes the exports' sessions, waits for requests under way, flushes (unless read-only) and

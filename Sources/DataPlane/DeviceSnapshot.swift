@@ -1,6 +1,7 @@
 package import BlockModel
 internal import CLinux
 internal import CopyOnWrite
+internal import Glibc
 package import RingIO
 package import SnapshotCore
 
@@ -8,8 +9,9 @@ package import SnapshotCore
 package struct SnapshotStorage: Sendable {
     package let sources: [StorageSource]
 
-    /// Opens everything that `requests` name, for use on behalf of `devices`. `limit` bytes in
-    /// all sources that can grow; all or nothing. Blocks are not written before the cut.
+    /// Opens everything that `requests` name, for use on behalf of `devices`: all or nothing. Each
+    /// source that can grow uses at most `limit` bytes. Whoever opened it says `release` once,
+    /// when the devices have it.
     package static func open(
         _ requests: [StorageRequest], limit: UInt64, isForced: Bool, for devices: [AttachedDevice],
         blocking: BlockingPool,
@@ -21,23 +23,21 @@ package struct SnapshotStorage: Sendable {
             do throws(AttachError) {
                 for request in requests {
                     let storage = try StorageOpener.open(request, isForced: isForced)
-                    guard storage.foundations.isDisjoint(with: origins) else {
+                    do throws(AttachError) {
+                        try check(storage, liesOutside: origins)
+                        let name = storage.name
+                        opened.append(
+                            try StorageSource(storage, limit: limit, blocking: blocking) {
+                                notify($0, name)
+                            })
+                    } catch {
                         storage.close()
-                        throw AttachError(
-                            .unsuitable,
-                            "storage \(storage.name) lies on an origin of the snapshot: the "
-                                + "writes it protects against would overwrite it; name storage "
-                                + "on another disk")
+                        throw error
                     }
-                    let name = storage.name
-                    opened.append(
-                        try StorageSource(storage, limit: limit, blocking: blocking) {
-                            notify($0, name)
-                        })
                 }
                 return .success(opened)
             } catch {
-                opened.forEach { $0.unused() }
+                for source in opened { source.drained() }
                 return .failure(error)
             }
         }
@@ -45,6 +45,28 @@ package struct SnapshotStorage: Sendable {
             throw AttachError(.busy, "too many operations wait; try again")
         }
         return SnapshotStorage(sources: try result.get())
+    }
+
+    private static func check(
+        _ storage: OpenedStorage, liesOutside origins: [Foundation]
+    ) throws(AttachError) {
+        guard storage.foundations.isDisjoint(with: origins) else {
+            throw AttachError(
+                .unsuitable,
+                "storage \(storage.name) lies on an origin of the snapshot: the writes it "
+                    + "protects against would overwrite it; name storage on another disk")
+        }
+    }
+
+    /// The opener is done with it: each source closes with the last device that uses it, at once
+    /// when none does. Once only.
+    package func release() {
+        for source in sources { source.drained() }
+    }
+
+    /// Returns when those sources are closed that no device uses any more.
+    package func closed() async {
+        for source in sources { await source.closed() }
     }
 }
 
@@ -103,10 +125,10 @@ package final class DeviceSnapshot: Sendable {
         } ?? false
     }
 
-    /// What it uses now; nil when its loop does not answer.
+    /// What it uses now; nil when it is destroyed or its loop does not answer.
     package func report() async -> SnapshotPartReport? {
         let part = part
-        return await device.loop.mailbox.run { part.get(on: $0).report }
+        return await device.loop.mailbox.run { part.get(on: $0).report } ?? nil
     }
 
     /// Destroys it in whatever state it is; returns when everything that is not handed over is
@@ -115,10 +137,10 @@ package final class DeviceSnapshot: Sendable {
         let part = part
         let mailbox = device.loop.mailbox
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
-            let accepted = mailbox.post { loop in
+            // A full mailbox drains by itself; a loop does not stop while a device has snapshots.
+            while !mailbox.post({ loop in
                 part.get(on: loop).destroy { continuation.resume() }
-            }
-            if !accepted { continuation.resume() }
+            }) { sched_yield() }
         }
     }
 }

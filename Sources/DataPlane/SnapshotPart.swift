@@ -19,6 +19,8 @@ package struct SnapshotPartReport: Sendable {
     /// Blocks preserved that are all zero and take none.
     package var zeroBlocks: UInt64
     package var metadataBytes: UInt64
+    /// Bytes of old data read on this device since the cut in order to preserve it, for this
+    /// snapshot or a newer one.
     package var copiedBytes: UInt64
 }
 
@@ -31,6 +33,10 @@ final class SnapshotPart {
     private(set) var writableImage: ImageDevice?
     private var whenGone: (() -> Void)?
     private var isHeld = false
+    /// From `destroy` on: the index may belong to another snapshot by now.
+    private var isDestroyed = false
+    /// The device's counter at the cut.
+    private var copiedByteCountAtCut: UInt64 = 0
 
     init(
         device: Device, index: SnapshotIndex, notify: @escaping @Sendable (SnapshotNotice) -> Void
@@ -43,6 +49,7 @@ final class SnapshotPart {
     /// The cut was made: the images exist from now on.
     func held() {
         isHeld = true
+        copiedByteCountAtCut = device.engine.counters.copiedByteCount
         image = ImageDevice(of: device, snapshot: index, isWritable: false)
         writableImage = ImageDevice(of: device, snapshot: index, isWritable: true)
     }
@@ -54,7 +61,8 @@ final class SnapshotPart {
     /// Destroys the part in whatever state it is; `whenGone` runs on the loop when everything
     /// that is not handed over is free. Once only.
     func destroy(_ whenGone: @escaping () -> Void) {
-        precondition(self.whenGone == nil, "a snapshot is destroyed once")
+        precondition(!isDestroyed, "a snapshot is destroyed once")
+        isDestroyed = true
         self.whenGone = whenGone
         image?.snapshotDestroyed()
         writableImage?.snapshotDestroyed()
@@ -72,13 +80,16 @@ final class SnapshotPart {
         whenGone?()
     }
 
-    var report: SnapshotPartReport {
+    /// What it uses; nil once it is destroyed.
+    var report: SnapshotPartReport? {
+        guard !isDestroyed else { return nil }
+        let copied = device.engine.counters.copiedByteCount
         let report = device.engine.report(on: index)
         return SnapshotPartReport(
             isCorrupted: report.isCorrupted,
             storedBlocks: report.preservedBlockCount - report.zeroBlockCount,
             zeroBlocks: report.zeroBlockCount, metadataBytes: report.metadataByteCount,
-            copiedBytes: device.engine.counters.copiedByteCount)
+            copiedBytes: isHeld ? copied - copiedByteCountAtCut : 0)
     }
 }
 

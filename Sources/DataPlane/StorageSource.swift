@@ -9,7 +9,9 @@ internal import Synchronization
 // of a snapshot, which may live on several loops; they meet here once per extent of 4 MiB.
 //
 // Invariants
-// - The descriptor or mapping lives until the last device has said `drained`.
+// - The descriptor or mapping lives until the last user is gone: whoever opened the source, devices,
+//   and what runs on the blocking pool. A number or address that was closed may belong to somebody
+//   else by the time a late job uses it.
 // - Bytes are read and written by the loops themselves; only growing, giving back and closing,
 //   which may block, run on the blocking pool.
 
@@ -49,7 +51,12 @@ package final class StorageSource: Sendable {
     private struct State {
         var space: StorageSpace
         var wishes: [Wish] = []
-        var userCount = 0
+        /// Whoever opened the source is its first user.
+        var userCount = 1
+        /// Of the blocking pool.
+        var jobCount = 0
+        var isClosed = false
+        var closeWaiters: [@Sendable () -> Void] = []
     }
 
     package let name: String
@@ -61,7 +68,8 @@ package final class StorageSource: Sendable {
     private let notify: @Sendable (Notice) -> Void
     private let state: Mutex<State>
 
-    /// Takes over what was opened; `limit` bytes at most are used.
+    /// Takes over what was opened, which stays the caller's when this throws. What can grow uses at
+    /// most `limit` bytes.
     init(
         _ opened: OpenedStorage, limit: UInt64, blocking: BlockingPool,
         notify: @escaping @Sendable (Notice) -> Void
@@ -72,6 +80,7 @@ package final class StorageSource: Sendable {
         self.blocking = blocking
         self.notify = notify
         let space: StorageSpace
+        try Self.checkSize(of: opened, limit: limit)
         switch opened.medium {
         case .file(let descriptor, let isInline):
             access = isInline ? .inline(descriptor: descriptor) : .ring(descriptor: descriptor)
@@ -81,15 +90,28 @@ package final class StorageSource: Sendable {
         case .blockDevice(let descriptor, let byteCount):
             access = .ring(descriptor: descriptor)
             mappedByteCount = 0
-            let usable = min(byteCount, limit)
-            space = StorageSpace(capacity: usable, limit: usable, growthStep: 0)
+            space = StorageSpace(capacity: byteCount, limit: byteCount, growthStep: 0)
         case .memory(let byteCount):
-            let usable = min(byteCount, limit)
-            mappedByteCount = Int(usable)
+            mappedByteCount = Int(byteCount)
             access = .memory(address: try Self.map(mappedByteCount))
-            space = StorageSpace(capacity: usable, limit: usable, growthStep: 0)
+            space = StorageSpace(capacity: byteCount, limit: byteCount, growthStep: 0)
         }
         state = Mutex(State(space: space))
+    }
+
+    /// Space is handed out in extents: less than one is none at all.
+    private static func checkSize(of opened: OpenedStorage, limit: UInt64) throws(AttachError) {
+        let byteCount =
+            switch opened.medium {
+            case .file: limit
+            case .blockDevice(_, let byteCount), .memory(let byteCount): byteCount
+            }
+        guard byteCount >= ExtentTable.extentByteCount else {
+            throw AttachError(
+                .unsuitable,
+                "storage \(opened.name) would have \(byteCount) bytes; space is used in extents of "
+                    + "4 MiB, so give at least 4M")
+        }
     }
 
     /// Memory that is neither dumped nor swapped, resident only where used.
@@ -114,7 +136,7 @@ package final class StorageSource: Sendable {
         return UInt(bitPattern: mapping)
     }
 
-    /// A device uses the source until it says `drained`.
+    /// There is another user, until it says `drained`.
     func userAdded() { state.withLock { $0.userCount += 1 } }
 
     package var report: Report {
@@ -152,7 +174,10 @@ package final class StorageSource: Sendable {
         guard case .file(let descriptor, _) = medium else {
             preconditionFailure("only files grow")
         }
-        let start = state.withLock { $0.space.capacity }
+        let start = state.withLock { state in
+            state.jobCount += 1
+            return state.space.capacity
+        }
         let accepted = blocking.submit { [self] in
             var result: Int32
             repeat {
@@ -189,15 +214,20 @@ package final class StorageSource: Sendable {
         }
         let growth = state.withLock { $0.space.growthDue() }
         if let growth { grow(by: growth) }
+        jobEnded()
     }
 
     /// A device gives an extent back: what is in it is dropped or overwritten, then it is free.
     func extentReleased(byteOffset: UInt64) {
+        state.withLock { $0.jobCount += 1 }
         let accepted = blocking.submit { [self] in
             erase(byteOffset: byteOffset, byteCount: ExtentTable.extentByteCount)
             state.withLock { $0.space.extentReleased(byteOffset: byteOffset) }
+            jobEnded()
         }
-        if !accepted { state.withLock { $0.space.extentReleased(byteOffset: byteOffset) } }
+        guard !accepted else { return }
+        state.withLock { $0.space.extentReleased(byteOffset: byteOffset) }
+        jobEnded()
     }
 
     private func erase(byteOffset: UInt64, byteCount: UInt64) {
@@ -231,18 +261,38 @@ package final class StorageSource: Sendable {
 
     // MARK: End
 
-    /// A device has no block left here. The last one closes the source.
+    /// A user is gone: a device that has no block left here, say. The last one closes the source.
     func drained() {
         let isLast = state.withLock { state in
             state.userCount -= 1
-            return state.userCount == 0
+            return state.userCount == 0 && state.jobCount == 0
         }
-        guard isLast else { return }
+        if isLast { closeSoon() }
+    }
+
+    private func jobEnded() {
+        let isLast = state.withLock { state in
+            state.jobCount -= 1
+            return state.userCount == 0 && state.jobCount == 0
+        }
+        if isLast { closeSoon() }
+    }
+
+    private func closeSoon() {
         if !blocking.submit({ [self] in close() }) { close() }
     }
 
-    /// No device ever used it.
-    func unused() { close() }
+    /// Returns when the source is closed, or at once while a device still uses it.
+    func closed() async {
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let isNow = state.withLock { state in
+                guard state.userCount == 0, !state.isClosed else { return true }
+                state.closeWaiters.append { continuation.resume() }
+                return false
+            }
+            if isNow { continuation.resume() }
+        }
+    }
 
     private func close() {
         switch medium {
@@ -253,5 +303,11 @@ package final class StorageSource: Sendable {
             else { preconditionFailure("memory storage has an address") }
             munmap(start, mappedByteCount)
         }
+        let waiters = state.withLock { state in
+            state.isClosed = true
+            defer { state.closeWaiters = [] }
+            return state.closeWaiters
+        }
+        for waiter in waiters { waiter() }
     }
 }

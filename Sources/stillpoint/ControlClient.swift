@@ -54,22 +54,66 @@ struct ControlClient {
         do {
             return try DocumentCoding.decoder().decode(type, from: bytes)
         } catch {
-            throw ControlError(
-                .failed,
-                "the service at \(path) answered with something this program does not understand; "
-                    + "are both of one version?")
+            throw Self.notUnderstood(path)
         }
+    }
+
+    private static func notUnderstood(_ path: String) -> ControlError {
+        ControlError(
+            .failed,
+            "the service at \(path) answered with something this program does not understand; "
+                + "are both of one version?")
+    }
+
+    /// Calls `body` with every event of a stream of server-sent events, until it ends.
+    func events(_ target: String, _ body: (EventDocument) throws -> Void) async throws {
+        let request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
+        try await reaching { http in
+            let response = try await http.execute(request, deadline: .distantFuture)
+            guard (200..<300).contains(response.status.code) else {
+                let answer = try await response.body.collect(upTo: Self.answerByteCountMax)
+                throw refusal(response.status, Data(answer.readableBytesView))
+            }
+            var line: [UInt8] = []
+            for try await piece in response.body {
+                for byte in piece.readableBytesView {
+                    guard byte == UInt8(ascii: "\n") else {
+                        line.append(byte)
+                        continue
+                    }
+                    if line.starts(with: Self.dataField) { try body(try Self.event(line)) }
+                    line = []
+                }
+                guard line.count <= Self.answerByteCountMax else { throw Self.notUnderstood(path) }
+            }
+        }
+    }
+
+    private static let dataField = Array("data: ".utf8)
+
+    private static func event(_ line: [UInt8]) throws -> EventDocument {
+        try DocumentCoding.decoder().decode(
+            EventDocument.self, from: Data(line.dropFirst(dataField.count)))
     }
 
     private func exchange(
         _ request: HTTPClientRequest
     ) async throws -> (HTTPResponseStatus, Data) {
+        try await reaching { http in
+            let response = try await http.execute(request, timeout: Self.timeLimit)
+            let body = try await response.body.collect(upTo: Self.answerByteCountMax)
+            return (response.status, Data(body.readableBytesView))
+        }
+    }
+
+    /// Calls `body` with an HTTP client; says so when the service cannot be reached.
+    private func reaching<Value>(_ body: (HTTPClient) async throws -> Value) async throws -> Value {
         do {
-            return try await Self.withHTTP { http in
-                let response = try await http.execute(request, timeout: Self.timeLimit)
-                let body = try await response.body.collect(upTo: Self.answerByteCountMax)
-                return (response.status, Data(body.readableBytesView))
-            }
+            return try await Self.withHTTP(body)
+        } catch let error as ControlError {
+            throw error
+        } catch is DecodingError {
+            throw Self.notUnderstood(path)
         } catch let error as HTTPClientError where error == .deadlineExceeded {
             throw ControlError(
                 .failed,
@@ -84,7 +128,7 @@ struct ControlClient {
 
     /// Calls `body` with an HTTP client that takes the first failure to connect for an answer: the
     /// shared one tries again for a minute, and a socket nobody listens on stays like that.
-    private static func withHTTP<Value: Sendable>(
+    private static func withHTTP<Value>(
         _ body: (HTTPClient) async throws -> Value
     ) async throws -> Value {
         var configuration = HTTPClient.Configuration()

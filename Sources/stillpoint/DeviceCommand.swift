@@ -85,6 +85,7 @@ struct DeviceCommand: AsyncParsableCommand {
                 ("mode", device.readOnly ? "read-only" : "read/write"),
                 ("access", device.access), ("loop", "\(device.loop)"),
                 ("connections", "\(device.connections)"),
+                ("snapshots", device.snapshots.isEmpty ? "none" : "\(device.snapshots.count)"),
                 ("attached", device.attachedAt.formatted(.iso8601)),
             ]
             if let counters = device.counters {
@@ -93,6 +94,8 @@ struct DeviceCommand: AsyncParsableCommand {
                     ("writes", "\(counters.writes), \(sizeText(counters.writtenBytes))"),
                     ("flushes", "\(counters.flushes)"), ("discards", "\(counters.discards)"),
                     ("zeroes", "\(counters.zeroes)"), ("failures", "\(counters.failures)"),
+                    ("copied", sizeText(counters.copiedBytes)),
+                    ("parked writes", "\(counters.parkedWrites)"),
                 ]
             }
             return factLines(facts)
@@ -107,7 +110,7 @@ struct DeviceCommand: AsyncParsableCommand {
         @Argument(help: "Name of the device.")
         var name: String
 
-        @Flag(help: "Close the connections it has open.")
+        @Flag(help: "Destroy its snapshots and close the connections it has open.")
         var force = false
 
         @OptionGroup var options: ClientOptions

@@ -13,12 +13,16 @@ struct Stillpoint: AsyncParsableCommand {
               stillpoint serve --attach vm1=/srv/vm1.img
               stillpoint status
               stillpoint device attach data /dev/sdb1
+              stillpoint snapshot create --device data --name nightly
 
             Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 busy or conflicting \
             state; 7 service not reachable.
             """,
         version: stillpointVersion,
-        subcommands: [Serve.self, Status.self, Probe.self, DeviceCommand.self])
+        subcommands: [
+            Serve.self, Status.self, Probe.self, DeviceCommand.self, SnapshotCommand.self,
+            EventsCommand.self,
+        ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.
     static func main() async {

@@ -11,6 +11,17 @@ struct `The command line` {
         ["serve", "--nbd", "nowhere"], ["serve", "--attach", "vm1"],
         ["serve", "--attach", "=/disk.img"], ["serve", "--loops", "0"],
         ["serve", "--attach", "a=/x", "--attach", "a=/y"],
+        ["snapshot", "create"], ["snapshot", "create", "--device", "a b"],
+        ["snapshot", "create", "--device", "a", "--device", "a"],
+        ["snapshot", "create", "--device", "a", "--name", "a@b"],
+        ["snapshot", "create", "--device", "a", "--storage", "memory:much"],
+        ["snapshot", "create", "--device", "a", "--storage", "memory:4095K"],
+        ["snapshot", "create", "--device", "a", "--storage", "memory:8388608T"],
+        ["snapshot", "create", "--device", "a", "--limit", "1M"],
+        ["snapshot", "create", "--device", "a", "--on-overflow", "throttle:0"],
+        ["snapshot", "create", "--device", "a", "--on-overflow", "never"],
+        ["snapshot", "append-storage", "s"], ["snapshot", "take"],
+        ["events", "--timeout", "soon"],
         ["serve", "--control", "/" + String(repeating: "x", count: 200)],
     ])
     func `ends with 2 on wrong usage and prints nothing on standard output`(
@@ -37,7 +48,10 @@ struct `The command line` {
         #expect(outcome.diagnostics == "")
     }
 
-    @Test(arguments: [["status"], ["device", "list"], ["device", "attach", "vm1", "/disk.img"]])
+    @Test(arguments: [
+        ["status"], ["device", "list"], ["device", "attach", "vm1", "/disk.img"],
+        ["snapshot", "list"], ["events", "--follow"],
+    ])
     func `ends with 7 when no service listens`(arguments: [String]) throws {
         let directory = try TemporaryDirectory()
         // At once: nothing is tried again, so this deadline is far more than it takes.
@@ -64,7 +78,7 @@ struct `The command line` {
             Set(device.keys) == [
                 "name", "path", "size", "sector_size", "block_size", "chunk_size", "chunk_count",
                 "read_only", "block_device", "rotational", "access", "loop", "attached_at",
-                "connections", "counters",
+                "connections", "counters", "epoch", "snapshots",
             ])
         #expect(device["name"] as? String == "vm1")
         #expect(device["path"] as? String == image)

@@ -39,6 +39,83 @@ final class ControlHarness {
         return try JSONSerialization.jsonObject(with: Data(outcome.output.utf8))
     }
 
+    /// Runs a client command that must succeed.
+    func done(_ arguments: String...) throws {
+        try Command.check(
+            TestService.binary, arguments + ["--control", service.controlPath], deadline: 300)
+    }
+
+    /// Attaches a disk image of that name and returns its path.
+    @discardableResult
+    func attach(_ name: String, byteCount: Int = 16 << 20) throws -> String {
+        let path = try image(name + ".img", byteCount: byteCount)
+        try done("device", "attach", name, path)
+        return path
+    }
+
+    /// Runs a client command with `--json` and returns its one object.
+    func object(_ arguments: String...) throws -> [String: Any] {
+        let outcome = try Command.run(
+            TestService.binary, arguments + ["--json", "--control", service.controlPath],
+            deadline: 300)
+        guard outcome.status == 0 else {
+            throw TestFailure("\(arguments) ended with \(outcome.status): \(outcome.diagnostics)")
+        }
+        let document = try JSONSerialization.jsonObject(with: Data(outcome.output.utf8))
+        guard let object = document as? [String: Any] else {
+            throw TestFailure("\(arguments) printed no object: \(outcome.output)")
+        }
+        return object
+    }
+
+    /// The snapshots, as `snapshot list` has them: names, or ids.
+    func snapshotNames() throws -> [String] {
+        guard let list = try document("snapshot", "list") as? [[String: Any]] else {
+            throw TestFailure("snapshot list is no list")
+        }
+        return list.compactMap { $0["name"] as? String ?? $0["id"] as? String }
+    }
+
+    /// The names of all exports.
+    func exportNames() throws -> [String] {
+        let client = try NBDClient(.unix(path: service.socketPath))
+        try client.greet()
+        // LIST; the last reply acknowledges, each of the others is a length, a name, and a text.
+        return try client.negotiate(3).dropLast().map { reply in
+            let length: UInt32 = reply.data.big(at: 0)
+            return String(decoding: reply.data[4..<4 + Int(length)], as: UTF8.self)
+        }.sorted()
+    }
+
+    /// Writes `length` bytes of `pattern` from `offset` on to an export, as another program.
+    func fill(_ export: String, _ pattern: UInt8, offset: Int = 0, length: Int) throws {
+        try Command.check(
+            "qemu-io",
+            ["-f", "raw", service.uri(export), "-c", "write -P \(pattern) \(offset) \(length)"])
+    }
+
+    /// Whether `length` bytes of an export from `offset` on are `pattern`, read by another program.
+    func holds(_ export: String, _ pattern: UInt8, offset: Int = 0, length: Int) throws -> Bool {
+        try Command.run(
+            "qemu-io",
+            [
+                "-r", "-f", "raw", service.uri(export), "-c",
+                "read -P \(pattern) \(offset) \(length)",
+            ]
+        ).status == 0
+    }
+
+    /// Unnamed files that the service has open.
+    func unnamedFileCount() throws -> Int {
+        let folder = "/proc/\(service.process.processID)/fd"
+        return try FileManager.default.contentsOfDirectory(atPath: folder).count { name in
+            // A descriptor that was closed meanwhile is none.
+            let target = try? FileManager.default.destinationOfSymbolicLink(
+                atPath: folder + "/" + name)
+            return target?.hasSuffix("(deleted)") ?? false
+        }
+    }
+
     /// Names of the devices, as `device list` has them.
     func deviceNames() throws -> [String] {
         guard let list = try document("device", "list") as? [[String: Any]] else {

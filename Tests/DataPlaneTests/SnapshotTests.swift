@@ -26,6 +26,7 @@ final class HeldSnapshot {
         ) { _, _ in }
         snapshot = try await DeviceSnapshot.prepare(
             harness.device, policy: policy, account: account, storage: storage, notify: notify)
+        storage.release()
         let outcome = await cut.makeCut([CutMember(device: harness.device, snapshot: snapshot)])
         #expect(outcome.fault == nil)
         (image, writable) = try #require(await snapshot.images())
@@ -181,7 +182,10 @@ final class HeldSnapshot {
         let folder = Folder()
         let path = folder.file(size: 1 << 20)
         let harness = try await DeviceHarness(path: path)
-        for request in [StorageRequest.path(path), .path(folder.file("other", size: 512))] {
+        for request in [
+            StorageRequest.path(path), .path(folder.file("other", size: 512)),
+            .memory(4 << 20 - 1),
+        ] {
             await #expect(throws: AttachError.self) {
                 _ = try await SnapshotStorage.open(
                     [request], limit: 1 << 30, isForced: false, for: [harness.device],

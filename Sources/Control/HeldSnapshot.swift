@@ -1,0 +1,118 @@
+internal import BlockModel
+internal import DataPlane
+internal import FoundationEssentials
+internal import SnapshotCore
+internal import Synchronization
+
+/// A snapshot in the registry. Belongs to the registry's actor.
+final class HeldSnapshot {
+    /// Where it is between its making and its end.
+    enum Phase {
+        /// Its devices are being prepared.
+        case making
+        case prepared
+        /// The cut was made.
+        case held
+        case ending
+    }
+
+    let label: SnapshotLabel
+    let createdAt = Date()
+    let policy: OverflowPolicy
+    /// Its number in the loops' pools of buffers, that no other snapshot has.
+    let account: UInt16
+    var phase = Phase.making
+    var parts: [Part] = []
+    var storages: [SnapshotStorage] = []
+    var takenAt: Date?
+    var outcome: CutOutcome?
+    /// An operation on it is under way.
+    var isBusy = true
+    /// Those who wait for that operation's end.
+    var waiters: [CheckedContinuation<Void, Never>] = []
+
+    init(label: SnapshotLabel, policy: OverflowPolicy, account: UInt16) {
+        self.label = label
+        self.policy = policy
+        self.account = account
+    }
+
+    /// The operation under way has ended.
+    func operationEnded() {
+        isBusy = false
+        let waiting = waiters
+        waiters = []
+        for waiter in waiting { waiter.resume() }
+    }
+
+    /// One device's part.
+    struct Part {
+        let name: ObjectName
+        let device: AttachedDevice
+        let snapshot: DeviceSnapshot
+        let loss: LossRecord
+        /// Names of its exports; empty unless they are published.
+        var exports: [String] = []
+    }
+
+    /// `prepared`, `held`, `corrupted` or `destroyed`.
+    var state: String {
+        switch phase {
+        case .making, .prepared: "prepared"
+        case .ending: "destroyed"
+        case .held: parts.contains { $0.loss.loss != nil } ? "corrupted" : "held"
+        }
+    }
+
+    /// As it is now. Runs on the registry's actor.
+    nonisolated(nonsending) func document() async -> SnapshotDocument {
+        var devices: [SnapshotDocument.Device] = []
+        for (index, part) in parts.enumerated() {
+            let report = await part.snapshot.report()
+            let loss = part.loss.loss
+            devices.append(
+                SnapshotDocument.Device(
+                    device: part.name.text, epoch: outcome?.epochs[index].rawValue,
+                    size: outcome?.sizes[index] ?? part.device.facts.size,
+                    image: part.exports.first, error: loss.map { errnoText($0.fault.errnoValue) },
+                    corruptedAt: loss?.time, copiedBytes: report?.copiedBytes ?? 0,
+                    storedBytes: (report?.storedBlocks ?? 0) * blockByteCount,
+                    zeroBlocks: report?.zeroBlocks ?? 0))
+        }
+        let sources = storages.flatMap(\.sources).map { source in
+            let report = source.report
+            return SnapshotDocument.Source(
+                name: report.name, used: report.granted, capacity: report.capacity,
+                limit: report.limit)
+        }
+        return SnapshotDocument(
+            id: label.id.description, name: label.name?.text, state: state, createdAt: createdAt,
+            takenAt: takenAt, cutMicroseconds: outcome?.closedMicroseconds,
+            drainMicroseconds: outcome?.drainMicroseconds, frozen: [], consistency: "crash",
+            onOverflow: policy.text, devices: devices,
+            storage: SnapshotDocument.Storage(
+                used: sources.reduce(0) { $0 + $1.used },
+                capacity: sources.reduce(0) { $0 + $1.capacity },
+                limit: sources.reduce(0) { $0 + $1.limit },
+                storedBytes: devices.reduce(0) { $0 + $1.storedBytes },
+                zeroBlocks: devices.reduce(0) { $0 + $1.zeroBlocks }, sources: sources))
+    }
+}
+
+/// When and why an image lost data; written on the device's loop, once.
+final class LossRecord: Sendable {
+    struct Loss: Sendable {
+        let fault: Fault
+        let time: Date
+    }
+
+    private let state = Mutex<Loss?>(nil)
+
+    /// The first loss.
+    var loss: Loss? { state.withLock { $0 } }
+
+    /// The image lost data.
+    func lost(_ fault: Fault) {
+        state.withLock { $0 = $0 ?? Loss(fault: fault, time: Date()) }
+    }
+}

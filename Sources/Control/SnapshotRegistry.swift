@@ -1,0 +1,396 @@
+internal import BlockModel
+internal import DataPlane
+internal import ExportNBD
+internal import FoundationEssentials
+internal import Logging
+internal import RingIO
+internal import SnapshotCore
+
+// The snapshots of the service: create, take, append storage, destroy.
+//
+// Invariants
+// - A snapshot holds its devices in the device registry from before they are prepared until its
+//   last part is gone, so none of them is detached in between.
+// - One operation at a time on a snapshot (`isBusy`); destroying waits for it, others are refused.
+// - A name, an account and an id belong to one snapshot from its making to its end.
+// - Exports are published after the cut, all of them, and withdrawn before anything is destroyed.
+// - A creation that fails leaves no part, no storage, no export and no hold.
+
+/// The snapshots of the service; see the head of this file.
+package actor SnapshotRegistry {
+    /// Most snapshots: the accounts of the loops' buffer pools.
+    package static let capacity = 1023
+
+    private let devices: DeviceRegistry
+    private let blocking: BlockingPool
+    private let exports: ExportTable
+    private let events: EventLog
+    private let cuts: CutThread
+    /// Where storage lies that nobody asked for.
+    private let defaultStorage: String
+    private let logger: Logger
+    private var entries: [UniqueID: HeldSnapshot] = [:]
+    private var isStopping = false
+
+    init(
+        devices: DeviceRegistry, blocking: BlockingPool, exports: ExportTable, events: EventLog,
+        cuts: CutThread, defaultStorage: String, logger: Logger
+    ) {
+        self.devices = devices
+        self.blocking = blocking
+        self.exports = exports
+        self.events = events
+        self.cuts = cuts
+        self.defaultStorage = defaultStorage
+        self.logger = logger
+    }
+
+    // -- create and take
+
+    /// Makes a snapshot and takes it, unless it is only to be prepared. All or nothing.
+    package func create(_ request: SnapshotRequest) async throws -> SnapshotDocument {
+        let entry = try enter(request)
+        do {
+            try await prepare(entry, request)
+            if !request.preparesOnly { try await cut(entry) }
+        } catch {
+            await tearDown(entry)
+            entries[entry.label.id] = nil
+            events.abandoned(entry.label)
+            entry.operationEnded()
+            throw error
+        }
+        let document = await entry.document()
+        entry.operationEnded()
+        return document
+    }
+
+    /// Makes the cut of a prepared snapshot. When writers would have had to wait too long it
+    /// stays prepared.
+    package func take(_ text: String) async throws -> SnapshotDocument {
+        let entry = try begin(text)
+        guard entry.phase == .prepared else {
+            entry.operationEnded()
+            throw ControlError(.busy, "snapshot \(entry.label) was taken already")
+        }
+        do {
+            try await cut(entry)
+        } catch {
+            if entry.phase == .prepared { entry.operationEnded() } else { _ = await end(entry) }
+            throw error
+        }
+        let document = await entry.document()
+        entry.operationEnded()
+        return document
+    }
+
+    /// Reserves what the snapshot will be called.
+    private func enter(_ request: SnapshotRequest) throws(ControlError) -> HeldSnapshot {
+        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        if let name = request.name, entries.values.contains(where: { $0.label.name == name }) {
+            throw ControlError(
+                .busy, "snapshot \(name) exists; choose another name or destroy it first")
+        }
+        let taken = Set(entries.values.map(\.account))
+        guard let account = (0..<UInt16(Self.capacity)).first(where: { !taken.contains($0) }) else {
+            throw ControlError(
+                .busy, "there are \(Self.capacity) snapshots, the most there may be; destroy one")
+        }
+        let entry = HeldSnapshot(
+            label: SnapshotLabel(id: .random(), name: request.name), policy: request.policy,
+            account: account)
+        entries[entry.label.id] = entry
+        events.began(entry.label)
+        return entry
+    }
+
+    /// Does everything that can fail: storage, and a part on each device.
+    private func prepare(_ entry: HeldSnapshot, _ request: SnapshotRequest) async throws {
+        let held = try await devices.hold(request.devices, by: entry.label)
+        let storage = try await open(
+            request.storage, for: held.map(\.device), holder: entry.label)
+        // From here on the devices keep it open, or nobody does.
+        defer { storage.release() }
+        entry.storages.append(storage)
+        for (name, device) in held {
+            let loss = LossRecord()
+            do throws(AttachError) {
+                let snapshot = try await DeviceSnapshot.prepare(
+                    device, policy: request.policy, account: entry.account, storage: storage,
+                    notify: notices(of: entry.label, device: name, loss))
+                entry.parts.append(
+                    HeldSnapshot.Part(name: name, device: device, snapshot: snapshot, loss: loss))
+            } catch { throw ControlError(error) }
+        }
+        entry.phase = .prepared
+    }
+
+    /// What the loops tell about a device's part; called on the device's loop.
+    private func notices(
+        of label: SnapshotLabel, device: ObjectName, _ loss: LossRecord
+    ) -> @Sendable (SnapshotNotice) -> Void {
+        { [events] notice in
+            switch notice {
+            case .corrupted(let fault):
+                loss.lost(fault)
+                events.record(
+                    .corrupted, snapshot: label, device: device, errno: fault.errnoValue,
+                    "snapshot \(label): the image of device \(device) lost data "
+                        + "(\(errnoText(fault.errnoValue))) and fails from now on; destroy it")
+            case .overlayCorrupted(let fault):
+                events.record(
+                    .overlayCorrupted, snapshot: label, device: device, errno: fault.errnoValue,
+                    "snapshot \(label): what was written to \(device)@\(label):rw is lost "
+                        + "(\(errnoText(fault.errnoValue))); the read-only image is not concerned")
+            }
+        }
+    }
+
+    private func cut(_ entry: HeldSnapshot) async throws {
+        let outcome = await cuts.makeCut(
+            entry.parts.map { CutMember(device: $0.device, snapshot: $0.snapshot) })
+        if let fault = outcome.fault { throw Self.refusal(of: fault, entry.label) }
+        entry.phase = .held
+        entry.takenAt = Date()
+        entry.outcome = outcome
+        var published: [ExportDescription] = []
+        for index in entry.parts.indices {
+            let part = entry.parts[index]
+            guard let images = await part.snapshot.images() else {
+                throw ControlError(
+                    .failed,
+                    "snapshot \(entry.label): the loop of device \(part.name) is too busy to say "
+                        + "where the image is; the snapshot was destroyed")
+            }
+            let name = "\(part.name)@\(entry.label)"
+            for (suffix, target) in [("", images.readOnly), (":rw", images.writable)] {
+                published.append(
+                    ExportDescription(
+                        name: name + suffix,
+                        summary: "device \(part.name) as it was at snapshot \(entry.label)"
+                            + (suffix.isEmpty ? "" : ", writable"),
+                        size: outcome.sizes[index], isReadOnly: suffix.isEmpty,
+                        isRotational: part.device.facts.isRotational, canDiscard: false,
+                        contexts: [], loop: part.device.loop, target: target))
+            }
+            entry.parts[index].exports = [name, name + ":rw"]
+        }
+        for export in published { exports.publish(export) }
+        events.record(
+            .taken, snapshot: entry.label,
+            "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")
+        logger.info("took snapshot \(entry.label), gates closed \(outcome.closedMicroseconds) us")
+    }
+
+    private static func refusal(of fault: Fault, _ label: SnapshotLabel) -> ControlError {
+        guard fault.errnoValue == 110 else {
+            return ControlError(
+                fault == .shutdown ? .busy : .failed,
+                "snapshot \(label) could not be taken (\(errnoText(fault.errnoValue))); nothing "
+                    + "was changed")
+        }
+        return ControlError(
+            .busy,
+            "snapshot \(label) could not be taken: writers would have waited longer than 1 s; "
+                + "nothing was changed; try again when the origins answer faster")
+    }
+
+    // -- storage
+
+    /// More room for a snapshot.
+    package func appendStorage(
+        _ wish: StorageWish, to text: String
+    ) async throws -> SnapshotDocument {
+        guard !wish.requests.isEmpty else {
+            throw ControlError(.invalid, "name the storage to append")
+        }
+        let entry = try begin(text)
+        defer { entry.operationEnded() }
+        let storage = try await open(
+            wish, for: entry.parts.map(\.device), holder: entry.label)
+        defer { storage.release() }
+        var refusing: [String] = []
+        for part in entry.parts where !(await part.snapshot.append(storage)) {
+            refusing.append(part.name.text)
+        }
+        guard refusing.count < entry.parts.count else {
+            throw ControlError(
+                .busy,
+                "snapshot \(entry.label): its devices have as many storage sources as they may")
+        }
+        entry.storages.append(storage)
+        if !refusing.isEmpty {
+            throw ControlError(
+                .busy,
+                "snapshot \(entry.label) has the storage now, except for "
+                    + refusing.joined(separator: ", ")
+                    + ": there are as many storage sources as there may be")
+        }
+        logger.info("appended storage to snapshot \(entry.label)")
+        return await entry.document()
+    }
+
+    private func open(
+        _ wish: StorageWish, for devices: [AttachedDevice], holder: SnapshotLabel
+    ) async throws -> SnapshotStorage {
+        let requests = wish.requests.isEmpty ? [.path(defaultStorage)] : wish.requests
+        // A tenth of what could be overwritten; more room can be appended.
+        let tenth = devices.reduce(0) { $0 + $1.facts.size / 10 }
+        let limit = wish.limit ?? max(tenth, 64 << 20)
+        for case .path(let path) in requests { try await checkRoom(at: path) }
+        do throws(AttachError) {
+            return try await SnapshotStorage.open(
+                requests, limit: limit, isForced: wish.isForced, for: devices, blocking: blocking
+            ) { [events] notice, source in
+                switch notice {
+                case .lowSpace:
+                    events.record(
+                        .lowSpace, snapshot: holder,
+                        "snapshot \(holder): storage \(source) is nearly full; append some")
+                case .grown(let byteCount):
+                    events.record(
+                        .storageGrown, snapshot: holder,
+                        "snapshot \(holder): storage \(source) grew by \(byteCount) bytes")
+                }
+            }
+        } catch { throw ControlError(error) }
+    }
+
+    /// A filesystem without room for one extent is refused now rather than at the first write.
+    private func checkRoom(at path: String) async throws(ControlError) {
+        let free = await blocking.run { freeBytesForFile(at: path) }
+        guard let free, let free, free < StorageWish.byteCountMin else { return }
+        throw ControlError(
+            .noSpace,
+            "storage \(path): its filesystem has \(free) bytes left, less than one extent of 4 "
+                + "MiB; name other storage")
+    }
+
+    // -- destroy
+
+    /// Destroys a snapshot in whatever state it is; returns it as it last was, when everything
+    /// that is not handed over is free.
+    package func destroy(_ text: String) async throws -> SnapshotDocument {
+        let entry = try find(text)
+        guard let last = await destroyed(entry) else { throw Self.noSuchSnapshot(text) }
+        return last
+    }
+
+    /// Destroys the snapshots of a device that is to go; those that end meanwhile are no failure.
+    func destroyAll(_ snapshots: [SnapshotLabel]) async {
+        for snapshot in snapshots {
+            if let entry = entries[snapshot.id] { _ = await destroyed(entry) }
+        }
+    }
+
+    /// Destroys all snapshots for the service's end.
+    func closeAll() async {
+        isStopping = true
+        await destroyAll(entries.values.map(\.label))
+    }
+
+    /// Waits for the operation under way, then destroys; nil when somebody else did meanwhile.
+    private func destroyed(_ entry: HeldSnapshot) async -> SnapshotDocument? {
+        while entry.isBusy {
+            await withCheckedContinuation { entry.waiters.append($0) }
+        }
+        guard entries[entry.label.id] === entry else { return nil }
+        entry.isBusy = true
+        return await end(entry)
+    }
+
+    private func end(_ entry: HeldSnapshot) async -> SnapshotDocument {
+        var last = await entry.document()
+        await tearDown(entry)
+        entries[entry.label.id] = nil
+        events.record(
+            .destroyed, snapshot: entry.label, "snapshot \(entry.label) destroyed")
+        entry.operationEnded()
+        logger.info("destroyed snapshot \(entry.label)")
+        last.state = entry.state
+        for index in last.devices.indices { last.devices[index].image = nil }
+        return last
+    }
+
+    /// Ends whatever there is of it.
+    private func tearDown(_ entry: HeldSnapshot) async {
+        entry.phase = .ending
+        for index in entry.parts.indices {
+            for name in entry.parts[index].exports { exports.withdraw(name) }
+            entry.parts[index].exports = []
+        }
+        await withTaskGroup(of: Void.self) { group in
+            for part in entry.parts { group.addTask { await part.snapshot.destroy() } }
+        }
+        for storage in entry.storages { await storage.closed() }
+        await devices.release(entry.label)
+    }
+
+    // -- list and show
+
+    /// All snapshots, the oldest first.
+    package func list() async -> [SnapshotDocument] {
+        let sorted = entries.values.filter { $0.phase != .making }
+            .sorted { $0.createdAt < $1.createdAt }
+        var documents: [SnapshotDocument] = []
+        for entry in sorted { documents.append(await entry.document()) }
+        return documents
+    }
+
+    /// One snapshot.
+    package func show(_ text: String) async throws -> SnapshotDocument {
+        let entry = try find(text)
+        return await entry.document()
+    }
+
+    /// The id of a snapshot, also of one that is destroyed and whose events are kept.
+    func id(of text: String) throws(ControlError) -> UniqueID {
+        do throws(ControlError) {
+            return try find(text).label.id
+        } catch {
+            guard let id = events.snapshot(called: text) else { throw error }
+            return id
+        }
+    }
+
+    // -- helpers
+
+    /// The snapshot of that name, id or unique prefix of the id.
+    private func find(_ text: String) throws(ControlError) -> HeldSnapshot {
+        if let entry = entries.values.first(where: { $0.label.name?.text == text }) {
+            return entry
+        }
+        let prefix = text.lowercased()
+        let matches = entries.values.filter { $0.label.id.description.hasPrefix(prefix) }
+        guard let match = matches.first, !text.isEmpty else {
+            throw Self.noSuchSnapshot(text)
+        }
+        guard matches.count == 1 else {
+            throw ControlError(
+                .notFound,
+                "there is no snapshot \(text), and \(matches.count) have ids that begin so; give "
+                    + "more of the id")
+        }
+        return match
+    }
+
+    /// The snapshot, for an operation that nothing else may run beside.
+    private func begin(_ text: String) throws(ControlError) -> HeldSnapshot {
+        let entry = try find(text)
+        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard !entry.isBusy else {
+            throw ControlError(
+                .busy,
+                "snapshot \(entry.label) is being made, changed or destroyed; try again in a "
+                    + "moment")
+        }
+        entry.isBusy = true
+        return entry
+    }
+
+    private static func noSuchSnapshot(_ text: String) -> ControlError {
+        ControlError(
+            .notFound,
+            "there is no snapshot \(text); `stillpoint snapshot list` names those there are")
+    }
+}

@@ -1,0 +1,165 @@
+package import BlockModel
+package import DataPlane
+internal import FoundationEssentials
+internal import Glibc
+package import SnapshotCore
+
+// What a client asks for, checked: names, sizes, storage, overflow policy.
+
+/// Reads a size with K, M, G or T for powers of 1024; nil when `text` is none or beyond 2^63.
+package func parseSize(_ text: String) -> UInt64? {
+    var digits = text[...]
+    var shift: UInt64 = 0
+    switch digits.last {
+    case "K": shift = 10
+    case "M": shift = 20
+    case "G": shift = 30
+    case "T": shift = 40
+    default: break
+    }
+    if shift > 0 { digits.removeLast() }
+    guard !digits.isEmpty, digits.utf8.allSatisfy({ (48...57).contains($0) }),
+        let number = UInt64(digits), number <= UInt64(Int64.max) >> shift
+    else { return nil }
+    return number << shift
+}
+
+/// Storage for a snapshot, as asked for.
+package struct StorageWish: Equatable, Sendable {
+    package let requests: [StorageRequest]
+    /// Bytes each source that grows may reach; nil: what follows from the devices' sizes.
+    package let limit: UInt64?
+    /// Take block devices whatever is on them.
+    package let isForced: Bool
+
+    /// Least bytes of a source: space is used in extents of 4 MiB.
+    package static let byteCountMin: UInt64 = 4 << 20
+    /// Most sources named at a time.
+    package static let sourceCountMax = 64
+
+    /// Checks what came from outside.
+    package init(texts: [String], limit: UInt64?, isForced: Bool) throws(ControlError) {
+        guard texts.count <= Self.sourceCountMax else {
+            throw ControlError(
+                .invalid, "\(texts.count) storage sources: give at most \(Self.sourceCountMax)")
+        }
+        if let limit, limit < Self.byteCountMin {
+            throw ControlError(
+                .invalid,
+                "a limit of \(limit) bytes: space is used in extents of 4 MiB, so give at least 4M"
+            )
+        }
+        if let limit, limit > UInt64(Int64.max) {
+            throw ControlError(.invalid, "a limit of \(limit) bytes is beyond any storage")
+        }
+        var requests: [StorageRequest] = []
+        for text in texts { requests.append(try Self.request(text)) }
+        self.requests = requests
+        self.limit = limit
+        self.isForced = isForced
+    }
+
+    private static func request(_ text: String) throws(ControlError) -> StorageRequest {
+        guard text.hasPrefix("memory:") else {
+            guard text.hasPrefix("/"), !text.utf8.contains(0), text.utf8.count < 4096 else {
+                throw ControlError(
+                    .invalid,
+                    "storage \"\(text)\": give the absolute path of a directory, new file or block "
+                        + "device, or memory:SIZE")
+            }
+            return .path(text)
+        }
+        guard let size = parseSize(String(text.dropFirst(7))) else {
+            throw ControlError(
+                .invalid, "storage \"\(text)\": give the size like 256M, with K, M, G or T")
+        }
+        guard size >= byteCountMin else {
+            throw ControlError(
+                .invalid,
+                "storage \(text): space is used in extents of 4 MiB, so give at least 4M")
+        }
+        let machine = UInt64(sysconf(Int32(_SC_PHYS_PAGES))) * UInt64(sysconf(Int32(_SC_PAGESIZE)))
+        guard size <= machine else {
+            throw ControlError(
+                .invalid, "storage \(text): this machine has \(machine) bytes of memory")
+        }
+        return .memory(size)
+    }
+}
+
+/// How a snapshot is asked for.
+package struct SnapshotRequest: Equatable, Sendable {
+    package let devices: [ObjectName]
+    package let name: ObjectName?
+    package let storage: StorageWish
+    package let policy: OverflowPolicy
+    /// Only make it; `take` makes the cut.
+    package let preparesOnly: Bool
+
+    /// Most devices of a snapshot.
+    package static let deviceCountMax = 256
+    /// Longest time writers wait with `throttle` unless it says otherwise.
+    package static let throttleSeconds: UInt64 = 30
+
+    /// Checks what came from outside.
+    package init(_ document: SnapshotCreateDocument) throws(ControlError) {
+        guard (1...Self.deviceCountMax).contains(document.devices.count) else {
+            throw ControlError(
+                .invalid, "a snapshot is of 1 to \(Self.deviceCountMax) devices; name them")
+        }
+        var devices: [ObjectName] = []
+        for text in document.devices {
+            let device = try Self.name(text, of: "device")
+            guard !devices.contains(device) else {
+                throw ControlError(.invalid, "device \(device) is given twice; name it once")
+            }
+            devices.append(device)
+        }
+        self.devices = devices
+        name = try document.name.map { text throws(ControlError) in
+            guard UniqueID(text) == nil else {
+                throw ControlError(
+                    .invalid, "\"\(text)\" could be the id of a snapshot; choose another name")
+            }
+            return try Self.name(text, of: "snapshot")
+        }
+        storage = try StorageWish(
+            texts: document.storage ?? [], limit: document.limit,
+            isForced: document.force ?? false)
+        policy = try document.onOverflow.map(Self.policy) ?? .standard
+        preparesOnly = document.prepare ?? false
+    }
+
+    private static func name(_ text: String, of kind: String) throws(ControlError) -> ObjectName {
+        guard let name = ObjectName(text) else {
+            throw ControlError(
+                .invalid,
+                "\"\(text)\" is no name for a \(kind): use 1 to 64 letters, digits, '.', '_' or "
+                    + "'-', the first a letter or digit")
+        }
+        return name
+    }
+
+    private static func policy(_ text: String) throws(ControlError) -> OverflowPolicy {
+        if text == "break" { return .standard }
+        var seconds: UInt64? = text == "throttle" ? throttleSeconds : nil
+        if text.hasPrefix("throttle:") { seconds = UInt64(text.dropFirst(9)) }
+        guard let seconds, (1...3600).contains(seconds) else {
+            throw ControlError(
+                .invalid,
+                "\"\(text)\" is no overflow policy: use break, throttle or throttle:SECONDS, 1 to "
+                    + "3600")
+        }
+        return OverflowPolicy(kind: .throttle, limitNanoseconds: seconds * 1_000_000_000)
+    }
+}
+
+extension OverflowPolicy {
+    /// As it is written on the command line.
+    var text: String {
+        switch kind {
+        case .break: "break"
+        case .throttle: "throttle:\(limitNanoseconds / 1_000_000_000)"
+        }
+    }
+}

@@ -1,0 +1,56 @@
+import ArgumentParser
+import Control
+
+/// `events`: what happened, numbered.
+struct EventsCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "events",
+        abstract: "Print what happened, and what happens.",
+        discussion: """
+            Without --follow it prints what has happened; with --timeout it waits for the first \
+            event if there was none. The end of a snapshot ends the events of that snapshot. When \
+            the time runs out it ends with 0.
+
+            Example: stillpoint events --follow --snapshot nightly --json
+            """)
+
+    @Flag(help: "Go on with what happens from now on; with --json one document per line.")
+    var follow = false
+
+    @Option(help: "Only events after this number.")
+    var after: UInt64 = 0
+
+    @Option(help: "Only events of this snapshot, by name or id.")
+    var snapshot: String?
+
+    @Option(help: "Longest time to wait, in seconds.")
+    var timeout: UInt64?
+
+    @OptionGroup var options: ClientOptions
+
+    mutating func run() async throws {
+        var target = "/v1/events?after=\(after)&follow=\(follow)"
+        if let snapshot { target += "&snapshot=\(ControlClient.escaped(snapshot))" }
+        if let timeout { target += "&timeout=\(timeout)" }
+        var all: [EventDocument] = []
+        let isOneDocument = options.json && !follow
+        let isLineOfJSON = options.json
+        try await options.client().events(target) { event in
+            if isOneDocument {
+                all.append(event)
+            } else {
+                FileHandles.output.write(
+                    try isLineOfJSON ? Self.line(of: event) : Self.text(event))
+            }
+        }
+        if isOneDocument { try options.show(all) { "" } }
+    }
+
+    private static func line(of event: EventDocument) throws -> String {
+        String(decoding: try DocumentCoding.encoder().encode(event), as: UTF8.self) + "\n"
+    }
+
+    private static func text(_ event: EventDocument) -> String {
+        "\(event.number)  \(event.time.formatted(.iso8601))  \(event.type)  \(event.message)\n"
+    }
+}

@@ -1,0 +1,264 @@
+import ArgumentParser
+import Control
+
+/// `snapshot`: create, take, destroy, list, show, append storage.
+struct SnapshotCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "snapshot",
+        abstract: "Hold devices as they are at one moment.",
+        discussion: """
+            A snapshot is named by its name, its id or a unique prefix of the id. Its images are \
+            exported as DEVICE@SNAPSHOT (read-only) and DEVICE@SNAPSHOT:rw (writable, what is \
+            written goes with the snapshot). Snapshots do not outlive the service.
+            """,
+        subcommands: [
+            Create.self, Take.self, Destroy.self, List.self, Show.self, AppendStorage.self,
+        ])
+
+    /// `snapshot create`.
+    struct Create: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Make a snapshot of one or more devices and take it; print its id.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot create --device vm1 --name before-upgrade
+                  stillpoint snapshot create --device data --device log --storage /srv/spare \
+                --limit 20G
+                """)
+
+        @Option(help: "Device to hold; may be repeated. All are cut at one moment.")
+        var device: [String]
+
+        @OptionGroup var storage: StorageOptions
+
+        @Option(help: "Name of the snapshot.")
+        var name: String?
+
+        @Option(
+            help: ArgumentHelp(
+                "When storage is full or too slow: give the snapshot up (break), or let writers "
+                    + "wait for more storage first (throttle, 30 s unless SECONDS say otherwise).",
+                valueName: "break|throttle[:SECONDS]"))
+        var onOverflow: String = "break"
+
+        @Flag(help: "Only make it: `snapshot take` makes the cut.")
+        var prepare = false
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            var document = SnapshotCreateDocument(devices: device)
+            document.name = name
+            document.storage = try storage.texts()
+            document.limit = try storage.limitBytes()
+            document.onOverflow = onOverflow
+            document.prepare = prepare
+            document.force = storage.force
+            // Wrong usage is told without a service.
+            _ = try SnapshotRequest(document)
+            let snapshot = try await options.client().call(
+                .POST, "/v1/snapshots", body: document, as: SnapshotDocument.self)
+            try options.show(snapshot) { "\(snapshot.id)\n" }
+        }
+    }
+
+    /// `snapshot take`.
+    struct Take: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Make the cut of a snapshot that was only prepared.")
+
+        @Argument(help: "Name or id of the snapshot.")
+        var snapshot: String
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let taken = try await options.client().call(
+                .POST, "\(path(of: snapshot))/take", as: SnapshotDocument.self)
+            try options.show(taken) { "took \(taken.label)\n" }
+        }
+    }
+
+    /// `snapshot destroy`.
+    struct Destroy: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "End a snapshot in whatever state it is, and its exports.")
+
+        @Argument(help: "Name or id of the snapshot.")
+        var snapshot: String
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let last = try await options.client().call(
+                .DELETE, path(of: snapshot), as: SnapshotDocument.self)
+            try options.show(last) { "destroyed \(last.label)\n" }
+        }
+    }
+
+    /// `snapshot list`.
+    struct List: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List all snapshots.")
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let snapshots = try await options.client().call(
+                .GET, "/v1/snapshots", as: [SnapshotDocument].self)
+            try options.show(snapshots) {
+                snapshots.isEmpty
+                    ? "no snapshots; make one with `stillpoint snapshot create --device NAME`\n"
+                    : snapshotTable(snapshots)
+            }
+        }
+    }
+
+    /// `snapshot show`.
+    struct Show: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Show one snapshot.")
+
+        @Argument(help: "Name or id of the snapshot.")
+        var snapshot: String
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let shown = try await options.client().call(
+                .GET, path(of: snapshot), as: SnapshotDocument.self)
+            try options.show(shown) { Self.text(shown) }
+        }
+
+        private static func text(_ snapshot: SnapshotDocument) -> String {
+            var facts: [(String, String)] = [("id", snapshot.id)]
+            if let name = snapshot.name { facts.append(("name", name)) }
+            facts += [
+                ("state", snapshot.state), ("consistency", snapshot.consistency),
+                ("created", snapshot.createdAt.formatted(.iso8601)),
+            ]
+            if let taken = snapshot.takenAt {
+                facts.append(("taken", taken.formatted(.iso8601)))
+            }
+            if let closed = snapshot.cutMicroseconds, let drain = snapshot.drainMicroseconds {
+                facts.append(("cut", "\(closed) us, \(drain) us of it waiting for writes"))
+            }
+            let storage = snapshot.storage
+            facts += [
+                ("on overflow", snapshot.onOverflow),
+                (
+                    "storage",
+                    "\(sizeText(storage.used)) used, \(sizeText(storage.capacity)) there, limit "
+                        + sizeText(storage.limit)
+                ),
+                (
+                    "preserved",
+                    "\(sizeText(storage.storedBytes)), and \(storage.zeroBlocks) zero block(s)"
+                ),
+            ]
+            facts += storage.sources.map { source in
+                (
+                    "source",
+                    "\(source.name): \(sizeText(source.used)) of \(sizeText(source.limit)) used"
+                )
+            }
+            var table = Table(
+                [
+                    ("DEVICE", .left), ("SIZE", .right), ("EPOCH", .right), ("COPIED", .right),
+                    ("IMAGE", .left), ("ERROR", .left),
+                ], elastic: 4)
+            for device in snapshot.devices {
+                table.add([
+                    device.device, sizeText(device.size), device.epoch.map { "\($0)" } ?? "-",
+                    sizeText(device.copiedBytes), device.image ?? "-", device.error ?? "-",
+                ])
+            }
+            return factLines(facts) + "\n" + table.lines(columns: FileHandles.output.columns)
+        }
+    }
+
+    /// `snapshot append-storage`.
+    struct AppendStorage: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Give a snapshot more storage while it is held.")
+
+        @Argument(help: "Name or id of the snapshot.")
+        var snapshot: String
+
+        @OptionGroup var storage: StorageOptions
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let body = StorageAppendDocument(
+                storage: try storage.texts(), limit: try storage.limitBytes(),
+                force: storage.force)
+            guard !body.storage.isEmpty else {
+                throw ControlError(.invalid, "name the storage to append with --storage")
+            }
+            _ = try StorageWish(texts: body.storage, limit: body.limit, isForced: storage.force)
+            let changed = try await options.client().call(
+                .POST, "\(path(of: snapshot))/storage", body: body, as: SnapshotDocument.self)
+            try options.show(changed) {
+                "\(changed.label) has \(changed.storage.sources.count) storage source(s), limit "
+                    + "\(sizeText(changed.storage.limit))\n"
+            }
+        }
+    }
+
+    private static func path(of snapshot: String) -> String {
+        "/v1/snapshots/\(ControlClient.escaped(snapshot))"
+    }
+}
+
+/// Options that name difference storage.
+struct StorageOptions: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "Where preserved data goes: a directory (an unnamed file in it), a file that does not "
+                + "exist yet, a block device, or memory:SIZE; may be repeated. Default for a new "
+                + "snapshot: an unnamed file in the state directory.",
+            valueName: "dir|newfile|blockdev|memory:size"))
+    var storage: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Most that each file named with it may grow to, with K, M, G or T. Default: 10 % of "
+                + "the devices' sizes, at least 64M.",
+            valueName: "size"))
+    var limit: String?
+
+    @Flag(help: "Use a block device as storage although something is on it.")
+    var force = false
+
+    /// The sources, with absolute paths.
+    func texts() throws -> [String] {
+        try storage.map { $0.hasPrefix("memory:") ? $0 : try Defaults.absolute($0) }
+    }
+
+    /// The limit in bytes.
+    func limitBytes() throws(ControlError) -> UInt64? {
+        guard let limit else { return nil }
+        guard let bytes = parseSize(limit) else {
+            throw ControlError(
+                .invalid, "--limit \(limit): give a size like 20G, with K, M, G or T")
+        }
+        return bytes
+    }
+}
+
+/// A table of snapshots.
+func snapshotTable(_ snapshots: [SnapshotDocument]) -> String {
+    var table = Table(
+        [
+            ("ID", .left), ("NAME", .left), ("STATE", .left), ("TAKEN", .left), ("USED", .right),
+            ("LIMIT", .right), ("DEVICES", .left),
+        ], elastic: 6)
+    for snapshot in snapshots {
+        table.add([
+            snapshot.id, snapshot.name ?? "-", snapshot.state,
+            snapshot.takenAt?.formatted(.iso8601) ?? "-", sizeText(snapshot.storage.used),
+            sizeText(snapshot.storage.limit),
+            snapshot.devices.map(\.device).joined(separator: " "),
+        ])
+    }
+    return table.lines(columns: FileHandles.output.columns)
+}
