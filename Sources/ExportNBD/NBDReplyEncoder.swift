@@ -1,4 +1,4 @@
-package import BlockModel
+internal import BlockModel
 
 // Replies as bytes. A header goes into `headerByteCountMax` bytes of room; the payload, if any, is
 // sent behind it from where it lies.
