@@ -79,6 +79,10 @@ let package = Package(
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
         .testTarget(
+            name: "ExportNBDTests",
+            dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
+            swiftSettings: strict),
+        .testTarget(
             name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),
     ]
