@@ -13,7 +13,7 @@ struct ConnectionSlot {
     var offset: UInt64 = 0
     var length: UInt64 = 0
     var operation = RequestOperation.flush
-    var flags: RequestFlags = []
+    var flags = RequestFlags(rawValue: 0)
     /// The payload that is being received selects meta contexts.
     var isStatusSubset = false
     var holdsRequest = false

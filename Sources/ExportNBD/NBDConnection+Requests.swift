@@ -205,7 +205,8 @@ extension NBDConnection {
         slot.pointee.length = 0
         slot.pointee.operation = .blockStatus
         slot.pointee.flags =
-            NBDCommandFlags(rawValue: header.flags).contains(.requestOne) ? .oneExtent : []
+            NBDCommandFlags(rawValue: header.flags).contains(.requestOne)
+            ? .oneExtent : RequestFlags(rawValue: 0)
         slot.pointee.isStatusSubset = true
         var rangeless = header
         rangeless.offset = 0

@@ -91,7 +91,7 @@ extension NBDRequestRules {
             return NBDJudgement(.violation)
         }
         guard let command else { return NBDJudgement(.refuse(.invalid), payloadByteCount: payload) }
-        guard flags.subtracting(allowedFlags(of: command)).isEmpty else {
+        guard header.flags & ~allowedFlags(of: command) == 0 else {
             return NBDJudgement(.refuse(.invalid), payloadByteCount: payload)
         }
         return NBDJudgement(
@@ -107,17 +107,19 @@ extension NBDRequestRules {
             : (command == .write ? header.length : 0)
     }
 
+    /// Bits a command may carry. Plain integers here and below: a literal of an option set makes
+    /// an array.
     @inline(__always)
-    private func allowedFlags(of command: NBDCommand) -> NBDCommandFlags {
-        let isExtended = style == .extended
+    private func allowedFlags(of command: NBDCommand) -> UInt16 {
+        let forced = NBDCommandFlags.forceUnitAccess.rawValue
+        let payload = style == .extended ? NBDCommandFlags.payloadLength.rawValue : 0
         return switch command {
-        case .read: style == .simple ? [.forceUnitAccess] : [.forceUnitAccess, .dontFragment]
-        case .write: isExtended ? [.forceUnitAccess, .payloadLength] : [.forceUnitAccess]
-        case .writeZeroes: [.forceUnitAccess, .noHole, .fastZero]
-        case .blockStatus:
-            isExtended
-                ? [.forceUnitAccess, .requestOne, .payloadLength] : [.forceUnitAccess, .requestOne]
-        case .disconnect, .flush, .trim, .cache: [.forceUnitAccess]
+        case .read: style == .simple ? forced : forced | NBDCommandFlags.dontFragment.rawValue
+        case .write: forced | payload
+        case .writeZeroes:
+            forced | NBDCommandFlags.noHole.rawValue | NBDCommandFlags.fastZero.rawValue
+        case .blockStatus: forced | NBDCommandFlags.requestOne.rawValue | payload
+        case .disconnect, .flush, .trim, .cache: forced
         }
     }
 
@@ -125,7 +127,8 @@ extension NBDRequestRules {
     private func action(
         of header: NBDRequestHeader, _ command: NBDCommand, _ flags: NBDCommandFlags, size: UInt64
     ) -> NBDJudgement.Action {
-        let forced: RequestFlags = flags.contains(.forceUnitAccess) ? .forceUnitAccess : []
+        let none = RequestFlags(rawValue: 0)
+        let forced = flags.contains(.forceUnitAccess) ? .forceUnitAccess : none
         let fits = header.offset <= size && header.length <= size - header.offset
         switch command {
         case .read:
@@ -133,7 +136,7 @@ extension NBDRequestRules {
                 return .refuse(flags.contains(.dontFragment) ? .overflow : .invalid)
             }
             guard fits else { return .refuse(.invalid) }
-            return header.length == 0 ? .succeed : .serve(.read, [])
+            return header.length == 0 ? .succeed : .serve(.read, none)
         case .write:
             guard !isReadOnly else { return .refuse(.notPermitted) }
             guard header.length <= NBDLimits.payloadByteCountMax else { return .refuse(.invalid) }
@@ -142,22 +145,22 @@ extension NBDRequestRules {
         case .disconnect:
             return .disconnect
         case .flush:
-            return isReadOnly ? .succeed : .serve(.flush, [])
+            return isReadOnly ? .succeed : .serve(.flush, none)
         case .trim:
             guard !isReadOnly else { return .refuse(.notPermitted) }
             guard fits else { return .refuse(.invalid) }
             return header.length == 0 ? .succeed : .serve(.discard, forced)
         case .cache:
             guard fits else { return .refuse(.invalid) }
-            return header.length == 0 ? .succeed : .serve(.prefetch, [])
+            return header.length == 0 ? .succeed : .serve(.prefetch, none)
         case .writeZeroes:
             guard !isReadOnly else { return .refuse(.notPermitted) }
             guard fits else { return .refuse(.noSpace) }
             guard header.length > 0 else { return .succeed }
-            var all = forced
-            if flags.contains(.noHole) { all.insert(.keepAllocated) }
-            if flags.contains(.fastZero) { all.insert(.onlyFast) }
-            return .serve(.writeZeroes, all)
+            var all = forced.rawValue
+            if flags.contains(.noHole) { all |= RequestFlags.keepAllocated.rawValue }
+            if flags.contains(.fastZero) { all |= RequestFlags.onlyFast.rawValue }
+            return .serve(.writeZeroes, RequestFlags(rawValue: all))
         case .blockStatus:
             guard hasContexts else { return .refuse(.invalid) }
             if flags.contains(.payloadLength) {
@@ -167,7 +170,7 @@ extension NBDRequestRules {
                     ? .serveStatusSubset : .refuse(.invalid)
             }
             guard header.length > 0, fits else { return .refuse(.invalid) }
-            return .serve(.blockStatus, flags.contains(.requestOne) ? .oneExtent : [])
+            return .serve(.blockStatus, flags.contains(.requestOne) ? .oneExtent : none)
         }
     }
 }
