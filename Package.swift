@@ -25,7 +25,9 @@ let package = Package(
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
     targets: [
-        .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
+        .target(
+            name: "CLinux",
+            linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", swiftSettings: strict),
@@ -78,6 +80,15 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
+        .executableTarget(
+            name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "InteropTests",
+            dependencies: ["CTestSupport", "TestSupport", "powercut-fs", "stillpoint"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
+            swiftSettings: strict),
         .testTarget(
             name: "ExportNBDTests",
             dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
@@ -85,5 +96,17 @@ let package = Package(
         .testTarget(
             name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),
+        .testTarget(
+            name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "CopyOnWriteTests", dependencies: ["BlockModel", "CopyOnWrite"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "SnapshotCoreTests",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["Simulation"], swiftSettings: strict),
     ]
 )

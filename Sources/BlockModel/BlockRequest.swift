@@ -90,6 +90,8 @@ package struct BlockRequest {
     package var owner: Unmanaged<RequestOwner>
     /// The owner's own word for it.
     package var ownerToken: UInt64
+    /// A second word of the owner's.
+    package var ownerNote: UInt64
     /// The outcome, set by the target before it calls `requestFinished`.
     package var fault: Fault?
 
@@ -124,6 +126,7 @@ package struct BlockRequest {
         self.resultByteCount = 0
         self.owner = owner
         self.ownerToken = ownerToken
+        self.ownerNote = 0
         self.fault = nil
         self.image = nil
         self.next = .none

@@ -188,7 +188,7 @@ package actor DeviceRegistry {
             name: request.name.text,
             summary: "\(facts.isBlockDevice ? "block device" : "disk image") \(facts.path)",
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
-            contexts: [], loop: loop, target: device.target)
+            canDiscard: !facts.isReadOnly, contexts: [], loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
     }
 

@@ -1,3 +1,5 @@
+internal import ExportNBD
+
 /// Where an export server listens, as given by `--nbd`.
 package enum ListenAddress: Hashable, Sendable, CustomStringConvertible {
     case unix(path: String)
@@ -25,6 +27,14 @@ package enum ListenAddress: Hashable, Sendable, CustomStringConvertible {
     private static func malformed(_ text: String) -> ControlError {
         ControlError(
             .invalid, "\"\(text)\" is no address to listen on: give unix:PATH or tcp:HOST:PORT")
+    }
+
+    /// What the NBD server is given.
+    var endpoint: NBDEndpoint {
+        switch self {
+        case .unix(let path): .unix(path: path)
+        case .tcp(let host, let port): .tcp(host: host, port: port)
+        }
     }
 
     package var description: String {

@@ -106,8 +106,26 @@ package final class StillpointService: Service {
         _ exports: ExportTable, registry: DeviceRegistry, socket: ControlSocket,
         loops: [LoopThread]
     ) async throws {
-        if !configuration.nbd.isEmpty { logger.warning("NBD is not there yet") }
-        try await runHTTP(registry, socket: socket)
+        var server = NBDServerConfiguration(endpoints: configuration.nbd.map(\.endpoint))
+        server.allowsPlaintext = configuration.allowsPlaintext
+        let nbd = NBDServer(directory: exports, loops: loops, configuration: server)
+        do {
+            try await nbd.start()
+        } catch let error as NBDServerError { throw Self.refusal(of: error) }
+        let outcome: Result<Void, any Error>
+        do {
+            outcome = .success(try await runHTTP(registry, socket: socket))
+        } catch { outcome = .failure(error) }
+        await nbd.stop()
+        try outcome.get()
+    }
+
+    private static func refusal(of error: NBDServerError) -> ControlError {
+        switch error.kind {
+        case .busy: ControlError(.busy, error.message)
+        case .refused: ControlError(.invalid, error.message)
+        case .failed: ControlError(.failed, error.message)
+        }
     }
 
     /// Serves HTTP until the graceful stop, which lets requests under way finish.

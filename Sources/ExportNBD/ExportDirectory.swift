@@ -11,8 +11,8 @@ package struct ExportDescription: Sendable {
     package var size: UInt64
     package var isReadOnly: Bool
     package var isRotational: Bool
-    /// False for images, which keep what they hold.
-    package var offersDiscard: Bool
+    /// Discards are offered.
+    package var canDiscard: Bool
     /// Meta contexts beside `base:allocation`, with the number that `BlockRequest.statusContext`
     /// takes for each.
     package var contexts: [MetaContext]
@@ -33,15 +33,15 @@ package struct ExportDescription: Sendable {
 
     package init(
         name: String, summary: String, size: UInt64, isReadOnly: Bool, isRotational: Bool,
-        contexts: [MetaContext], loop: LoopThread, target: LoopConfined<BlockTarget>,
-        offersDiscard: Bool = true
+        canDiscard: Bool, contexts: [MetaContext], loop: LoopThread,
+        target: LoopConfined<BlockTarget>
     ) {
         self.name = name
         self.summary = summary
         self.size = size
         self.isReadOnly = isReadOnly
         self.isRotational = isRotational
-        self.offersDiscard = offersDiscard
+        self.canDiscard = canDiscard
         self.contexts = contexts
         self.loop = loop
         self.target = target

@@ -1,351 +1,401 @@
-// The handshake as a state machine: bytes in, bytes out.
+// The handshake of fixed newstyle as a state machine: bytes in, bytes out.
 //
-//   greeting sent -> client flags -> option* -> opened
-//                          \            \-----> closed
+//   greeting sent ──client flags──► options ──EXPORT_NAME, GO──► opened
+//                                      │  ▲
+//                                      └──┘ every other option
 //
 // Invariants
-// - What a client sends costs it: unread input is bounded by one option plus one read, output by
-//   `outputByteCountMax` plus one reply, options by their number.
-// - No input traps; what breaks the protocol closes, what is merely refused is answered.
-// - The meta contexts selected belong to `selection.exportName`, and to no other export.
-// - TLS will enter at STARTTLS, which must throw away everything negotiated before it
-//   (`forgetNegotiated`; forgetting to was CVE-2021-3716).
+// - No length is believed before it was compared with its limit; no option is looked at before
+//   all of its bytes are there.
+// - An option that was refused changes nothing; a failed SET_META_CONTEXT forgets the selection.
+// - Contexts belong to the export they were selected for: opening another one drops them.
 
-/// One handshake, seen from the server.
-package struct NBDNegotiation {
-    /// What is to happen next.
-    package enum Step {
-        /// Send `output`, then give it more input.
-        case needMore
-        /// Send `output`, then go on: enough was said in one go.
-        case mustSend
-        /// Send `output`; what is left of the input belongs to the transmission phase.
-        case opened(NBDSession)
-        /// Send `output` and close.
+/// A handshake of one connection.
+struct NBDNegotiation {
+    /// What follows from the bytes received so far.
+    enum Outcome {
+        /// Send `output`, then go on with what more comes in.
+        case more
+        /// Send `output`, then serve requests; `remainingInput` belongs to them.
+        case opened(Opening)
+        /// Send `output`, then close.
         case closed
     }
 
-    private enum Phase {
-        case clientFlags
-        case options
-        case finished
+    /// What a client opened.
+    struct Opening: Sendable {
+        var export: ExportDescription
+        var mode: NBDReplyMode
+        /// Selected meta contexts, with the identifiers the client was told.
+        var contexts: [Context]
+
+        struct Context: Sendable {
+            var id: UInt32
+            var statusContext: UInt16
+        }
     }
 
-    /// A client that asks for much in one go reads the answers before it gets more.
-    private static let outputByteCountMax = 256 << 10
+    /// Most options of one handshake.
+    static let optionCountMax = 4096
+    /// Most queries of one option: each is held against every context of the export.
+    static let queryCountMax: UInt32 = 256
+    /// Most meta contexts selected by a connection.
+    static let contextCountMax = 64
 
-    private var phase = Phase.clientFlags
+    private let directory: any ExportDirectory
     private var input: [UInt8] = []
-    private var consumed = 0
-    /// Bytes to send; whoever sends them empties it.
-    package var output: [UInt8] = []
-    private var optionCount = 0
-    private var isFixedNewstyle = false
+    private var hasClientFlags = false
     private var omitsZeroes = false
-    private(set) var style = NBDReplyStyle.simple
-    private(set) var selection: (exportName: String, contexts: [NBDSelectedContext])?
+    private var mode = NBDReplyMode.simple
+    private var selectedExport: String?
+    private var selected: [Opening.Context] = []
+    private var optionCount = 0
 
-    /// Starts with the server's greeting as output.
-    package init() {
-        output.appendWire(NBDMagic.greeting)
-        output.appendWire(NBDMagic.option)
-        output.appendWire(NBDHandshakeFlags.fixedNewstyle | NBDHandshakeFlags.noZeroes)
+    /// Bytes to be sent; the caller takes them with `takeOutput`.
+    private(set) var output = NBDBytes()
+
+    init(directory: any ExportDirectory) {
+        self.directory = directory
+        output.append(NBD.greetingMagic)
+        output.append(NBD.optionMagic)
+        output.append(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
     }
 
-    /// Input that was not consumed.
-    package var rest: ArraySlice<UInt8> { input[consumed...] }
+    /// What came in behind the option that opened the export.
+    var remainingInput: [UInt8] { input }
 
-    /// Takes input.
-    package mutating func append(_ bytes: UnsafeRawBufferPointer) {
-        input.removeFirst(consumed)
-        consumed = 0
-        input.append(contentsOf: bytes)
-    }
-
-    /// Works through the input as far as it goes.
-    package mutating func advance(_ directory: any ExportDirectory) -> Step {
-        while true {
-            guard output.count < Self.outputByteCountMax else { return .mustSend }
-            switch phase {
-            case .clientFlags:
-                guard rest.count >= 4 else { return .needMore }
-                guard takeClientFlags() else { return close() }
-            case .options:
-                guard rest.count >= 16 else { return .needMore }
-                if let step = takeOption(directory) { return step }
-            case .finished:
-                return .closed
-            }
-        }
-    }
-
-    /// What STARTTLS must throw away.
-    mutating func forgetNegotiated() {
-        style = .simple
-        selection = nil
-    }
-
-    private mutating func takeClientFlags() -> Bool {
-        var reader = WireReader(rest)
-        guard let flags = reader.take(UInt32.self) else { return false }
-        consumed += 4
-        let known = NBDHandshakeFlags.clientFixedNewstyle | NBDHandshakeFlags.clientNoZeroes
-        guard flags & ~known == 0 else { return false }
-        isFixedNewstyle = flags & NBDHandshakeFlags.clientFixedNewstyle != 0
-        omitsZeroes = flags & NBDHandshakeFlags.clientNoZeroes != 0
-        phase = .options
-        return true
-    }
-
-    /// Takes one option; nil when it was answered and the next may follow.
-    private mutating func takeOption(_ directory: any ExportDirectory) -> Step? {
-        var reader = WireReader(rest)
-        guard let magic = reader.take(UInt64.self), let number = reader.take(UInt32.self),
-            let byteCount = reader.take(UInt32.self), magic == NBDMagic.option
-        else { return close() }
-        guard byteCount <= NBDLimits.optionByteCountMax else {
-            if isFixedNewstyle { reply(.tooBig, to: number, "the option is longer than 64 KiB") }
-            return close()
-        }
-        guard let data = reader.take(byteCount) else { return .needMore }
-        consumed += 16 + Int(byteCount)
-        optionCount += 1
-        guard optionCount <= NBDLimits.optionCountMax else { return close() }
-        let option = NBDOption(rawValue: number)
-        guard isFixedNewstyle || option == .exportName else { return close() }
-        switch option {
-        case .exportName:
-            return exportName(data, directory)
-        case .abort:
-            reply(.acknowledge, to: number)
-            return close()
-        case .list:
-            list(data, number, directory)
-        case .info, .go:
-            return information(data, number, directory, opens: option == .go)
-        case .structuredReply:
-            structuredReply(data, number)
-        case .extendedHeaders:
-            extendedHeaders(data, number)
-        case .listMetaContext, .setMetaContext:
-            metaContext(data, number, directory, selects: option == .setMetaContext)
-        case .startTLS, nil:
-            // TLS enters here: acknowledge, `forgetNegotiated()`, hand over to the record layer.
-            reply(.unsupported, to: number, "this server does not know the option")
-        }
-        return nil
-    }
-
-    private mutating func close() -> Step {
-        phase = .finished
-        return .closed
-    }
-
-    // MARK: Options that open
-
-    private mutating func exportName(
-        _ data: ArraySlice<UInt8>, _ directory: any ExportDirectory
-    ) -> Step {
-        // This option knows no error reply: what cannot be opened ends the connection.
-        guard style != .extended, data.count <= NBDLimits.nameByteCountMax,
-            let name = WireReader.text(data), let export = directory.export(named: name),
-            let session = session(export, askedFor: name)
-        else { return close() }
-        output.appendWire(export.size)
-        output.appendWire(export.transmissionFlags(style: style).rawValue)
-        if !omitsZeroes { output.append(contentsOf: repeatElement(0, count: 124)) }
-        phase = .finished
-        return .opened(session)
-    }
-
-    /// INFO and GO.
-    private mutating func information(
-        _ data: ArraySlice<UInt8>, _ number: UInt32, _ directory: any ExportDirectory, opens: Bool
-    ) -> Step? {
-        var reader = WireReader(data)
-        guard let name = reader.takeText(), let itemCount = reader.take(UInt16.self),
-            reader.remaining == 2 * Int(itemCount)
-        else {
-            reply(.invalid, to: number, "the option's lengths or its name make no sense")
-            return nil
-        }
-        guard let export = directory.export(named: name) else {
-            reply(.unknown, to: number, "there is no export of this name")
-            return nil
-        }
-        guard let session = session(export, askedFor: name) else {
-            reply(.invalid, to: number, "the selected meta contexts have changed; select again")
-            return nil
-        }
-        var wanted: Set<UInt16> = []
-        while let item = reader.take(UInt16.self) { wanted.insert(item) }
-        describe(export, wanted, number)
-        reply(.acknowledge, to: number)
-        guard opens else { return nil }
-        phase = .finished
-        return .opened(session)
-    }
-
-    private mutating func describe(
-        _ export: ExportDescription, _ wanted: Set<UInt16>, _ number: UInt32
-    ) {
-        var item: [UInt8] = []
-        item.appendWire(NBDInfo.export.rawValue)
-        item.appendWire(export.size)
-        item.appendWire(export.transmissionFlags(style: style).rawValue)
-        reply(.info, to: number, item)
-        if wanted.contains(NBDInfo.name.rawValue) {
-            reply(.info, to: number, Self.textItem(.name, export.name))
-        }
-        if wanted.contains(NBDInfo.description.rawValue) {
-            reply(.info, to: number, Self.textItem(.description, export.summary))
-        }
-        item = []
-        item.appendWire(NBDInfo.blockSize.rawValue)
-        item.appendWire(NBDLimits.minimumBlock)
-        item.appendWire(NBDLimits.preferredBlock)
-        item.appendWire(UInt32(NBDLimits.payloadByteCountMax))
-        reply(.info, to: number, item)
-    }
-
-    private static func textItem(_ item: NBDInfo, _ text: String) -> [UInt8] {
-        var bytes: [UInt8] = []
-        bytes.appendWire(item.rawValue)
-        bytes.append(contentsOf: text.utf8.prefix(NBDLimits.nameByteCountMax))
+    mutating func takeOutput() -> [UInt8] {
+        let bytes = output.bytes
+        output.removeAll()
         return bytes
     }
 
-    /// Binds the selection to the export; nil when a selected context is no longer offered.
-    private func session(_ export: ExportDescription, askedFor name: String) -> NBDSession? {
-        guard let selection, selection.exportName == name, style != .simple else {
-            return NBDSession(export: export, style: style, contexts: [])
-        }
-        let offered = export.numberedContexts
-        var contexts: [NBDSelectedContext] = []
-        for selected in selection.contexts {
-            guard var context = offered.first(where: { $0.name == selected.name }) else {
-                return nil
+    /// Takes bytes in; an empty piece goes on with what is there already.
+    mutating func received(_ bytes: UnsafeRawBufferPointer) -> Outcome {
+        input.append(contentsOf: bytes)
+        // One answer at a time: a client that only asks must take its answers in between.
+        while output.bytes.count < NBD.optionByteCountMax {
+            guard let outcome = step() else { return .more }
+            switch outcome {
+            case .more: continue
+            case .opened, .closed: return outcome
             }
-            context.id = selected.id
-            contexts.append(context)
         }
-        return NBDSession(export: export, style: style, contexts: contexts)
+        return .more
     }
 
-    // MARK: Options that are answered
-
-    private mutating func list(
-        _ data: ArraySlice<UInt8>, _ number: UInt32, _ directory: any ExportDirectory
-    ) {
-        guard data.isEmpty else {
-            return reply(.invalid, to: number, "the option takes no data")
+    /// Handles the next message; nil when it is not complete.
+    private mutating func step() -> Outcome? {
+        guard hasClientFlags else { return takeClientFlags() }
+        guard input.count >= 16 else { return nil }
+        let (magic, number, length) = input.withUnsafeBytes { bytes in
+            let start = bytes.baseAddress.unsafelyUnwrapped
+            return (
+                start.loadBigEndian(at: 0) as UInt64, start.loadBigEndian(at: 8) as UInt32,
+                Int(start.loadBigEndian(at: 12) as UInt32)
+            )
         }
+        guard magic == NBD.optionMagic, length <= NBD.optionByteCountMax else { return .closed }
+        guard input.count >= 16 + length else { return nil }
+        optionCount += 1
+        guard optionCount <= Self.optionCountMax else { return .closed }
+        let data = NBDOptionReader(input[16..<16 + length])
+        input.removeFirst(16 + length)
+        guard let option = NBD.Option(rawValue: number) else {
+            reply(number, .unsupported, "this option is not known here")
+            return .more
+        }
+        return handle(option, data)
+    }
+
+    private mutating func takeClientFlags() -> Outcome? {
+        guard input.count >= 4 else { return nil }
+        let flags = input.withUnsafeBytes {
+            $0.baseAddress.unsafelyUnwrapped.loadBigEndian(at: 0) as UInt32
+        }
+        input.removeFirst(4)
+        let known = UInt32(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
+        guard flags & ~known == 0 else { return .closed }
+        omitsZeroes = flags & UInt32(NBD.HandshakeFlag.noZeroes) != 0
+        hasClientFlags = true
+        return .more
+    }
+
+    private mutating func handle(_ option: NBD.Option, _ data: NBDOptionReader) -> Outcome {
+        switch option {
+        case .exportName: return exportName(data)
+        case .abort:
+            reply(option, .acknowledge)
+            return .closed
+        case .list: list(data)
+        case .startTLS:
+            reply(option.rawValue, .unsupported, "this endpoint does not speak TLS")
+        case .info, .go: return information(option, data)
+        case .structuredReply: structuredReply(data)
+        case .listMetaContext, .setMetaContext: metaContext(option, data)
+        case .extendedHeaders: extendedHeaders(data)
+        }
+        return .more
+    }
+
+    // MARK: Options
+
+    private mutating func exportName(_ data: NBDOptionReader) -> Outcome {
+        var data = data
+        guard mode != .extended, let name = data.text(byteCount: data.count),
+            let export = directory.export(named: name)
+        else { return .closed }
+        output.append(export.size)
+        output.append(exportFlags(of: export))
+        if !omitsZeroes { output.appendZeroes(124) }
+        return .opened(opening(export, named: name))
+    }
+
+    private mutating func list(_ data: NBDOptionReader) {
+        guard data.isEmpty else { return reply(.list, .invalid, "this option takes no data") }
         for export in directory.allExports() {
-            var item: [UInt8] = []
-            let name = Array(export.name.utf8.prefix(NBDLimits.nameByteCountMax))
-            item.appendWire(UInt32(name.count))
-            item.append(contentsOf: name)
-            item.append(contentsOf: export.summary.utf8.prefix(NBDLimits.nameByteCountMax))
-            reply(.server, to: number, item)
+            var body = NBDBytes()
+            body.append(UInt32(export.name.utf8.count))
+            body.append(export.name)
+            body.append(export.summary)
+            reply(.list, .server, body)
         }
-        reply(.acknowledge, to: number)
+        reply(.list, .acknowledge)
     }
 
-    private mutating func structuredReply(_ data: ArraySlice<UInt8>, _ number: UInt32) {
-        guard data.isEmpty else {
-            return reply(.invalid, to: number, "the option takes no data")
+    private mutating func information(_ option: NBD.Option, _ data: NBDOptionReader) -> Outcome {
+        var data = data
+        guard let nameByteCount = data.uint32() else { return malformed(option) }
+        guard nameByteCount <= NBD.nameByteCountMax else {
+            reply(option, .tooBig, "the name is too long")
+            return .more
         }
-        switch style {
-        case .simple:
-            style = .structured
-            reply(.acknowledge, to: number)
-        case .structured:
-            reply(.invalid, to: number, "structured replies are negotiated already")
-        case .extended:
-            reply(.extendedHeadersRequired, to: number, "extended headers are negotiated already")
+        guard let name = data.text(byteCount: Int(nameByteCount)), let count = data.uint16(),
+            data.count == Int(count) * 2
+        else { return malformed(option) }
+        var wanted: Set<UInt16> = []
+        for _ in 0..<count { if let item = data.uint16() { wanted.insert(item) } }
+        guard let export = directory.export(named: name) else {
+            reply(option, .unknown, "there is no such export")
+            return .more
         }
+        inform(option, export, wanted)
+        reply(option, .acknowledge)
+        return option == .go ? .opened(opening(export, named: name)) : .more
     }
 
-    private mutating func extendedHeaders(_ data: ArraySlice<UInt8>, _ number: UInt32) {
-        guard data.isEmpty else {
-            return reply(.invalid, to: number, "the option takes no data")
-        }
-        guard style != .extended else {
-            return reply(.invalid, to: number, "extended headers are negotiated already")
-        }
-        style = .extended
-        reply(.acknowledge, to: number)
-    }
-
-    /// LIST_META_CONTEXT and SET_META_CONTEXT.
-    private mutating func metaContext(
-        _ data: ArraySlice<UInt8>, _ number: UInt32, _ directory: any ExportDirectory,
-        selects: Bool
+    private mutating func inform(
+        _ option: NBD.Option, _ export: ExportDescription, _ wanted: Set<UInt16>
     ) {
-        if selects { selection = nil }
-        guard style != .simple else {
-            return reply(.invalid, to: number, "negotiate structured replies first")
+        var body = NBDBytes()
+        body.append(NBD.Info.export.rawValue)
+        body.append(export.size)
+        body.append(exportFlags(of: export))
+        reply(option, .info, body)
+        if wanted.contains(NBD.Info.name.rawValue) {
+            body.removeAll()
+            body.append(NBD.Info.name.rawValue)
+            body.append(export.name)
+            reply(option, .info, body)
         }
-        var reader = WireReader(data)
-        guard let name = reader.takeText(), let queryCount = reader.take(UInt32.self) else {
-            return reply(.invalid, to: number, "the option's lengths or its name make no sense")
+        if wanted.contains(NBD.Info.description.rawValue) {
+            body.removeAll()
+            body.append(NBD.Info.description.rawValue)
+            body.append(export.summary)
+            reply(option, .info, body)
         }
-        guard queryCount <= NBDLimits.queryCountMax else {
-            return reply(.tooBig, to: number, "too many queries")
+        if wanted.contains(NBD.Info.blockSize.rawValue) {
+            body.removeAll()
+            body.append(NBD.Info.blockSize.rawValue)
+            body.append(UInt32(1))
+            body.append(NBD.preferredBlockByteCount)
+            body.append(UInt32(NBD.payloadByteCountMax))
+            reply(option, .info, body)
         }
-        var queries: Set<String> = []
-        for _ in 0..<queryCount {
-            guard let query = reader.takeText() else {
-                return reply(.invalid, to: number, "the lengths of the queries make no sense")
-            }
-            queries.insert(query)
+    }
+
+    private mutating func structuredReply(_ data: NBDOptionReader) {
+        guard data.isEmpty else {
+            return reply(.structuredReply, .invalid, "this option takes no data")
         }
-        guard reader.remaining == 0 else {
-            return reply(.invalid, to: number, "bytes follow the last query")
+        switch mode {
+        case .simple:
+            mode = .structured
+            reply(.structuredReply, .acknowledge)
+        case .structured:
+            reply(.structuredReply, .invalid, "structured replies are negotiated already")
+        case .extended:
+            reply(
+                .structuredReply, .extendedHeadersRequired,
+                "extended headers are negotiated already")
+        }
+    }
+
+    private mutating func extendedHeaders(_ data: NBDOptionReader) {
+        guard data.isEmpty else {
+            return reply(.extendedHeaders, .invalid, "this option takes no data")
+        }
+        guard mode != .extended else {
+            return reply(.extendedHeaders, .invalid, "extended headers are negotiated already")
+        }
+        mode = .extended
+        reply(.extendedHeaders, .acknowledge)
+    }
+
+    private mutating func metaContext(_ option: NBD.Option, _ data: NBDOptionReader) {
+        if option == .setMetaContext {
+            selectedExport = nil
+            selected = []
+        }
+        guard mode != .simple else {
+            return reply(option, .invalid, "negotiate structured replies first")
+        }
+        var data = data
+        guard let nameByteCount = data.uint32() else {
+            return reply(option, .invalid, "the option is malformed")
+        }
+        guard nameByteCount <= NBD.nameByteCountMax else {
+            return reply(option, .tooBig, "the name is too long")
+        }
+        guard let name = data.text(byteCount: Int(nameByteCount)), let count = data.uint32()
+        else { return reply(option, .invalid, "the option is malformed") }
+        guard count <= Self.queryCountMax else {
+            return reply(option, .tooBig, "too many queries")
+        }
+        guard let queries = data.queries(count: count), data.isEmpty else {
+            return reply(option, .invalid, "the option is malformed")
         }
         guard let export = directory.export(named: name) else {
-            return reply(.unknown, to: number, "there is no export of this name")
+            return reply(option, .unknown, "there is no such export")
         }
-        let found = export.numberedContexts.filter { context in
-            queries.contains(context.name)
-                || !selects && (queries.isEmpty || Self.isFound(context.name, by: queries))
+        let isSetting = option == .setMetaContext
+        var chosen: [Opening.Context] = []
+        for (index, context) in contexts(of: export).enumerated() {
+            let isMatch =
+                isSetting
+                ? queries.contains(context.name)
+                : queries.isEmpty || queries.contains { Self.lists($0, context.name) }
+            guard isMatch, chosen.count < Self.contextCountMax else { continue }
+            let id = UInt32(index + 1)
+            chosen.append(Opening.Context(id: id, statusContext: context.statusContext))
+            var body = NBDBytes()
+            body.append(isSetting ? id : 0)
+            body.append(context.name)
+            reply(option, .metaContext, body)
         }
-        guard !selects || found.count <= NBDLimits.selectedContextCountMax else {
-            return reply(.tooBig, to: number, "at most 64 meta contexts can be selected at once")
+        if isSetting {
+            selectedExport = export.name
+            selected = chosen
         }
-        for context in found {
-            var item: [UInt8] = []
-            item.appendWire(selects ? context.id : 0)
-            item.append(contentsOf: context.name.utf8.prefix(NBDLimits.nameByteCountMax))
-            reply(.metaContext, to: number, item)
-        }
-        if selects { selection = (name, found) }
-        reply(.acknowledge, to: number)
+        reply(option, .acknowledge)
     }
 
-    /// True when a query ends in a colon and the context's name begins with it.
-    private static func isFound(_ name: String, by queries: Set<String>) -> Bool {
-        var prefix = ""
-        for character in name {
-            prefix.append(character)
-            if character == ":", queries.contains(prefix) { return true }
-        }
-        return false
+    /// A query of LIST matches a name, or all names below a namespace that ends with a colon.
+    private static func lists(_ query: String, _ name: String) -> Bool {
+        query == name || (query.hasSuffix(":") && name.hasPrefix(query))
     }
 
-    // MARK: Replies
+    private func contexts(of export: ExportDescription) -> [ExportDescription.MetaContext] {
+        [ExportDescription.MetaContext(name: "base:allocation", statusContext: 0)]
+            + export.contexts
+    }
+
+    // MARK: Helpers
+
+    private func opening(_ export: ExportDescription, named name: String) -> Opening {
+        Opening(
+            export: export, mode: mode, contexts: selectedExport == export.name ? selected : [])
+    }
+
+    private func exportFlags(of export: ExportDescription) -> UInt16 {
+        var flags =
+            NBD.ExportFlag.hasFlags | NBD.ExportFlag.sendFlush
+            | NBD.ExportFlag.sendForceUnitAccess | NBD.ExportFlag.canMultiConnect
+            | NBD.ExportFlag.sendCache
+        if export.isReadOnly {
+            flags |= NBD.ExportFlag.readOnly
+        } else {
+            flags |= NBD.ExportFlag.sendWriteZeroes | NBD.ExportFlag.sendFastZero
+            if export.canDiscard { flags |= NBD.ExportFlag.sendTrim }
+        }
+        if export.isRotational { flags |= NBD.ExportFlag.rotational }
+        if mode != .simple { flags |= NBD.ExportFlag.sendDontFragment }
+        if mode == .extended { flags |= NBD.ExportFlag.blockStatusPayload }
+        return flags
+    }
+
+    private mutating func malformed(_ option: NBD.Option) -> Outcome {
+        reply(option, .invalid, "the option is malformed")
+        return .more
+    }
 
     private mutating func reply(
-        _ type: NBDOptionReply, to option: UInt32, _ data: [UInt8] = []
+        _ option: NBD.Option, _ type: NBD.OptionReply, _ body: NBDBytes = NBDBytes()
     ) {
-        output.appendWire(NBDMagic.optionReply)
-        output.appendWire(option)
-        output.appendWire(type.rawValue)
-        output.appendWire(UInt32(data.count))
-        output.append(contentsOf: data)
+        reply(option.rawValue, type, body)
     }
 
-    private mutating func reply(_ type: NBDOptionReply, to option: UInt32, _ message: String) {
-        reply(type, to: option, Array(message.utf8))
+    private mutating func reply(_ option: NBD.Option, _ type: NBD.OptionReply, _ message: String) {
+        reply(option.rawValue, type, message)
+    }
+
+    private mutating func reply(_ option: UInt32, _ type: NBD.OptionReply, _ message: String) {
+        var body = NBDBytes()
+        body.append(message)
+        reply(option, type, body)
+    }
+
+    private mutating func reply(_ option: UInt32, _ type: NBD.OptionReply, _ body: NBDBytes) {
+        output.append(NBD.optionReplyMagic)
+        output.append(option)
+        output.append(type.rawValue)
+        output.append(UInt32(body.bytes.count))
+        output.append(body)
+    }
+}
+
+/// Reads the fields of an option's data; nil when they are not there.
+struct NBDOptionReader {
+    private var bytes: ArraySlice<UInt8>
+
+    init(_ bytes: ArraySlice<UInt8>) { self.bytes = bytes }
+
+    var count: Int { bytes.count }
+    var isEmpty: Bool { bytes.isEmpty }
+
+    mutating func uint16() -> UInt16? { integer() }
+
+    mutating func uint32() -> UInt32? { integer() }
+
+    private mutating func integer<Value: FixedWidthInteger>() -> Value? {
+        let byteCount = MemoryLayout<Value>.size
+        guard bytes.count >= byteCount else { return nil }
+        let value = bytes.prefix(byteCount).reduce(Value(0)) { $0 << 8 | Value($1) }
+        bytes = bytes.dropFirst(byteCount)
+        return value
+    }
+
+    /// UTF-8 without NUL, at most as long as a name may be.
+    mutating func text(byteCount: Int) -> String? {
+        guard byteCount <= NBD.nameByteCountMax, bytes.count >= byteCount,
+            !bytes.prefix(byteCount).contains(0),
+            let text = String(validating: bytes.prefix(byteCount), as: UTF8.self)
+        else { return nil }
+        bytes = bytes.dropFirst(byteCount)
+        return text
+    }
+
+    /// The queries of a meta context option.
+    mutating func queries(count: UInt32) -> [String]? {
+        // Each takes four bytes at least, so a larger count cannot be true.
+        guard UInt64(count) * 4 <= UInt64(bytes.count) else { return nil }
+        var queries: [String] = []
+        for _ in 0..<count {
+            guard let byteCount = uint32(), byteCount <= NBD.nameByteCountMax,
+                let query = text(byteCount: Int(byteCount))
+            else { return nil }
+            queries.append(query)
+        }
+        return queries
     }
 }

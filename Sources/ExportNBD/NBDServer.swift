@@ -1,51 +1,75 @@
-internal import BlockModel
+internal import CLinux
+internal import Glibc
 package import RingIO
 internal import Synchronization
 
-/// The NBD server of a service: listens, negotiates, and serves each connection on the loop of
-/// the device it opens.
+// The NBD server: listeners and handshakes on the first loop, open connections on the loops of
+// the exports they opened.
+//
+// Invariants
+// - `connectionCount` counts sockets accepted and not yet closed, on all loops.
+// - After `stop` has returned, no listener, handshake or session is left on any loop.
+
+/// Where clients connect.
+package enum NBDEndpoint: Sendable, Equatable {
+    /// A Unix socket, mode 0600.
+    case unix(path: String)
+    case tcp(host: String, port: UInt16)
+}
+
+/// How the server behaves.
+package struct NBDServerConfiguration: Sendable {
+    package var endpoints: [NBDEndpoint]
+    /// TCP without encryption on other than loopback addresses.
+    package var allowsPlaintext = false
+    /// Most connections at a time, handshakes included.
+    package var connectionCountMax = 1000
+    /// Most handshakes at a time: the oldest makes room for the newest.
+    package var handshakeCountMax = 128
+    /// Longest handshake.
+    package var handshakeNanoseconds: UInt64 = 10_000_000_000
+    /// How long `stop` lets requests under way finish.
+    package var stopNanoseconds: UInt64 = 10_000_000_000
+    /// What one open connection may hold.
+    var session = NBDSessionLimits()
+
+    package init(endpoints: [NBDEndpoint]) { self.endpoints = endpoints }
+}
+
+/// Why the server could not start, for people.
+package struct NBDServerError: Error, CustomStringConvertible {
+    package enum Kind: Sendable {
+        /// Another server listens there.
+        case busy
+        /// It is not allowed, or makes no sense.
+        case refused
+        /// The system refused.
+        case failed
+    }
+
+    package let kind: Kind
+    package let message: String
+
+    package var description: String { message }
+}
+
+/// Serves the exports of a directory over NBD.
 package final class NBDServer: Sendable {
-    /// Where to listen, and the bounds.
-    package struct Configuration: Sendable {
-        package var listeners: [NBDListenAddress]
-        /// Serve addresses other than loopback without TLS.
-        package var allowsPlaintext = false
-        /// Most connections, handshakes included; above it they are closed at once.
-        package var connectionLimit = 1000
-        /// Most handshakes under way; one more ends the oldest.
-        package var handshakeLimit = 64
-        package var handshakeNanoseconds: UInt64 = 10_000_000_000
-        /// Most unanswered requests of a connection; 512 at most.
-        package var requestLimit = 128
-        /// A connection whose client neither sends payload nor reads replies ends after this.
-        package var stallNanoseconds: UInt64 = 10_000_000_000
-        /// Time for requests under way when the server stops or a device closes.
-        package var stopNanoseconds: UInt64 = 5_000_000_000
+    let directory: any ExportDirectory
+    let loops: [LoopThread]
+    let configuration: NBDServerConfiguration
+    private let connectionCount = Atomic<Int>(0)
+    private let state = Mutex(State())
 
-        package init(listeners: [NBDListenAddress]) { self.listeners = listeners }
+    private struct State {
+        var lobby: LoopConfined<NBDLobby>?
+        var tables: [LoopConfined<NBDSessionTable>] = []
+        var paths: [String] = []
+        var whenEmpty: CheckedContinuation<Void, Never>?
     }
 
-    private enum Phase {
-        case idle
-        case running(Parts)
-        case stopped
-    }
-
-    private struct Parts: Sendable {
-        var sockets: [ListeningSocket]
-        var greeter: LoopConfined<Greeter>
-        var registries: [Int: LoopConfined<ConnectionRegistry>]
-    }
-
-    private let directory: any ExportDirectory
-    private let loops: [LoopThread]
-    private let configuration: Configuration
-    private let counters = ConnectionCounters()
-    private let phase = Mutex(Phase.idle)
-
-    /// `loops` must contain the loop of every export; the first one accepts and negotiates.
     package init(
-        directory: any ExportDirectory, loops: [LoopThread], configuration: Configuration
+        directory: any ExportDirectory, loops: [LoopThread], configuration: NBDServerConfiguration
     ) {
         precondition(!loops.isEmpty, "a server needs a loop")
         self.directory = directory
@@ -53,146 +77,159 @@ package final class NBDServer: Sendable {
         self.configuration = configuration
     }
 
-    /// Connections at this moment, handshakes included.
-    package var connectionCount: Int { counters.open.load(ordering: .relaxed) }
-
-    /// Connections accepted since the start, and those of them closed for there being too many.
-    package var acceptedCounts: (accepted: Int, refused: Int) {
-        (
-            counters.accepted.load(ordering: .relaxed), counters.refused.load(ordering: .relaxed)
-        )
-    }
-
-    /// TCP ports listened on, in the order of the configuration.
-    package var ports: [UInt16] {
-        phase.withLock { phase in
-            guard case .running(let parts) = phase else { return [] }
-            return parts.sockets.compactMap(\.port)
-        }
-    }
-
-    /// Opens all listeners and begins to accept; opens none when one fails. Once only.
-    package func start() async throws(NBDServerError) {
-        let sockets = try await openSockets()
-        guard let parts = await startParts(sockets) else {
-            for socket in sockets { Self.close(socket) }
-            throw NBDServerError(
-                .failed, "NBD: the service's loops take no more handlers; close some connections")
-        }
-        phase.withLock { $0 = .running(parts) }
-    }
-
-    /// Closes the listeners, ends handshakes, lets requests under way finish and be answered, and
-    /// closes all connections. Returns within the configured time and a little more.
-    package func stop() async {
-        let parts: Parts? = phase.withLock { phase in
-            defer { phase = .stopped }
-            guard case .running(let parts) = phase else { return nil }
-            return parts
-        }
-        guard let parts else { return }
-        await Self.finished { done in
-            self.loops[0].mailbox.post { loop in parts.greeter.get(on: loop).stop(done) }
-        }
-        for socket in parts.sockets { socket.removeNode() }
-        await withTaskGroup(of: Void.self) { group in
-            for thread in loops {
-                guard let registry = parts.registries[thread.index] else { continue }
-                group.addTask {
-                    await Self.finished { done in
-                        thread.mailbox.post { loop in registry.get(on: loop).stop(done) }
-                    }
-                }
+    /// Opens the listeners and begins to serve; all or nothing.
+    package func start() async throws {
+        var sockets: [Int32] = []
+        var paths: [String] = []
+        do {
+            for endpoint in configuration.endpoints {
+                sockets.append(
+                    try NBDSocket.listen(
+                        endpoint, allowsPlaintext: configuration.allowsPlaintext))
+                if case .unix(let path) = endpoint { paths.append(path) }
             }
-        }
-    }
-
-    // MARK: Parts
-
-    /// Opens the sockets on a thread that may block: names are looked up, directories read.
-    private func openSockets() async throws(NBDServerError) -> [ListeningSocket] {
-        let pool: BlockingPool
-        do throws(RingError) {
-            pool = try BlockingPool(threadCount: 1)
         } catch {
-            throw NBDServerError(.failed, "NBD: \(error)")
+            for socket in sockets { close(socket) }
+            for path in paths { unlink(path) }
+            throw error
         }
-        let configuration = configuration
-        let outcome = await pool.run { () -> Result<[ListeningSocket], NBDServerError> in
-            var sockets: [ListeningSocket] = []
-            do throws(NBDServerError) {
-                for address in configuration.listeners {
-                    sockets.append(
-                        try ListeningSocket.open(
-                            address, allowsPlaintext: configuration.allowsPlaintext))
-                }
-                return .success(sockets)
-            } catch {
-                for socket in sockets { Self.close(socket) }
-                return .failure(error)
-            }
+        var tables: [LoopConfined<NBDSessionTable>] = []
+        for loop in loops {
+            guard
+                let table = await loop.mailbox.run({
+                    LoopConfined(NBDSessionTable(), on: $0)
+                })
+            else { preconditionFailure("the loops run while the server starts") }
+            tables.append(table)
         }
-        pool.close()
-        guard let outcome else { throw NBDServerError(.failed, "NBD: no thread; try again") }
-        return try outcome.get()
+        let opened = sockets
+        let lobby = await loops[0].mailbox.run { loop in
+            let lobby = NBDLobby(server: self, loop: loop)
+            return lobby.open(opened) ? LoopConfined(lobby, on: loop) : nil
+        }
+        guard let lobby, let lobby else {
+            for path in paths { unlink(path) }
+            throw NBDServerError(
+                kind: .failed, message: "NBD: the loop has no room for the listeners")
+        }
+        let (made, known) = (tables, paths)
+        state.withLock { state in
+            state.lobby = lobby
+            state.tables = made
+            state.paths = known
+        }
     }
 
-    private static func close(_ socket: ListeningSocket) {
-        socket.removeNode()
-        socket.closeDescriptor()
+    /// Closes the listeners, lets requests under way finish and be answered, closes all
+    /// connections. Those that do not end in time are cut off.
+    package func stop() async {
+        let (lobby, paths) = state.withLock { ($0.lobby, $0.paths) }
+        guard let lobby else { return }
+        _ = await loops[0].mailbox.run { lobby.get(on: $0).close() }
+        for path in paths { unlink(path) }
+        await endSessions { $0.drainAll() }
+        let limit = Task {
+            // The one moment when time is all there is to wait for: a client that takes none
+            // of its replies.
+            try await Task.sleep(nanoseconds: configuration.stopNanoseconds)
+            await endSessions { $0.abortAll() }
+        }
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let isEmpty = state.withLock { state in
+                if connectionCount.load(ordering: .acquiring) == 0 { return true }
+                state.whenEmpty = continuation
+                return false
+            }
+            if isEmpty { continuation.resume() }
+        }
+        limit.cancel()
     }
 
-    private func startParts(_ sockets: [ListeningSocket]) async -> Parts? {
-        var registries: [Int: LoopConfined<ConnectionRegistry>] = [:]
-        let counters = counters
-        var rules = ConnectionRules()
-        rules.requestLimit = configuration.requestLimit
-        rules.stallNanoseconds = configuration.stallNanoseconds
-        rules.stopNanoseconds = configuration.stopNanoseconds
-        for thread in loops {
-            let started = await thread.mailbox.run { [rules] loop in
-                let registry = ConnectionRegistry(loop: loop, counters: counters, rules: rules)
-                return registry.start() ? LoopConfined(registry, on: loop) : nil
-            }
-            guard case .some(.some(let registry)) = started else {
-                await stopRegistries(registries)
-                return nil
-            }
-            registries[thread.index] = registry
+    /// Connections at this moment.
+    package var connections: Int { connectionCount.load(ordering: .relaxed) }
+
+    private func endSessions(_ body: @escaping @Sendable (NBDSessionTable) -> Void) async {
+        let tables = state.withLock { $0.tables }
+        for (loop, table) in zip(loops, tables) {
+            _ = await loop.mailbox.run { body(table.get(on: $0)) }
         }
-        var limits = Greeter.Limits()
-        limits.connections = configuration.connectionLimit
-        limits.handshakes = configuration.handshakeLimit
-        limits.handshakeNanoseconds = configuration.handshakeNanoseconds
-        let started = await loops[0].mailbox.run { [directory, limits, registries] loop in
-            let greeter = Greeter(
-                loop: loop, directory: directory, counters: counters, limits: limits,
-                registries: registries)
-            return greeter.start(sockets) ? LoopConfined(greeter, on: loop) : nil
-        }
-        guard case .some(.some(let greeter)) = started else {
-            await stopRegistries(registries)
+    }
+
+    // MARK: Connections, from any loop
+
+    /// Counts a connection in; false when there are as many as may be.
+    func connectionOpened() -> Bool {
+        let count = connectionCount.add(1, ordering: .acquiringAndReleasing).newValue
+        if count <= configuration.connectionCountMax { return true }
+        connectionClosed()
+        return false
+    }
+
+    /// A connection's socket is closed.
+    func connectionClosed() {
+        let count = connectionCount.subtract(1, ordering: .acquiringAndReleasing).newValue
+        guard count == 0 else { return }
+        let waiting = state.withLock { state in
+            let waiting = state.whenEmpty
+            if waiting != nil, connectionCount.load(ordering: .acquiring) == 0 {
+                state.whenEmpty = nil
+                return waiting
+            }
             return nil
         }
-        return Parts(sockets: sockets, greeter: greeter, registries: registries)
+        waiting?.resume()
     }
 
-    private func stopRegistries(_ registries: [Int: LoopConfined<ConnectionRegistry>]) async {
-        for thread in loops {
-            guard let registry = registries[thread.index] else { continue }
-            await Self.finished { done in
-                thread.mailbox.post { loop in registry.get(on: loop).stop(done) }
-            }
+    /// Brings a negotiated connection to the loop of its export. From here on the session owns
+    /// the socket.
+    func handOver(_ opening: NBDNegotiation.Opening, socket: Int32, input: [UInt8]) {
+        let index = opening.export.loop.index
+        let table = state.withLock { state in state.tables.first { $0.loopIndex == index } }
+        let accepted =
+            table.map { table in
+                opening.export.loop.mailbox.post { loop in
+                    self.begin(opening, socket, input, table.get(on: loop), loop)
+                }
+            } ?? false
+        if !accepted {
+            close(socket)
+            connectionClosed()
         }
     }
 
-    /// Waits until the message that `post` posts has called what it was given; not at all when
-    /// the loop does not take it.
-    private static func finished(
-        _ post: (@escaping @Sendable () -> Void) -> Bool
-    ) async {
-        await withCheckedContinuation { continuation in
-            if !post({ continuation.resume() }) { continuation.resume() }
+    private func begin(
+        _ opening: NBDNegotiation.Opening, _ socket: Int32, _ input: [UInt8],
+        _ table: NBDSessionTable, _ loop: EventLoop
+    ) {
+        let session = NBDSession(
+            opening, socket: socket, loop: loop, limits: configuration.session
+        ) { session in
+            table.remove(session)
+            self.connectionClosed()
         }
+        guard !table.isClosed, session.start(input: input) else {
+            close(socket)
+            connectionClosed()
+            return
+        }
+        table.add(session)
     }
+}
+
+/// The sessions of one loop.
+final class NBDSessionTable {
+    private var sessions: [ObjectIdentifier: NBDSession] = [:]
+    /// Set when the server stops: no session begins any more.
+    private(set) var isClosed = false
+
+    func add(_ session: NBDSession) { sessions[ObjectIdentifier(session)] = session }
+
+    func remove(_ session: NBDSession) { sessions[ObjectIdentifier(session)] = nil }
+
+    func drainAll() {
+        isClosed = true
+        for session in sessions.values { session.drain() }
+    }
+
+    func abortAll() { for session in sessions.values { session.abort() } }
 }

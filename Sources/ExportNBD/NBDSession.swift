@@ -1,64 +1,297 @@
-// What a handshake has agreed on.
+internal import BlockModel
+internal import CLinux
+internal import Glibc
+internal import RingIO
 
-/// A meta context that the client selected.
-package struct NBDSelectedContext: Equatable, Sendable {
-    /// The number replies name it by.
-    package var id: UInt32
-    package var name: String
-    /// The number the device knows it by.
-    package var statusContext: UInt16
+// A connection in transmission, on the loop of the export it opened.
+//
+//   socket ─recv─► headers and payloads ─submit─► target ─finished─► replies ─sendmsg─► socket
+//
+// Receiving: the kernel picks a buffer when data is there, so an idle connection owns none. What
+// cannot be taken on now (no slot, no buffer, too many requests unanswered) is kept in `backlog`
+// and the socket is left alone until there is room.
+// Sending: finished requests queue up; one sendmsg carries all of a turn.
+//
+// Invariants
+// - Every request holds a slot of the loop's pool from its header until its reply was sent.
+// - One receive and one send are in the kernel at a time at most.
+// - The connection leaves the loop when both have ended and no request is with the target.
+// - Nothing here allocates after start but `backlog`, under pressure only.
 
-    package init(id: UInt32, name: String, statusContext: UInt16) {
-        self.id = id
-        self.name = name
-        self.statusContext = statusContext
-    }
+/// What a connection may hold.
+struct NBDSessionLimits: Sendable {
+    /// Requests not yet answered.
+    var requestCount = 128
+    /// Time without progress of a client that owes us bytes or takes none.
+    var stallNanoseconds: UInt64 = 10_000_000_000
 }
 
-/// The outcome of a handshake: an export and how to talk about it.
-package struct NBDSession: Sendable {
-    package var export: ExportDescription
-    package var style: NBDReplyStyle
-    /// In the order of their ids.
-    package var contexts: [NBDSelectedContext]
+/// An open connection; see the head of this file.
+final class NBDSession: RequestOwner, TargetUser {
+    /// Why no more requests are taken.
+    enum Phase {
+        case open
+        /// Requests under way finish and are answered, then the connection ends.
+        case draining
+        /// Nothing is answered any more; the connection ends when the kernel and the target let go.
+        case aborting
+    }
 
-    package init(
-        export: ExportDescription, style: NBDReplyStyle, contexts: [NBDSelectedContext]
+    let loop: EventLoop
+    let requests: RequestPool
+    let socket: Int32
+    let target: BlockTarget
+    let mode: NBDReplyMode
+    let isReadOnly: Bool
+    let canDiscard: Bool
+    let contexts: [NBDNegotiation.Opening.Context]
+    let limits: NBDSessionLimits
+    let handler: NBDSessionHandler
+    private let ended: (NBDSession) -> Void
+
+    var phase = Phase.open
+    /// Requests whose replies have not been sent completely.
+    var unansweredCount = 0
+    /// Requests with the target.
+    var submittedCount = 0
+    /// Bytes of leased buffers.
+    var heldByteCount = 0
+    var isReceiving = false
+    var isSending = false
+    /// Stopped for want of room; `backlog` or a complete header in the stash waits.
+    var isBlocked = false
+    /// When payload last came in, and when the client last took replies: apart, so that a client
+    /// which reads nothing gains nothing by sending on.
+    var lastReceive: UInt64
+    var lastSend: UInt64
+    private var timer: TimerID?
+    private var hasEnded = false
+
+    // Receiving.
+    let headerByteCount: Int
+    let stash: UnsafeMutableRawPointer
+    var stashCount = 0
+    /// The write whose payload is coming in, and how much of it is there.
+    var payloadRequest: RequestIndex?
+    var payloadReceived = 0
+    /// Bytes of a refused payload still to be dropped.
+    var skipByteCount = 0
+    var backlog: UnsafeMutableRawPointer?
+    var backlogStart = 0
+    var backlogEnd = 0
+
+    // Sending.
+    let replies: NBDReplyQueue
+
+    init(
+        _ opening: NBDNegotiation.Opening, socket: Int32, loop: EventLoop,
+        limits: NBDSessionLimits, ended: @escaping (NBDSession) -> Void
     ) {
-        self.export = export
-        self.style = style
-        self.contexts = contexts
+        self.loop = loop
+        requests = loop.requests
+        self.socket = socket
+        target = opening.export.target.get(on: loop)
+        mode = opening.mode
+        isReadOnly = opening.export.isReadOnly
+        canDiscard = opening.export.canDiscard
+        contexts = opening.contexts
+        self.limits = limits
+        self.ended = ended
+        headerByteCount = NBDRequestHeader.byteCount(in: opening.mode)
+        stash = .allocate(byteCount: NBD.extendedRequestByteCount, alignment: 8)
+        replies = NBDReplyQueue(capacity: limits.requestCount)
+        lastReceive = loop.now
+        lastSend = loop.now
+        handler = NBDSessionHandler()
+        super.init()
+        handler.session = self
+    }
+
+    deinit {
+        stash.deallocate()
+        backlog?.deallocate()
+    }
+
+    /// Begins to serve; `input` came in with the handshake. False when the loop is full.
+    func start(input: [UInt8]) -> Bool {
+        guard loop.register(handler) else { return false }
+        target.addUser(self)
+        if !input.isEmpty {
+            input.withUnsafeBytes { take($0.baseAddress.unsafelyUnwrapped, $0.count) }
+        }
+        receiveMore()
+        return true
+    }
+
+    // MARK: End
+
+    /// Takes no more requests; those under way are answered.
+    func drain() {
+        guard phase == .open else { return }
+        phase = .draining
+        dropUnstarted()
+        // Ends a receive that waits in the kernel; replies still go out.
+        shutdown(socket, Int32(SHUT_RD))
+        loop.callAtEndOfTurn(handler)
+    }
+
+    func targetIsClosing() { drain() }
+
+    /// Ends the connection without another word: it broke the protocol, or it is gone.
+    func abort() {
+        guard phase != .aborting else { return }
+        phase = .aborting
+        dropUnstarted()
+        shutdown(socket, Int32(SHUT_RDWR))
+        loop.callAtEndOfTurn(handler)
+    }
+
+    /// Forgets what was received and not yet submitted.
+    private func dropUnstarted() {
+        isBlocked = false
+        stashCount = 0
+        backlogStart = 0
+        backlogEnd = 0
+        skipByteCount = 0
+        // A receive into the payload may still be in the kernel: the buffer must wait for it.
+        if !isReceiving { dropPayload() }
+    }
+
+    func dropPayload() {
+        guard let index = payloadRequest else { return }
+        payloadRequest = nil
+        release(index)
+    }
+
+    func turnEnded() {
+        if phase == .aborting { dropReplies() }
+        if !isSending { sendReplies() }
+        endIfDone()
+    }
+
+    private func endIfDone() {
+        guard phase != .open, !hasEnded, !isReceiving, !isSending, submittedCount == 0,
+            unansweredCount == 0, handler.operationsInFlight == 0
+        else { return }
+        hasEnded = true
+        if let timer { loop.cancel(timer) }
+        loop.remove(handler)
+        handler.session = nil
+        close(socket)
+        target.removeUser(self)
+        ended(self)
+    }
+
+    // MARK: Stalls
+
+    /// A client that owes bytes or takes none holds buffers of others: it has a time limit. The
+    /// timer runs only while it may be needed, and looks again when it fires.
+    func watchForStall() {
+        guard timer == nil else { return }
+        timer = loop.schedule(after: limits.stallNanoseconds, handler, token: 0)
+    }
+
+    func timerFired() {
+        timer = nil
+        guard phase != .aborting else { return }
+        var since = UInt64.max
+        if payloadRequest != nil { since = lastReceive }
+        if isSending { since = min(since, lastSend) }
+        let waitsForClient = since != .max
+        if waitsForClient, loop.now - since >= limits.stallNanoseconds { return abort() }
+        if heldByteCount > 0 || isSending {
+            let start = waitsForClient ? since : loop.now
+            timer = loop.schedule(at: start + limits.stallNanoseconds, handler, token: 0)
+        }
+    }
+
+    // MARK: Slots
+
+    /// Takes a slot for a request that asks nothing of the target but will be answered.
+    func release(_ index: RequestIndex) {
+        let note = NBDRequestNote(requests[index].ownerNote)
+        if let lease = note.lease {
+            heldByteCount -= lease.byteCount
+            loop.buffers.release(lease)
+        }
+        requests.release(index)
+        unansweredCount -= 1
+    }
+
+    // MARK: Requests finish
+
+    override func requestFinished(_ index: RequestIndex) {
+        submittedCount -= 1
+        if phase == .aborting {
+            release(index)
+            loop.callAtEndOfTurn(handler)
+            return
+        }
+        if requests[index].operation == .blockStatus, continueStatus(index) { return }
+        answer(index)
+    }
+
+    /// Queues a reply; it goes out at the end of the turn, or at once when many wait, so that
+    /// client and server work at the same time on origins that finish requests at once.
+    func answer(_ index: RequestIndex) {
+        replies.append(index)
+        if replies.count >= NBDReplyQueue.eagerCount, !isSending {
+            sendReplies()
+            loop.submitNow()
+        } else {
+            loop.callAtEndOfTurn(handler)
+        }
     }
 }
 
-/// The context every export offers: what is allocated.
-package let nbdAllocationContext = "base:allocation"
-
-extension ExportDescription {
-    /// What the export offers to a client that speaks `style`.
-    package func transmissionFlags(style: NBDReplyStyle) -> NBDTransmissionFlags {
-        var flags: NBDTransmissionFlags = [
-            .hasFlags, .sendFlush, .sendForceUnitAccess, .canMultiConnect, .sendCache,
-        ]
-        if isReadOnly {
-            flags.insert(.readOnly)
-        } else {
-            flags.formUnion([.sendWriteZeroes, .sendFastZero])
-            if offersDiscard { flags.insert(.sendTrim) }
-        }
-        if isRotational { flags.insert(.rotational) }
-        if style != .simple { flags.insert(.sendDontFragment) }
-        if style == .extended { flags.insert(.blockStatusPayload) }
-        return flags
+/// The session's hands in the ring: a request owner cannot be a ring handler as well.
+final class NBDSessionHandler: RingHandler {
+    enum Step: UInt8 {
+        case receive
+        case receivePayload
+        case send
     }
 
-    /// All contexts with the ids a client may select them by; ids hold as long as the export's
-    /// list of contexts does.
-    var numberedContexts: [NBDSelectedContext] {
-        let others = contexts.enumerated().map { index, context in
-            NBDSelectedContext(
-                id: UInt32(index + 1), name: context.name, statusContext: context.statusContext)
+    fileprivate(set) var session: NBDSession?
+
+    override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+        guard let session else { preconditionFailure("a session's handler has its session") }
+        switch Step(rawValue: tag) {
+        case .receive: session.receiveCompleted(result, flags)
+        case .receivePayload: session.receivePayloadCompleted(result)
+        case .send: session.sendCompleted(result)
+        case nil: preconditionFailure("a completion of an unknown step")
         }
-        return [NBDSelectedContext(id: 0, name: nbdAllocationContext, statusContext: 0)] + others
+    }
+
+    override func turnEnded() {
+        session?.turnEnded()
+    }
+
+    override func timerFired(token: UInt32) { session?.timerFired() }
+
+    override func roomMade() { session?.unblock() }
+}
+
+/// What a session notes in a request's slot: its command, and the buffer it leased.
+struct NBDRequestNote {
+    let rawValue: UInt64
+
+    init(_ rawValue: UInt64) { self.rawValue = rawValue }
+
+    init(lease: BufferLease?, hasPayload: Bool) {
+        var value: UInt64 = hasPayload ? 1 << 62 : 0
+        if let lease { value |= 1 << 63 | UInt64(lease.order) << 32 | UInt64(lease.page) }
+        rawValue = value
+    }
+
+    /// The request came with a payload.
+    var hasPayload: Bool { rawValue >> 62 & 1 != 0 }
+
+    var lease: BufferLease? {
+        guard rawValue >> 63 != 0 else { return nil }
+        return BufferLease(
+            page: UInt32(truncatingIfNeeded: rawValue),
+            order: UInt8(truncatingIfNeeded: rawValue >> 32))
     }
 }

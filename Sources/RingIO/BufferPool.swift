@@ -17,6 +17,12 @@ package struct BufferLease: Equatable {
     /// The run covers 2^order pages.
     package let order: UInt8
 
+    /// The run that was named by these numbers before.
+    package init(page: UInt32, order: UInt8) {
+        self.page = page
+        self.order = order
+    }
+
     /// Bytes in the run.
     package var byteCount: Int { BufferPool.pageByteCount << Int(order) }
 }

@@ -8,6 +8,8 @@ open class RingHandler {
     package fileprivate(set) var slot: HandlerSlot = .none
     /// Operations submitted and not yet completed.
     package fileprivate(set) var operationsInFlight = 0
+    /// True between `register` and `remove`.
+    package var isRegistered: Bool { slot != HandlerSlot.none }
     /// True while the handler waits in the loop's end-of-turn list.
     var isDeferred = false
     /// True while the handler waits for room in the pools of the loop.

@@ -43,7 +43,7 @@ struct Profile {
         if random.oneIn(3) { originWriteFault = 100 }
         if random.oneIn(4) { copyReadFault = 300 }
         if random.oneIn(3) { imageReadFault = 100 }
-        if random.oneIn(3) { storageWriteFault = 100 }
+        if random.oneIn(3) { storageWriteFault = 25 }
         if random.oneIn(4) { storageReadFault = 200 }
         if random.oneIn(4) { bitRot = 200 }
         if random.oneIn(12) { mapFault = 2 }

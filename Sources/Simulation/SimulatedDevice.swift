@@ -17,7 +17,9 @@ struct SimulatedRequest {
     var appliedEnd: UInt64 = 0
     var isFaultInjected = false
     var startTick: UInt64 = 0
-    var isSkipped = false
+    /// Since when nothing but a snapshot can hold the request up.
+    var waitStart: UInt64 = 0
+    var isIssued = false
 }
 
 /// A snapshot of a simulated device and what its image must show.
@@ -27,6 +29,7 @@ final class SimulatedSnapshot {
     var isDestroyed = false
     var isOverlayLost = false
     var cutEpoch: UInt32 = 0
+    var generation: UInt32 = 0
     let index: SnapshotIndex
     var size: UInt64 = 0
     var image: [UInt8] = []
@@ -116,6 +119,29 @@ final class SimulatedDevice {
         mapEntries.deallocate()
         mapReserved.deallocate()
         payloads.deallocate()
+    }
+
+    /// What held requests up was not a snapshot: their waits begin anew.
+    func restartWaits(now: UInt64) {
+        for slot in requests.indices { requests[slot].waitStart = now }
+    }
+
+    /// By index: a dictionary's own order differs from run to run, and replay with it.
+    var snapshotsInOrder: [SimulatedSnapshot] {
+        snapshots.values.sorted { $0.index.rawValue < $1.index.rawValue }
+    }
+
+    /// A map without a change, for a new generation; what the model knows goes with the old one.
+    func newMap() -> ChangeMap {
+        mapEntries.update(repeating: 0, count: Int(chunkCount))
+        bases = []
+        newestBase = 0
+        changed = [:]
+        touched = [:]
+        isTrackingLost = false
+        return ChangeMap(
+            entries: mapEntries, reservedPages: mapReserved, chunkCount: chunkCount,
+            current: .first, newestBase: 0)
     }
 
     func payload(_ request: UInt32) -> UnsafeMutableRawPointer {

@@ -13,6 +13,12 @@ extension World {
         return UInt64(random.below(Int(full)))
     }
 
+    /// What a short transfer did not bring is not what it was.
+    private func spoil(_ bytes: UnsafeMutableRawPointer, _ done: UInt64, _ full: UInt64) {
+        (bytes + Int(done)).initializeMemory(
+            as: UInt8.self, repeating: 0x5D, count: Int(full - done))
+    }
+
     private func isFaulty(_ oneIn: Int) -> Bool { !isWindingDown && random.oneIn(oneIn) }
 
     func complete(_ number: Int, _ what: Pending) {
@@ -27,20 +33,29 @@ extension World {
             let full = UInt64(count) * 4096
             if isFaulty(profile.storageWriteFault) {
                 coverage.hit(.storageWriteFault)
+                spoil(device.sources[Int(source.rawValue)]!.pointer(at: byteOffset), 0, full)
                 device.engine.storageWriteFinished(
                     batch, byteCount: 0, fault: random.oneIn(2) ? .inputOutput : .noSpace)
                 return
             }
             let done = transferred(full)
-            if !isFetched && done == full { fetch(device, batch, source, byteOffset) }
+            if !isFetched { fetch(device, batch, source, byteOffset) }
+            if done < full {
+                spoil(device.sources[Int(source.rawValue)]!.pointer(at: byteOffset), done, full)
+            }
             device.engine.storageWriteFinished(batch, byteCount: done, fault: nil)
         case .imageOriginRead(let request, let offset, let length, let isRead):
             if !isRead { readOriginForImage(device, RequestIndex(request), offset, length) }
             let fault: Fault? = isFaulty(profile.imageReadFault) ? .inputOutput : nil
             if fault != nil { device.requests[Int(request)].isFaultInjected = true }
+            let done = fault == nil ? transferred(length) : 0
+            if done < length, case .payload = device.engine.target(of: RequestIndex(request)) {
+                let record = device.requests[Int(request)]
+                spoil(device.payload(request) + Int(offset - record.offset), done, length)
+            }
             device.engine.imageOriginReadFinished(
-                RequestIndex(request), offset: offset, length: length,
-                byteCount: fault == nil ? transferred(length) : 0, fault: fault)
+                RequestIndex(request), offset: offset, length: length, byteCount: done,
+                fault: fault)
         case .imageStorageRead(
             let request, let source, let byteOffset, let slot, let first, let count):
             completeStorageRead(device, request, source, byteOffset, slot, first, count)
@@ -50,6 +65,7 @@ extension World {
             answerExtent(device, source, purpose)
         case .mapPage(let page):
             device.mapAnswersUnderWay.remove(page)
+            device.restartWaits(now: now)
             if isFaulty(profile.mapFault) {
                 coverage.hit(.mapRefused)
                 device.isTrackingLost = true
@@ -98,6 +114,10 @@ extension World {
         }
         if !isRead { readCopy(device, copy, offset, length) }
         let done = transferred(length)
+        for (position, index) in device.engine.buffers(of: copy).enumerated() {
+            let valid = done - min(done, UInt64(position) * 4096)
+            if done < length, valid < 4096 { spoil(buffer(index), valid, 4096) }
+        }
         var zeroMask: UInt16 = 0
         for (position, index) in device.engine.buffers(of: copy).enumerated() {
             let bytes = UnsafeRawBufferPointer(start: buffer(index), count: 4096)
@@ -134,6 +154,7 @@ extension World {
             }
         }
         let done = fault == nil ? transferred(UInt64(count) * 4096) : 0
+        isReadSound = fault == nil && profile.bitRot == 0
         device.engine.imageStorageReadFinished(
             RequestIndex(request), slot: slot, firstBlock: first, blockCount: count,
             byteCount: done, fault: fault, checksums: &checksums)
@@ -280,6 +301,9 @@ extension World {
     func corrupted(_ number: Int, _ index: Int, _ fault: Fault) {
         let snapshot = devices[number].snapshots[index]!
         if snapshot.isCorrupted { violate("a snapshot was corrupted twice") }
+        if isReadSound, fault == .inputOutput {
+            violate("a stored block is not what was to be stored")
+        }
         snapshot.isCorrupted = true
         if profile.isHarmless { violate("a snapshot was corrupted (\(fault)) without a cause") }
     }

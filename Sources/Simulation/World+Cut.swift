@@ -99,6 +99,7 @@ extension World {
         let device = devices[number]
         device.isGateClosed = false
         device.isSwitched = false
+        device.restartWaits(now: now)
         device.engine.gateOpened(now: now)
         for request in device.requests where request.kind == .originWrite {
             device.note(&device.touched, offset: request.offset, length: request.length)
@@ -122,10 +123,13 @@ extension World {
         }
         let snapshot = device.prepared
         device.prepared = nil
+        let generation = device.engine.generationOrdinal
+        let newMap = random.oneIn(30) || device.isTrackingLost ? device.newMap() : nil
+        if newMap != nil { coverage.hit(.generationBegun) }
         let ended = device.engine.cutSwitched(
-            snapshot: snapshot?.index, isBase: cut!.isBase, newMap: nil)
+            snapshot: snapshot?.index, isBase: cut!.isBase, newMap: newMap)
         device.isSwitched = true
-        if cut!.isBase {
+        if cut!.isBase, newMap == nil {
             device.bases.append(ended.rawValue)
             device.newestBase = ended.rawValue
             device.wasNewestBaseDisturbed = false
@@ -133,6 +137,7 @@ extension World {
         if let snapshot {
             snapshot.isHeld = true
             snapshot.cutEpoch = ended.rawValue
+            snapshot.generation = generation
             snapshot.size = device.size
             snapshot.image = [UInt8](
                 UnsafeRawBufferPointer(start: device.origin, count: Int(device.size)))
@@ -162,7 +167,8 @@ extension World {
         guard let base = device.bases.randomElement(using: &random) else { return }
         var until: SimulatedSnapshot?
         if random.oneIn(2), let snapshot = pick(device), snapshot.cutEpoch >= base,
-            !snapshot.isCorrupted, !snapshot.isDestroyed
+            !snapshot.isCorrupted, !snapshot.isDestroyed,
+            snapshot.generation == device.engine.generationOrdinal
         {
             until = snapshot
         }

@@ -32,30 +32,8 @@ extension World {
                 add(
                     number,
                     .storageWrite(batch, source, byteOffset: byteOffset, isFetched: isFetched))
-            case .readOriginForImage(let request, let offset, let length):
-                let isRead = random.oneIn(2)
-                if isRead { readOriginForImage(device, request, offset, length) }
-                add(
-                    number,
-                    .imageOriginRead(
-                        request.rawValue, offset: offset, length: length, isRead: isRead))
-            case .readStorageForImage(
-                let request, let source, let byteOffset, let slot, let first, let count):
-                add(
-                    number,
-                    .imageStorageRead(
-                        request.rawValue, source, byteOffset: byteOffset, slot: slot,
-                        firstBlock: first, blockCount: count))
-            case .copyFromMemory(let request, let index, let block, let target):
-                put(
-                    device, request, block: block, from: UnsafeRawPointer(buffer(index)),
-                    into: target)
-            case .fillZero(let request, let first, let count, let target):
-                for block in first..<first + UInt64(count) {
-                    put(device, request, block: block, from: nil, into: target)
-                }
-            case .fillBlocks(let request):
-                add(number, .fill(request.rawValue))
+            case .readOriginForImage, .readStorageForImage, .copyFromMemory, .fillZero, .fillBlocks:
+                performForImage(number, effect)
             case .requestExtent(let source, let purpose):
                 add(number, .extent(source, purpose))
             case .releaseExtent(let source, let byteOffset):
@@ -93,11 +71,47 @@ extension World {
         }
     }
 
+    private func performForImage(_ number: Int, _ effect: Effect) {
+        let device = devices[number]
+        switch effect {
+        case .readOriginForImage(let request, let offset, let length):
+            let isRead = random.oneIn(2)
+            if isRead { readOriginForImage(device, request, offset, length) }
+            add(
+                number,
+                .imageOriginRead(
+                    request.rawValue, offset: offset, length: length, isRead: isRead))
+        case .readStorageForImage(
+            let request, let source, let byteOffset, let slot, let first, let count):
+            add(
+                number,
+                .imageStorageRead(
+                    request.rawValue, source, byteOffset: byteOffset, slot: slot,
+                    firstBlock: first, blockCount: count))
+        case .copyFromMemory(let request, let index, let block, let target):
+            put(
+                device, request, block: block, from: UnsafeRawPointer(buffer(index)),
+                into: target)
+        case .fillZero(let request, let first, let count, let target):
+            for block in first..<first + UInt64(count) {
+                put(device, request, block: block, from: nil, into: target)
+            }
+        case .fillBlocks(let request):
+            add(number, .fill(request.rawValue))
+        case .issue, .issuePart, .finish, .readOrigin, .writeStorage, .requestExtent,
+            .releaseExtent,
+            .sourceDrained, .reserveMapPage, .gateDrained, .snapshotCorrupted, .overlayCorrupted,
+            .snapshotGone, .timer:
+            preconditionFailure("an image's effect reads or fills")
+        }
+    }
+
     private func add(_ number: Int, _ what: Pending) { pending.append((number, what)) }
 
     private func issue(_ number: Int, _ request: UInt32, _ offset: UInt64, _ length: UInt64) {
         let device = devices[number]
         device.originWritesUnderWay += 1
+        device.requests[Int(request)].isIssued = true
         if device.isSwitched { violate("a write was issued between switch and opening") }
         // The bytes may arrive at once, in part, or at completion.
         switch random.below(3) {

@@ -36,7 +36,7 @@ extension World {
             {
                 coverage.hit(.storageAppended)
                 addSource(device, snapshot.index)
-            } else if let source = device.sources.keys.randomElement(using: &random) {
+            } else if let source = device.sources.keys.sorted().randomElement(using: &random) {
                 coverage.hit(.spaceAdded)
                 device.engine.spaceAdded(SourceIndex(UInt16(source)))
             }
@@ -114,6 +114,7 @@ extension World {
         }
         device.requests[slot] = SimulatedRequest()
         device.requests[slot].kind = .originWrite
+        device.requests[slot].waitStart = now
         device.requests[slot].operation = operation
         device.requests[slot].offset = offset
         device.requests[slot].length = length
@@ -138,6 +139,7 @@ extension World {
     private func issueAtOnce(_ number: Int, _ request: UInt32, _ offset: UInt64, _ length: UInt64) {
         let device = devices[number]
         device.originWritesUnderWay += 1
+        device.requests[Int(request)].isIssued = true
         if device.isSwitched { violate("a write was issued between switch and opening") }
         if random.oneIn(2) { apply(device, request, offset, length) }
         pending.append((number, .originWrite(request, offset: offset, length: length)))
@@ -248,7 +250,7 @@ extension World {
     }
 
     func destroyAll(_ number: Int) {
-        for snapshot in devices[number].snapshots.values.sorted(by: { $0.cutEpoch < $1.cutEpoch })
+        for snapshot in devices[number].snapshotsInOrder
         where snapshot.isHeld && !snapshot.isDestroyed {
             destroy(number, snapshot)
             perform(number)

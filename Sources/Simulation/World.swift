@@ -42,6 +42,8 @@ final class World {
     var coverage: Coverage
     var cut: Cut?
     var isWindingDown = false
+    /// A storage read brought back everything as it was stored: nothing may be called lost.
+    var isReadSound = false
     let limits: EngineLimits
 
     init(seed: UInt64, coverage: Coverage) {
@@ -94,6 +96,7 @@ final class World {
             coverage.hit(.timeReached)
             perform(number)
         }
+        for number in devices.indices { checkWaits(number) }
         if cut != nil { stepCut() }
         if profile.crashes, random.oneIn(2000) {
             crash()
@@ -108,6 +111,19 @@ final class World {
         }
         let number = random.below(devices.count)
         if random.oneIn(2) { endTurn(number) }
+    }
+
+    /// No writer waits for a snapshot longer than its policy says, and a little for the turn.
+    private func checkWaits(_ number: Int) {
+        let device = devices[number]
+        guard !device.isGateClosed, device.mapAnswersUnderWay.isEmpty else { return }
+        let limit = profile.policy.limitNanoseconds + 100_000
+        for request in device.requests
+        where request.kind == .originWrite && !request.isIssued && request.operation != .discard
+            && now > request.waitStart + limit
+        {
+            violate("device \(number): a writer waits for longer than its policy says")
+        }
     }
 
     func endTurn(_ number: Int) {
@@ -133,6 +149,7 @@ final class World {
         operations += 1
         complete(number, what)
         perform(number)
+        isReadSound = false
     }
 
     // MARK: The end
@@ -142,7 +159,7 @@ final class World {
         drain(limit: 200_000)
         if violation != nil { return }
         for number in devices.indices {
-            for snapshot in devices[number].snapshots.values where !snapshot.isDestroyed {
+            for snapshot in devices[number].snapshotsInOrder where !snapshot.isDestroyed {
                 if random.oneIn(2) { readWhole(number, snapshot) }
             }
         }

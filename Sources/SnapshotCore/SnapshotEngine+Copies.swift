@@ -152,6 +152,7 @@ extension SnapshotEngine {
             }
             guard count > 0 else { return false }
             freeCopy = copies[Int(index)].next
+            newestCopy = Int(index)
             copiesInUse += 1
             copies[Int(index)] = CopyRecord()
             copies[Int(index)].isUsed = true
@@ -184,22 +185,28 @@ extension SnapshotEngine {
     }
 
     private func wait(_ index: UInt32, forCopyOf blocks: UInt16, record entry: UInt32) {
-        let layer = chain[newestLive]
-        for copy in 0..<limits.copyCount
-        where copies[copy].isUsed && !copies[copy].isOrphaned && copies[copy].layer == layer
-            && copies[copy].record == entry && copies[copy].mask & blocks != 0
-        {
-            requests[Int(index)].phase = .waitingForCopy
-            requests[Int(index)].waitedCopy = UInt32(copy)
-            var list = RequestList(
-                head: copies[copy].waitersHead, tail: copies[copy].waitersTail)
-            append(index, to: &list)
-            copies[copy].waitersHead = list.head
-            copies[copy].waitersTail = list.tail
-            delay(index)
-            return
+        var copy = newestCopy
+        var step = 0
+        while !isCopy(copy, of: blocks, record: entry) {
+            precondition(
+                step < limits.copyCount, "a block that is being copied has a copy in progress")
+            copy = step
+            step += 1
         }
-        preconditionFailure("a block that is being copied has a copy in progress")
+        requests[Int(index)].phase = .waitingForCopy
+        requests[Int(index)].waitedCopy = UInt32(copy)
+        var list = RequestList(head: copies[copy].waitersHead, tail: copies[copy].waitersTail)
+        append(index, to: &list)
+        copies[copy].waitersHead = list.head
+        copies[copy].waitersTail = list.tail
+        delay(index)
+    }
+
+    private func isCopy(_ index: Int, of blocks: UInt16, record entry: UInt32) -> Bool {
+        let copy = copies + index
+        return copy.pointee.isUsed && !copy.pointee.isOrphaned
+            && copy.pointee.layer == chain[newestLive] && copy.pointee.record == entry
+            && copy.pointee.mask & blocks != 0
     }
 
     // MARK: The end of a copy

@@ -149,7 +149,7 @@ extension SnapshotEngine {
             if record.pointee.outstanding > 0 { return }
         }
         record.pointee.phase = .idle
-        if record.pointee.operation != .read {
+        if !record.pointee.operation.isRead {
             writeStep(index)
         } else if record.pointee.fault != 0 {
             finishImage(index, Fault(errnoValue: record.pointee.fault))

@@ -293,7 +293,7 @@ extension SnapshotEngine {
     }
 
     private func isSpaceComing(_ snapshot: UInt16) -> Bool {
-        for index in 0..<limits.sourceCount
+        for index in 0..<sourceEnd
         where sources[index].isUsed && sources[index].snapshot == snapshot
             && sources[index].isAsking.1
         {

@@ -44,7 +44,7 @@ extension SnapshotEngine {
         let snapshot = record.pointee.snapshot
         precondition(record.pointee.outstanding == 0, "a request ends after its reads and writes")
         record.pointee.phase = .idle
-        if record.pointee.operation != .read {
+        if !record.pointee.operation.isRead {
             removeWriter(index)
             wakeBlockedWriters(of: snapshot)
         }

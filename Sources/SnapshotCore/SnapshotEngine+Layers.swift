@@ -1,4 +1,4 @@
-internal import BlockModel
+package import BlockModel
 internal import ChangeTracking
 internal import CopyOnWrite
 
@@ -41,6 +41,7 @@ extension SnapshotEngine {
         precondition(
             map.chunkCount >= (newSize + chunkByteCount - 1) / chunkByteCount,
             "the change map covers the device")
+        orphanCopies(of: nil)
         size = newSize
         var position = chainCount - 1
         while position >= 0 {
@@ -51,6 +52,12 @@ extension SnapshotEngine {
             }
             position -= 1
         }
+        settle()
+    }
+
+    /// The origin is gone: its images cannot be read any more. Requests go on failing below.
+    package func originLost(fault: Fault) {
+        if newestLive >= 0 { giveUp(upTo: newestLive, fault: fault) }
         settle()
     }
 

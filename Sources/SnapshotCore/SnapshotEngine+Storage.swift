@@ -15,6 +15,7 @@ extension SnapshotEngine {
     /// A source for a prepared or held snapshot; nil at the bound.
     package func sourceAdded(to snapshot: SnapshotIndex) -> SourceIndex? {
         for index in 0..<limits.sourceCount where !sources[index].isUsed {
+            sourceEnd = max(sourceEnd, index + 1)
             sources[index] = SourceRecord()
             sources[index].isUsed = true
             sources[index].snapshot = snapshot.rawValue
@@ -129,7 +130,7 @@ extension SnapshotEngine {
     /// No room now. Without anybody to wait for, that is overflow.
     private func storageShort() {
         var isPatient = false
-        for index in 0..<limits.sourceCount
+        for index in 0..<sourceEnd
         where sources[index].isUsed && sources[index].isAsking.0 && !sources[index].isClosed {
             return
         }
@@ -139,7 +140,7 @@ extension SnapshotEngine {
         }
         guard !isPatient, chainCount > 0 else { return }
         var fault = Fault.noSpace
-        for index in 0..<limits.sourceCount
+        for index in 0..<sourceEnd
         where sources[index].isUsed && sources[index].state == .failed { fault = .inputOutput }
         // What cannot be stored lies in the layer of the block at the head of the queue.
         giveUp(upTo: chainPosition(of: buffers.records[Int(storeHead)].layer), fault: fault)
@@ -250,7 +251,7 @@ extension SnapshotEngine {
     func takeSlots(
         _ limit: Int, of snapshot: UInt16, for purpose: StoragePurpose
     ) -> (StorageSlot, Int)? {
-        for index in 0..<limits.sourceCount
+        for index in 0..<sourceEnd
         where sources[index].isUsed && sources[index].snapshot == snapshot
             && !sources[index].isClosed && sources[index].state != .failed
         {
@@ -324,7 +325,7 @@ extension SnapshotEngine {
 
     /// The snapshot of these sources is gone: they live until their last block is freed.
     func closeSources(of snapshot: UInt16) {
-        for index in 0..<limits.sourceCount
+        for index in 0..<sourceEnd
         where sources[index].isUsed && sources[index].snapshot == snapshot {
             let source = SourceIndex(UInt16(index))
             sources[index].isClosed = true
@@ -354,6 +355,7 @@ extension SnapshotEngine {
             !record.pointee.isAsking.0, !record.pointee.isAsking.1
         else { return }
         record.pointee.isUsed = false
+        while sourceEnd > 0, !sources[sourceEnd - 1].isUsed { sourceEnd -= 1 }
         effects.append(.sourceDrained(source))
     }
 

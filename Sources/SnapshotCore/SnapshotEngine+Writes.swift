@@ -11,6 +11,36 @@ internal import CopyOnWrite
 private let pieceByteCountHeld: UInt64 = 4 << 20
 private let pieceByteCountFree: UInt64 = 1 << 30
 
+// Comparing an enum or an option set of another module goes through generic witnesses, some 30 ns
+// each; a switch and a raw value do not.
+extension RequestOperation {
+    var isWrite: Bool {
+        switch self {
+        case .write: true
+        case .read, .flush, .discard, .writeZeroes, .prefetch, .blockStatus: false
+        }
+    }
+
+    var isRead: Bool {
+        switch self {
+        case .read: true
+        case .write, .flush, .discard, .writeZeroes, .prefetch, .blockStatus: false
+        }
+    }
+
+    var isDiscard: Bool {
+        switch self {
+        case .discard: true
+        case .read, .write, .flush, .writeZeroes, .prefetch, .blockStatus: false
+        }
+    }
+}
+
+extension RequestFlags {
+    /// The bit of `noWait`, without its lazily made constant.
+    var isNoWait: Bool { rawValue & 1 << 3 != 0 }
+}
+
 extension SnapshotEngine {
     /// A read of the origin arrived. Reads pass: they are neither parked nor tracked.
     package func readArrived(_ request: RequestIndex) -> Admission { .issue }
@@ -27,8 +57,10 @@ extension SnapshotEngine {
         precondition(
             length <= size && offset <= size - length, "a request lies within the device")
         if length == 0 { return .refused(.invalid) }
-        if isGateOpen, newestLive < 0, operation == .write,
-            markWhenReserved(offset: offset, length: length)
+        if isGateOpen, operation.isWrite,
+            newestLive < 0
+                ? markWhenReserved(offset: offset, length: length)
+                : markWhenPreserved(offset: offset, length: length)
         {
             record.pointee.phase = .issued
             record.pointee.isImage = false
@@ -42,7 +74,7 @@ extension SnapshotEngine {
             underWayCount += 1
             return .issue
         }
-        if flags.contains(.noWait), wouldWait(offset: offset, length: length) {
+        if flags.isNoWait, wouldWait(offset: offset, length: length) {
             return .refused(.wouldBlock)
         }
         record.pointee = RequestRecord()
@@ -64,7 +96,7 @@ extension SnapshotEngine {
         let index = request.rawValue
         let record = requests + Int(index)
         precondition(record.pointee.phase == .issued, "only an issued request finishes")
-        let isPart = record.pointee.operation != .write
+        let isPart = !record.pointee.operation.isWrite
         let expected =
             isPart ? record.pointee.partEnd - record.pointee.pieceStart : record.pointee.length
         if fault == nil, byteCount < expected {
@@ -150,7 +182,7 @@ extension SnapshotEngine {
         if record.pointee.pieceStart == record.pointee.pieceEnd {
             guard beginPiece(index) else { return }
         }
-        if record.pointee.operation == .discard {
+        if record.pointee.operation.isDiscard {
             issueDiscard(index)
             return
         }
@@ -172,7 +204,7 @@ extension SnapshotEngine {
         let record = requests + Int(index)
         let start = record.pointee.pieceStart
         var end = record.pointee.offset + record.pointee.length
-        if record.pointee.operation != .write {
+        if !record.pointee.operation.isWrite {
             let step = newestLive < 0 ? pieceByteCountFree : pieceByteCountHeld
             end = min(end, (start / step + 1) * step)
         }
@@ -195,7 +227,7 @@ extension SnapshotEngine {
         let record = requests + Int(index)
         record.pointee.partEnd = record.pointee.pieceEnd
         beginUnderWay(index)
-        if record.pointee.operation == .write {
+        if record.pointee.operation.isWrite {
             undelay(index)
             effects.append(.issue(RequestIndex(index)))
         } else {
@@ -285,6 +317,21 @@ extension SnapshotEngine {
         for chunk in first...last {
             map.mark(blockMask(of: chunk, offset: offset, end: offset + length), of: chunk)
         }
+        return true
+    }
+
+    /// The fast path with a snapshot held: a write to one chunk whose blocks are all preserved
+    /// marks, else nothing is done.
+    private func markWhenPreserved(offset: UInt64, length: UInt64) -> Bool {
+        let chunk = offset / chunkByteCount
+        guard newestLive == chainCount - 1, (offset + length - 1) / chunkByteCount == chunk,
+            isTrackingLost || map.isReserved(page: ChangeMap.page(of: chunk))
+        else { return false }
+        let layer = layers + Int(chain[newestLive])
+        guard let entry = layer.pointee.find(chunk) else { return false }
+        let blocks = blockMask(of: chunk, offset: offset, end: offset + length)
+        guard blocks & ~layer.pointee.record(entry).pointee.preserved == 0 else { return false }
+        if !isTrackingLost { map.mark(blocks, of: chunk) }
         return true
     }
 

@@ -55,6 +55,10 @@ package final class SnapshotEngine {
     var freeCopy: UInt32
     var freeBatch: UInt32
     var copiesInUse = 0
+    /// The copy started last: most waits are for it.
+    var newestCopy = 0
+    /// Sources in use lie below.
+    var sourceEnd = 0
     var extents = ExtentTable()
     var effects = EffectQueue(capacity: 1024)
 

@@ -4,18 +4,24 @@ import Glibc
 /// A loop device over a file, detached when the object goes.
 package final class LoopDevice: Sendable {
     package let path: String
+    private let hasPartitions: Bool
     private let ticket: Int
 
-    /// Makes a block device with the given logical sector size out of `file`.
-    package init(over file: String, sectorSize: Int, scanPartitions: Bool = false) throws {
-        var arguments = ["--find", "--show", "--sector-size", "\(sectorSize)"]
-        if scanPartitions { arguments.append("--partscan") }
-        path = try Command.check("losetup", arguments + [file])
-            .trimmingCharacters(in: .whitespacesAndNewlines)
-        ticket = Undertaker.shared.register("losetup --detach \(path)")
+    /// Makes a block device with the given logical sector size out of `file`, with the partitions
+    /// of its partition table if asked for.
+    package init(over file: String, sectorSize: Int, withPartitions: Bool = false) throws {
+        path = try Command.check(
+            "losetup", ["--find", "--show", "--sector-size", "\(sectorSize)", file]
+        ).trimmingCharacters(in: .whitespacesAndNewlines)
+        hasPartitions = withPartitions
+        ticket = Undertaker.shared.register(
+            (withPartitions ? "partx --delete \(path); " : "") + "losetup --detach \(path)")
+        // By command, since not every kernel reads partition tables by itself.
+        if withPartitions { try Command.check("partx", ["--add", path]) }
     }
 
     deinit {
+        if hasPartitions { _ = try? Command.run("partx", ["--delete", path]) }
         if (try? Command.check("losetup", ["--detach", path])) != nil {
             Undertaker.shared.withdraw(ticket)
         }

@@ -147,7 +147,8 @@ package final class NBDClient: @unchecked Sendable {
     @discardableResult
     package func greet(clientFlags: UInt32 = 3) throws -> UInt16 {
         let greeting = try receive(18)
-        guard greeting.big(at: 0) == NBD.passwordMagic, greeting.big(at: 8) == NBD.optionMagic else {
+        guard greeting.big(at: 0) == NBD.passwordMagic, greeting.big(at: 8) == NBD.optionMagic
+        else {
             throw TestFailure("this is no NBD server: \(greeting)")
         }
         var bytes: [UInt8] = []
@@ -316,13 +317,15 @@ package final class NBDClient: @unchecked Sendable {
         try send(request)
         var reply = NBDReply(cookie: request.cookie, chunks: [])
         repeat {
-            let length = request.command == .read ? Int(request.length) : 0
+            let length = request.command == .read ? Int(clamping: request.length) : 0
             let chunk = try receiveChunk { _ in length }
             guard chunk.cookie == request.cookie else {
                 throw TestFailure("a reply to cookie \(chunk.cookie), not \(request.cookie)")
             }
             if let offset = chunk.headerOffset, offset != request.offset {
-                throw TestFailure("the reply repeats offset \(offset), not \(request.offset)")
+                throw TestFailure(
+                    "the reply to \(request.command) of \(request.length) at \(request.offset)"
+                        + " repeats offset \(offset)")
             }
             reply.chunks.append(chunk)
         } while !reply.chunks.last!.isDone

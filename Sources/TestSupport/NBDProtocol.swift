@@ -174,16 +174,16 @@ package struct NBDReply: Sendable {
             switch chunk.type {
             case NBD.ChunkType.offsetData:
                 let at: UInt64 = chunk.payload.big(at: 0)
-                let start = Int(at - offset)
+                let start = Int(clamping: at &- offset)
                 let content = chunk.payload.dropFirst(8)
-                guard start + content.count <= length else { throw TestFailure("data too long") }
+                guard start <= length - content.count else { throw TestFailure("data too long") }
                 bytes.replaceSubrange(start..<start + content.count, with: content)
                 covered += content.count
             case NBD.ChunkType.offsetHole:
                 let at: UInt64 = chunk.payload.big(at: 0)
                 let count: UInt32 = chunk.payload.big(at: 8)
-                let start = Int(at - offset)
-                guard start + Int(count) <= length else { throw TestFailure("hole too long") }
+                let start = Int(clamping: at &- offset)
+                guard start <= length - Int(count) else { throw TestFailure("hole too long") }
                 for index in start..<start + Int(count) { bytes[index] = 0 }
                 covered += Int(count)
             case NBD.ChunkType.none: break
@@ -248,6 +248,8 @@ extension [UInt8] {
 
     /// The integer in network byte order at `offset`.
     package func big<Value: FixedWidthInteger>(at offset: Int) -> Value {
-        withUnsafeBytes { Value(bigEndian: $0.loadUnaligned(fromByteOffset: offset, as: Value.self)) }
+        withUnsafeBytes {
+            Value(bigEndian: $0.loadUnaligned(fromByteOffset: offset, as: Value.self))
+        }
     }
 }

@@ -244,7 +244,8 @@ struct FileSystem {
     private mutating func seek(_ header: fuse_in_header) {
         let request: fuse_lseek_in = load(at: MemoryLayout<fuse_in_header>.size)
         let offset = off_t(request.offset)
-        let found = request.whence == 3
+        let found =
+            request.whence == 3
             ? stillpoint_test_seek_data(disk.current, offset)
             : stillpoint_test_seek_hole(disk.current, offset)
         guard found >= 0 else { return fail(header, errno) }

@@ -65,9 +65,11 @@ struct ControlClient {
         _ request: HTTPClientRequest
     ) async throws -> (HTTPResponseStatus, Data) {
         do {
-            let response = try await HTTPClient.shared.execute(request, timeout: Self.timeLimit)
-            let body = try await response.body.collect(upTo: Self.answerByteCountMax)
-            return (response.status, Data(body.readableBytesView))
+            return try await Self.withHTTP { http in
+                let response = try await http.execute(request, timeout: Self.timeLimit)
+                let body = try await response.body.collect(upTo: Self.answerByteCountMax)
+                return (response.status, Data(body.readableBytesView))
+            }
         } catch let error as HTTPClientError where error == .deadlineExceeded {
             throw ControlError(
                 .failed,
@@ -78,6 +80,21 @@ struct ControlClient {
                 message: "the service at \(path) is not reachable (\(Self.reason(error))); start "
                     + "it with `stillpoint serve`, or name its socket with --control")
         }
+    }
+
+    /// Calls `body` with an HTTP client that takes the first failure to connect for an answer: the
+    /// shared one tries again for a minute, and a socket nobody listens on stays like that.
+    private static func withHTTP<Value: Sendable>(
+        _ body: (HTTPClient) async throws -> Value
+    ) async throws -> Value {
+        var configuration = HTTPClient.Configuration()
+        configuration.connectionPool.retryConnectionEstablishment = false
+        let http = HTTPClient(
+            eventLoopGroupProvider: .singleton, configuration: configuration)
+        let outcome: Result<Value, any Error>
+        do { outcome = .success(try await body(http)) } catch { outcome = .failure(error) }
+        try await http.shutdown()
+        return try outcome.get()
     }
 
     private func refusal(_ status: HTTPResponseStatus, _ bytes: Data) -> ControlError {

@@ -18,7 +18,7 @@ import Testing
     }
 
     @Test func `more requests than there is room for are served in turn`() async throws {
-        let harness = try await ServerHarness(loop: small) { $0.requestLimit = 4 }
+        let harness = try await ServerHarness(loop: small) { $0.session.requestCount = 4 }
         let device = try await harness.add()
         let client = try harness.connect(.simple)
         try await device.with { $0.mode = .held }
@@ -71,7 +71,7 @@ import Testing
     }
 
     @Test func `a client that reads nothing holds no one else up and is ended`() async throws {
-        let harness = try await ServerHarness { $0.stallNanoseconds = 300_000_000 }
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 300_000_000 }
         _ = try await harness.add()
         let deaf = try harness.connect(.simple)
         for index in 0..<64 {
@@ -84,9 +84,28 @@ import Testing
         await harness.stop()
     }
 
+    @Test func `sending on does not excuse reading nothing`() async throws {
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 300_000_000 }
+        _ = try await harness.add()
+        let deaf = try harness.connect(.simple)
+        for index in 0..<4 {
+            try deaf.send(NBDRequest(.read, cookie: UInt64(index), length: 1 << 20))
+        }
+        // Fewer than may be unanswered, spread over four times the limit.
+        var sentCount = 0
+        var hangup = pollfd(fd: deaf.descriptor, events: 0, revents: 0)
+        while sentCount < 60, poll(&hangup, 1, 20) == 0 {
+            do { try deaf.send(NBDRequest(.flush)) } catch is ConnectionEnded { break }
+            sentCount += 1
+        }
+        #expect(sentCount < 60)
+        try await harness.waitForConnections(0)
+        await harness.stop()
+    }
+
     @Test(arguments: [10, 100_000])
     func `a payload that never comes ends its connection`(sentByteCount: Int) async throws {
-        let harness = try await ServerHarness { $0.stallNanoseconds = 300_000_000 }
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 300_000_000 }
         _ = try await harness.add()
         let client = try harness.connect()
         try client.send(NBDRequest(.write, cookie: 1, length: 1 << 20))
@@ -97,7 +116,9 @@ import Testing
     }
 
     @Test func `idle connections own no buffers and stay`() async throws {
-        let harness = try await ServerHarness(loop: small) { $0.stallNanoseconds = 100_000_000 }
+        let harness = try await ServerHarness(loop: small) {
+            $0.session.stallNanoseconds = 100_000_000
+        }
         let device = try await harness.add()
         let clients = try (0..<50).map { _ in try harness.connect() }
         for client in clients { #expect(try client.read(0, 512).count == 512) }

@@ -20,7 +20,8 @@ import Testing
             $0.append(
                 ExportDescription(
                     name: "disk", summary: "a disk", size: 1 << 30, isReadOnly: false,
-                    isRotational: false, contexts: [], loop: thread, target: target))
+                    isRotational: false, canDiscard: true, contexts: [], loop: thread,
+                    target: target))
         }
         thread.stopAndJoin()
     }
@@ -28,12 +29,6 @@ import Testing
     @Test(arguments: [UInt32(4), 7, 1 << 31, .max])
     func `unknown client flags close`(flags: UInt32) {
         #expect(Handshake(directory, clientFlags: flags).outcome == .closed)
-    }
-
-    @Test func `a client without fixed newstyle has EXPORT_NAME only`() {
-        var client = Handshake(directory, clientFlags: 0)
-        client.feed(Handshake.option(3))
-        #expect(client.outcome == .closed && client.output.isEmpty)
     }
 
     @Test func `a wrong magic closes`() {
@@ -48,12 +43,12 @@ import Testing
     ) {
         var client = Handshake(directory)
         var bytes: [UInt8] = []
-        bytes.appendWire(NBDMagic.option)
+        bytes.appendWire(ExportNBD.NBD.optionMagic)
         bytes.appendWire(option)
         bytes.appendWire(length)
         client.feed(bytes)
         #expect(client.outcome == .closed)
-        #expect(Array(client.output[12..<16]) == [0x80, 0, 0, 9])
+        #expect(client.output.isEmpty)
     }
 
     @Test(arguments: [UInt32(6), 7, 9, 10])
@@ -81,9 +76,18 @@ import Testing
         }
     }
 
+    @Test func `the number of queries is bounded`() throws {
+        var client = Handshake(directory)
+        _ = try client.ask(8)
+        let many = NBDClient.contextData("disk", Array(repeating: "", count: 257))
+        #expect(try client.ask(10, many).map(\.type) == [0x8000_0009])
+        let fewer = NBDClient.contextData("disk", Array(repeating: "base:", count: 256))
+        #expect(try client.ask(9, fewer).last?.type == 1)
+    }
+
     @Test func `the number of options is bounded`() {
         var client = Handshake(directory)
-        for _ in 0..<NBDLimits.optionCountMax { client.feed(Handshake.option(99)) }
+        for _ in 0..<NBDNegotiation.optionCountMax { client.feed(Handshake.option(99)) }
         #expect(client.outcome == .waiting)
         client.feed(Handshake.option(99))
         #expect(client.outcome == .closed)
@@ -98,14 +102,15 @@ import Testing
                 $0.append(more)
             }
         }
-        var negotiation = NBDNegotiation()
+        var negotiation = NBDNegotiation(directory: directory)
+        _ = negotiation.takeOutput()
         let flood = [0, 0, 0, 3] + Array(repeatElement(Handshake.option(3), count: 1000).joined())
-        flood.withUnsafeBytes { negotiation.append($0) }
+        _ = flood.withUnsafeBytes { negotiation.received($0) }
         var portions = 0
-        while case .mustSend = negotiation.advance(directory) {
-            #expect(negotiation.output.count < 512 << 10)
-            negotiation.output = []
+        while case let answer = negotiation.takeOutput(), !answer.isEmpty {
+            #expect(answer.count < 256 << 10)
             portions += 1
+            _ = negotiation.received(UnsafeRawBufferPointer(start: nil, count: 0))
         }
         #expect(portions > 100)
     }
@@ -122,7 +127,7 @@ import Testing
         var whole = Handshake(directory, clientFlags: nil)
         whole.feed(bytes)
         #expect(whole.outcome == .open)
-        #expect(Array(whole.negotiation.rest) == [1, 2, 3])
+        #expect(Array(whole.negotiation.remainingInput) == [1, 2, 3])
         for cut in 0..<bytes.count {
             var client = Handshake(directory, clientFlags: nil)
             client.feed(Array(bytes[..<cut]))

@@ -33,14 +33,12 @@ final class ServerHarness: Sendable {
 
     init(
         loopCount: Int = 1, loop: LoopConfiguration = LoopConfiguration(),
-        configure: (inout NBDServer.Configuration) -> Void = { _ in }
+        configure: (inout NBDServerConfiguration) -> Void = { _ in }
     ) async throws {
         files = try TemporaryDirectory()
         socketPath = files.path("nbd.sock")
         threads = try (0..<loopCount).map { try LoopThread(index: $0, configuration: loop) }
-        var configuration = NBDServer.Configuration(listeners: [
-            .unix(path: socketPath), .tcp(host: "127.0.0.1", port: 0),
-        ])
+        var configuration = NBDServerConfiguration(endpoints: [.unix(path: socketPath)])
         configure(&configuration)
         server = NBDServer(directory: directory, loops: threads, configuration: configuration)
         try await server.start()
@@ -64,7 +62,8 @@ final class ServerHarness: Sendable {
             $0.append(
                 ExportDescription(
                     name: name, summary: "memory of the tests", size: size,
-                    isReadOnly: isReadOnly, isRotational: false, contexts: contexts, loop: thread,
+                    isReadOnly: isReadOnly, isRotational: false, canDiscard: true,
+                    contexts: contexts, loop: thread,
                     target: target.map { $0 as BlockTarget }))
         }
         return TestDevice(thread: thread, target: target)
@@ -80,13 +79,13 @@ final class ServerHarness: Sendable {
 
     /// Waits until `count` connections are open.
     func waitForConnections(_ count: Int) async throws {
-        try await waitUntil { self.server.connectionCount == count }
+        try await waitUntil { self.server.connections == count }
     }
 
     /// Stops the server and checks that the loops have everything back.
     func stop() async {
         await server.stop()
-        #expect(server.connectionCount == 0)
+        #expect(server.connections == 0)
         for thread in threads {
             let left = await thread.mailbox.run { loop in
                 (loop.requests.leasedCount, loop.buffers.capacityBytes - loop.buffers.freeBytes)

@@ -21,7 +21,8 @@ struct `Attacks on the handshake` {
         option(
             NBD.Option.setMetaContext, NBDClient.contextData("disk", ["base:allocation"]))
         option(NBD.Option.go, NBDClient.goData("disk"))
-        bytes += NBDRequest(.write, offset: 8192, length: 16, payload: [UInt8](repeating: 1, count: 16))
+        let payload = [UInt8](repeating: 1, count: 16)
+        bytes += NBDRequest(.write, offset: 8192, length: 16, payload: payload)
             .encoded(.structured)
         bytes += NBDRequest(.read, offset: 0, length: 512).encoded(.structured)
         return bytes
@@ -78,24 +79,25 @@ struct `Attacks on the handshake` {
         let victim = try Victim()
         let before = try victim.peakKibibytes()
         for length in [UInt32.max, 1 << 31, 1 << 26] {
-            let client = try victim.greeted()
+            let client = try NBDClient(victim.service.address(), timeoutSeconds: 30)
+            try client.greet()
             var bytes: [UInt8] = []
             bytes.append(big: NBD.optionMagic)
             bytes.append(big: option)
             bytes.append(big: length)
+            // Only a little of it comes, and the client waits: so must the server not. It says no,
+            // or closes the connection; receiving nothing in time is an error here.
             do {
-                try client.send(bytes)
-                // More than any bound of an option, far less than announced.
-                for _ in 0..<64 { try client.send([UInt8](repeating: 0, count: 65536)) }
-                client.shutdownSending()
-                try client.drainUntilClosed()
+                try client.send(bytes + [UInt8](repeating: 0, count: 8192))
+                _ = try client.receive(1)
             } catch is ConnectionEnded {}
         }
         #expect(try victim.peakKibibytes() - before < 16 * 1024)
         try victim.expectUnharmed()
     }
 
-    @Test func `CVE-2022-26495: lengths inside an option are held against the option's own`() throws {
+    @Test func `CVE-2022-26495: lengths inside an option are held against the option's own`() throws
+    {
         let victim = try Victim()
         for length in [UInt32.max, 0x8000_0000, 100, 11, 5] {
             for option in [
@@ -224,7 +226,8 @@ struct `Attacks on the handshake` {
         let names: [[UInt8]] = [
             Array("../../../etc/passwd".utf8), Array("/etc/passwd".utf8), Array("disk\0".utf8),
             Array("disk\u{1b}[31m\n".utf8), [0xff, 0xfe, 0x80], Array("disk@".utf8),
-            Array("disk@none".utf8), Array("disk:rw".utf8), Array("DISK".utf8), [0], Array("%s%n".utf8),
+            Array("disk@none".utf8), Array("disk:rw".utf8), Array("DISK".utf8), [0],
+            Array("%s%n".utf8),
         ]
         for name in names {
             let client = try victim.greeted()

@@ -19,7 +19,8 @@ struct `Attacks on an open export` {
         try client.drainUntilClosed()
         // The other form of headers is a wrong magic too.
         let other = try victim.opened(headers)
-        try other.send(NBDRequest(.read, length: 512).encoded(headers == .extended ? .simple : .extended))
+        let wrong: NBDClient.Headers = headers == .extended ? .simple : .extended
+        try other.send(NBDRequest(.read, length: 512).encoded(wrong))
         other.shutdownSending()
         try other.drainUntilClosed()
         try victim.expectUnharmed()
@@ -169,7 +170,7 @@ struct `Attacks on an open export` {
         withExtendedLifetime(stalled) {}
     }
 
-    @Test func `CVE-2024-7409: sockets held by clients do not keep the service from stopping`() throws {
+    @Test func `CVE-2024-7409: clients that hold their sockets do not hold up a stop`() throws {
         let victim = try Victim()
         var clients: [NBDClient] = []
         for index in 0..<60 {

@@ -66,7 +66,8 @@ struct `Allocation` {
         return extents
     }
 
-    @Test(arguments: [OriginKind.sparseFile, .tmpfsFile], [NBDClient.Headers.structured, .extended])
+    @Test(
+        arguments: [OriginKind.sparseFile, .tmpfsFile], [NBDClient.Headers.structured, .extended])
     func `a thousand holes are told exactly, in maximal extents`(
         kind: OriginKind, headers: NBDClient.Headers
     ) throws {

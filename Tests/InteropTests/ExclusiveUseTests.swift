@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 import TestSupport
 import Testing
 
@@ -89,16 +90,13 @@ struct `Exclusive use` {
         #expect(try service.stop() == .exited(0))
     }
 
-    @Test(
-        .enabled(if: canUseLoopDevices, "loop devices need root"),
-        .enabled(if: Command.exists("sfdisk"), "needs sfdisk (fdisk)"))
+    @Test(.enabled(if: canUseLoopDevices, "loop devices need root"))
     func `a partition and its whole disk are not served together`() throws {
         let files = try TemporaryDirectory()
         let file = files.path("disk.img")
         try makeSparseFile(file, byteCount: 16 * mebibyte)
-        try Command.check(
-            "sh", ["-c", "printf 'label: dos\\n2048,8192\\n10240,8192\\n' | sfdisk -q \(file)"])
-        let disk = try LoopDevice(over: file, sectorSize: 512, scanPartitions: true)
+        try writePartitionTable(file, partitions: [(2048, 8192), (10240, 8192)])
+        let disk = try LoopDevice(over: file, sectorSize: 512, withPartitions: true)
         let first = disk.path + "p1"
         let second = disk.path + "p2"
         try #require(FileManager.default.fileExists(atPath: first))
@@ -158,4 +156,24 @@ struct `Exclusive use` {
             #expect(refusal.diagnostics.contains(path), "\(refusal.diagnostics)")
         }
     }
+}
+
+/// Writes a DOS partition table with partitions given by first sector and sector count.
+private func writePartitionTable(
+    _ path: String, partitions: [(first: UInt32, count: UInt32)]
+) throws {
+    var sector = [UInt8](repeating: 0, count: 512)
+    for (index, partition) in partitions.enumerated() {
+        let at = 446 + index * 16
+        sector[at + 4] = 0x83
+        for byte in 0..<4 {
+            sector[at + 8 + byte] = UInt8(truncatingIfNeeded: partition.first >> (8 * byte))
+            sector[at + 12 + byte] = UInt8(truncatingIfNeeded: partition.count >> (8 * byte))
+        }
+    }
+    sector[510] = 0x55
+    sector[511] = 0xaa
+    let descriptor = open(path, O_WRONLY | O_CLOEXEC)
+    defer { close(descriptor) }
+    guard pwrite(descriptor, sector, 512, 0) == 512 else { throw TestFailure("pwrite: \(errno)") }
 }

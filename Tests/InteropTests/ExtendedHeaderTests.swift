@@ -73,8 +73,10 @@ struct `Extended headers` {
             "21e41c71 0002 0006 0000000000000005 0000000000000000 0000000100010000",
             "6e8a278c 0001 0000 0000000000000005 0000000000000000 0000000000000000")
         #expect(try client.read(4096, 4096).allSatisfy { $0 == 0 })
-        let first = try #require(try client.blockStatus(0, gibibyte).first)
-        #expect(first.flags & 1 == 0, "allocated room is no hole")
+        // SEEK_DATA takes unwritten room for a hole, so only the file's block count tells.
+        let attributes = try Command.check("stat", ["--format=%b %B", served.origin.path])
+        let words = attributes.split(whereSeparator: \.isWhitespace).compactMap { UInt64($0) }
+        #expect(words[0] * words[1] >= 4 * gibibyte)
     }
 
     @Test func `block status answers with lengths of more than 4 GiB`() throws {

@@ -40,7 +40,8 @@ struct `Starting and stopping` {
         }
     }
 
-    @Test func `clients that hold their connections do not stop the service from stopping`() throws {
+    @Test func `clients that hold their connections do not stop the service from stopping`() throws
+    {
         let served = try ServedOrigin(
             Setting(kind: .sparseFile, transport: .unix), byteCount: mebibyte)
         let connected = try NBDClient(served.address)

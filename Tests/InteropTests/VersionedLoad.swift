@@ -143,7 +143,8 @@ final class VersionedLoad {
                     let check = buffer.loadUnaligned(fromByteOffset: at + 504, as: UInt64.self)
                     let place = "block \(block) sector \(sector)"
                     if version == 0 && name == 0 && check == 0 {
-                        if floor[block] > 0 { found.append("\(place): nothing, not \(floor[block])") }
+                        guard floor[block] > 0 else { continue }
+                        found.append("\(place): nothing, not \(floor[block])")
                     } else if name != UInt64(block) || check != checkWord(block, version, sector) {
                         found.append("\(place): garbage")
                     } else if version < floor[block] {

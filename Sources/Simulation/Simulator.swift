@@ -1,5 +1,5 @@
 /// Runs worlds from seeds.
-package enum Simulation {
+package enum Simulator {
     /// What a run found.
     package struct Outcome: Sendable {
         /// Events given to engines.

@@ -1,0 +1,58 @@
+# One configuration for everything: the program, its tests and the benchmarks are built with the
+# same flags into one directory, so dependencies are compiled once.
+SHELL := /bin/bash
+SCRATCH ?= .build
+PREFIX ?= /usr/local
+BUILD := -c release --scratch-path $(SCRATCH)
+# Testable imports would compile every dependency a second time; `package` access needs none.
+TEST := $(BUILD) --disable-testable-imports
+PROGRAM := $(SCRATCH)/release/stillpoint
+
+.PHONY: help build build-tests test soak demo bench-nbd format lint install clean
+
+help: ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: ## Build, serve a sample disk, use it through NBD and show what happened
+	@Scripts/ensure-swift
+	@Scripts/ensure-packages build demo
+	@$(MAKE) --no-print-directory build
+	@Scripts/demo $(PROGRAM)
+
+test: ## Build and run all tests, long ones at a twentieth of their size
+	@Scripts/ensure-swift
+	@Scripts/ensure-packages build test
+	@$(MAKE) --no-print-directory lint build-tests
+	@Scripts/run-tests $(TEST)
+
+soak: ## Run all tests at their stated size
+	@Scripts/ensure-swift
+	@Scripts/ensure-packages build test
+	@$(MAKE) --no-print-directory build-tests
+	@STILLPOINT_SOAK=1 Scripts/run-tests $(TEST)
+
+build: ## Build the program in release mode
+	@Scripts/ensure-swift
+	swift build $(BUILD) --product stillpoint
+
+build-tests: ## Build everything, the tests too
+	@Scripts/ensure-swift
+	swift build $(BUILD) --build-tests
+
+bench-nbd: ## Measure against nbdkit and qemu-nbd
+	@Scripts/ensure-packages build test
+	@$(MAKE) --no-print-directory build
+	@Scripts/bench-nbd $(PROGRAM)
+
+lint: ## Check the format of all Swift sources
+	@echo "swift format lint --strict"
+	@swift format lint --strict --parallel -r Sources Tests Package.swift
+
+format: ## Format all Swift sources in place
+	swift format -i --parallel -r Sources Tests Package.swift
+
+install: build ## Install the program under PREFIX (default /usr/local)
+	install -D -m 0755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/stillpoint
+
+clean: ## Remove what was built
+	rm -rf $(SCRATCH)

@@ -1,0 +1,156 @@
+internal import BlockModel
+internal import Glibc
+internal import RingIO
+
+// Bytes come in: headers, payloads, and what has to wait.
+
+extension NBDSession {
+    /// Payloads with at least this many bytes missing are received straight into their buffer.
+    private static let directByteCount = 16384
+
+    /// Asks for more bytes, unless the session is blocked or ends.
+    func receiveMore() {
+        guard phase == .open, !isReceiving, !isBlocked else { return }
+        isReceiving = true
+        if let index = payloadRequest {
+            watchForStall()
+            let missing = Int(requests[index].length) - payloadReceived
+            if missing >= Self.directByteCount, let buffer = requests[index].buffer {
+                return loop.receive(
+                    handler, tag: NBDSessionHandler.Step.receivePayload.rawValue, token: 0,
+                    descriptor: socket, into: buffer + payloadReceived, byteCount: missing,
+                    waitAll: false)
+            }
+        }
+        loop.receiveSelecting(
+            handler, tag: NBDSessionHandler.Step.receive.rawValue, token: 0, descriptor: socket)
+    }
+
+    func receiveCompleted(_ result: Int32, _ flags: UInt32) {
+        isReceiving = false
+        let buffer = ReceiveBuffers.buffer(in: flags)
+        if let buffer {
+            if result > 0, phase == .open {
+                lastReceive = loop.now
+                take(loop.receiveBuffers.address(of: buffer), Int(result))
+            }
+            loop.receiveBuffers.release(buffer)
+        }
+        if result == -ENOBUFS, phase == .open { return loop.callWhenRoom(handler) }
+        receiveEnded(result)
+    }
+
+    func receivePayloadCompleted(_ result: Int32) {
+        isReceiving = false
+        if result > 0, phase == .open, let index = payloadRequest {
+            lastReceive = loop.now
+            payloadReceived += Int(result)
+            if payloadReceived == Int(requests[index].length) { submitPayload(index) }
+        }
+        receiveEnded(result)
+    }
+
+    private func receiveEnded(_ result: Int32) {
+        switch phase {
+        case .open:
+            if result > 0 || result == -EINTR || result == -EAGAIN { return receiveMore() }
+            // End of the stream: what was asked before is performed and answered, if it still
+            // listens.
+            if result == 0 { drain() } else { abort() }
+        case .draining, .aborting:
+            dropPayload()
+            loop.callAtEndOfTurn(handler)
+        }
+    }
+
+    /// Room was made, or replies have left: goes on with what waits.
+    func unblock() {
+        guard phase == .open else { return }
+        guard isBlocked else { return receiveMore() }
+        isBlocked = false
+        if stashCount == headerByteCount, !beginStashed() { return }
+        if backlogStart < backlogEnd, let backlog {
+            let start = backlogStart
+            let count = backlogEnd - start
+            backlogStart = 0
+            backlogEnd = 0
+            take(backlog + start, count)
+        }
+        if phase == .open, !isBlocked, backlog != nil {
+            backlog?.deallocate()
+            backlog = nil
+        }
+        receiveMore()
+    }
+
+    /// Works through received bytes; what cannot be taken on now goes to the backlog.
+    func take(_ bytes: UnsafeRawPointer, _ count: Int) {
+        var position = 0
+        while position < count, phase == .open {
+            let rest = count - position
+            if skipByteCount > 0 {
+                let skipped = min(skipByteCount, rest)
+                skipByteCount -= skipped
+                position += skipped
+            } else if let index = payloadRequest {
+                position += takePayload(index, bytes + position, rest)
+            } else if stashCount == 0, rest >= headerByteCount {
+                guard begin(bytes + position) else {
+                    return keep(bytes + position, rest)
+                }
+                position += headerByteCount
+            } else {
+                let part = min(headerByteCount - stashCount, rest)
+                (stash + stashCount).copyMemory(from: bytes + position, byteCount: part)
+                stashCount += part
+                position += part
+                if stashCount == headerByteCount, !beginStashed() {
+                    return keep(bytes + position, count - position)
+                }
+            }
+        }
+    }
+
+    private func takePayload(
+        _ index: RequestIndex, _ bytes: UnsafeRawPointer, _ count: Int
+    ) -> Int {
+        let request = requests.pointer(to: index)
+        guard let buffer = request.pointee.buffer else {
+            preconditionFailure("a payload comes in for a request without a buffer")
+        }
+        let part = min(Int(request.pointee.length) - payloadReceived, count)
+        (buffer + payloadReceived).copyMemory(from: bytes, byteCount: part)
+        payloadReceived += part
+        if payloadReceived == Int(request.pointee.length) { submitPayload(index) }
+        return part
+    }
+
+    private func submitPayload(_ index: RequestIndex) {
+        payloadRequest = nil
+        payloadReceived = 0
+        submitTaken(index)
+    }
+
+    private func beginStashed() -> Bool {
+        guard begin(stash) else { return false }
+        stashCount = 0
+        return true
+    }
+
+    /// Keeps bytes that cannot be taken on yet, and leaves the socket alone.
+    private func keep(_ bytes: UnsafeRawPointer, _ count: Int) {
+        guard phase == .open else { return }
+        isBlocked = true
+        if count > 0 {
+            let capacity = loop.receiveBuffers.bufferBytes
+            precondition(count <= capacity, "what waits came in with one receive")
+            let place = backlog ?? .allocate(byteCount: capacity, alignment: 16)
+            // The bytes may lie in the backlog already, further behind.
+            memmove(place, bytes, count)
+            backlog = place
+            backlogStart = 0
+            backlogEnd = count
+        }
+        loop.callWhenRoom(handler)
+    }
+}

@@ -1,0 +1,168 @@
+internal import CLinux
+internal import Glibc
+
+/// Listening sockets and the options of connections.
+enum NBDSocket {
+    private static let backlog: Int32 = 256
+
+    /// Opens a listening socket. A Unix socket gets mode 0600; a stale one is replaced, a live
+    /// one refused.
+    static func listen(
+        _ endpoint: NBDEndpoint, allowsPlaintext: Bool
+    ) throws(NBDServerError) -> Int32 {
+        switch endpoint {
+        case .unix(let path): try listenUnix(path)
+        case .tcp(let host, let port):
+            try listenTCP(host, port, allowsPlaintext: allowsPlaintext)
+        }
+    }
+
+    /// Sets what every connection wants: no delay of small replies, an end for dead peers. Unix
+    /// sockets know neither option, and need neither.
+    static func tune(_ socket: Int32) {
+        var one: Int32 = 1
+        let size = socklen_t(MemoryLayout<Int32>.size)
+        setsockopt(socket, Int32(IPPROTO_TCP), TCP_NODELAY, &one, size)
+        setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, size)
+    }
+
+    // MARK: Unix
+
+    private static func listenUnix(_ path: String) throws(NBDServerError) -> Int32 {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        let capacity = MemoryLayout.size(ofValue: address.sun_path)
+        guard !path.isEmpty, path.utf8.count < capacity else {
+            throw NBDServerError(
+                kind: .refused,
+                message: "NBD socket \(path): a socket's path has 1 to \(capacity - 1) bytes")
+        }
+        withUnsafeMutableBytes(of: &address.sun_path) { bytes in
+            bytes.copyBytes(from: path.utf8)
+        }
+        try removeStale(path, address)
+        let socket = try open(AF_UNIX, path)
+        // The mask keeps the socket private from its first moment on.
+        let mask = umask(0o177)
+        let result = withSocketAddress(address) { bind(socket, $0, $1) }
+        let failure = errno
+        umask(mask)
+        guard result == 0 else {
+            close(socket)
+            throw failed(path, failure)
+        }
+        guard Glibc.listen(socket, backlog) == 0 else {
+            let failure = errno
+            close(socket)
+            unlink(path)
+            throw failed(path, failure)
+        }
+        return socket
+    }
+
+    private static func removeStale(
+        _ path: String, _ address: sockaddr_un
+    ) throws(NBDServerError) {
+        var status = stat()
+        guard lstat(path, &status) == 0 else { return }
+        guard status.st_mode & Glibc.S_IFMT == Glibc.S_IFSOCK else {
+            throw NBDServerError(
+                kind: .busy, message: "NBD socket \(path) exists and is no socket; remove it")
+        }
+        let probe = try open(AF_UNIX, path)
+        defer { close(probe) }
+        let result = withSocketAddress(address) { connect(probe, $0, $1) }
+        let failure = errno
+        // The kernel may hold a listener for a moment after its service was killed, until the
+        // accept that waited in the ring has ended: nobody will answer there.
+        let isOrphan = result == 0 && !cl_process_lives(cl_peer_process(probe))
+        guard isOrphan || (result != 0 && failure == ECONNREFUSED) else {
+            throw NBDServerError(
+                kind: .busy,
+                message: "NBD socket \(path) is served by another process; stop that first or "
+                    + "choose another path with --nbd")
+        }
+        unlink(path)
+    }
+
+    // MARK: TCP
+
+    private static func listenTCP(
+        _ host: String, _ port: UInt16, allowsPlaintext: Bool
+    ) throws(NBDServerError) -> Int32 {
+        let name = "tcp:\(host):\(port)"
+        var hints = addrinfo()
+        hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV
+        hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
+        var found: UnsafeMutablePointer<addrinfo>?
+        let result = getaddrinfo(host, String(port), &hints, &found)
+        guard result == 0, let first = found else {
+            throw NBDServerError(
+                kind: .refused,
+                message: "NBD address \(name): \(String(cString: gai_strerror(result)))")
+        }
+        defer { freeaddrinfo(found) }
+        guard allowsPlaintext || isLoopback(first.pointee.ai_addr) else {
+            throw NBDServerError(
+                kind: .refused,
+                message: "NBD address \(name) is not a loopback address, and NBD without TLS is "
+                    + "readable and writable by everyone on the network; use --allow-plaintext "
+                    + "if that is meant")
+        }
+        let socket = try open(first.pointee.ai_family, name)
+        var one: Int32 = 1
+        setsockopt(
+            socket, SOL_SOCKET, SO_REUSEADDR, &one, socklen_t(MemoryLayout<Int32>.size))
+        guard bind(socket, first.pointee.ai_addr, first.pointee.ai_addrlen) == 0,
+            Glibc.listen(socket, backlog) == 0
+        else {
+            let failure = errno
+            close(socket)
+            throw failure == EADDRINUSE
+                ? NBDServerError(
+                    kind: .busy, message: "NBD address \(name) is in use; choose another port")
+                : failed(name, failure)
+        }
+        return socket
+    }
+
+    private static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {
+        switch Int32(address.pointee.sa_family) {
+        case AF_INET:
+            address.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {
+                UInt32(bigEndian: $0.pointee.sin_addr.s_addr) >> 24 == 127
+            }
+        case AF_INET6:
+            address.withMemoryRebound(to: sockaddr_in6.self, capacity: 1) {
+                withUnsafeBytes(of: $0.pointee.sin6_addr) { bytes in
+                    bytes.dropLast().allSatisfy { $0 == 0 } && bytes[15] == 1
+                }
+            }
+        default: false
+        }
+    }
+
+    // MARK: Helpers
+
+    private static func open(_ family: Int32, _ name: String) throws(NBDServerError) -> Int32 {
+        let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue)
+        let descriptor = socket(family, kind, 0)
+        guard descriptor >= 0 else { throw failed(name, errno) }
+        return descriptor
+    }
+
+    private static func withSocketAddress(
+        _ address: sockaddr_un, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
+    ) -> Int32 {
+        withUnsafePointer(to: address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                body($0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+    }
+
+    private static func failed(_ name: String, _ failure: Int32) -> NBDServerError {
+        NBDServerError(
+            kind: .failed, message: "NBD \(name): \(String(cString: strerror(failure)))")
+    }
+}

@@ -1,0 +1,213 @@
+import BlockModel
+import CopyOnWrite
+import Testing
+
+@Suite struct `Difference layers` {
+    /// Blocks come, move and go in random order; a dictionary says where each one is.
+    @Test(arguments: [1, 2, 3, 4] as [UInt64])
+    func `every block is where it was put`(seed: UInt64) throws {
+        var random = Seeded(state: seed)
+        var layer = DifferenceLayer(byteCountMax: 1 << 30)
+        var places: [UInt64: UInt32] = [:]
+        var zeroes: Set<UInt64> = []
+        var slot: UInt32 = 0
+        for step in 0..<60_000 {
+            let block = random.next() % 40_000
+            let chunk = block / 16 &* 0x1_0001
+            let position = Int(block % 16)
+            let known = layer.find(chunk) ?? layer.insert(chunk, savedEntry: chunk)
+            let record = try #require(known)
+            #expect(layer.record(record).pointee.savedEntry == chunk)
+            let isKnown = places[block] != nil || zeroes.contains(block)
+            switch (isKnown, random.next() % 4) {
+            case (false, 0):
+                layer.preserveZero(1 << UInt16(position), of: record)
+                zeroes.insert(block)
+            case (false, _):
+                slot += UInt32(random.next() % 2)
+                let place =
+                    random.next() % 3 == 0
+                    ? BlockPlace(inMemory: BufferIndex(UInt32(step)))
+                    : BlockPlace(stored: StorageSlot(slot))
+                slot += 1
+                layer.preserve(position, of: record, at: place)
+                places[block] = place.rawValue
+            case (true, 0):
+                layer.forget(position, of: record)
+                places[block] = nil
+                zeroes.remove(block)
+            case (true, _):
+                if places[block] != nil {
+                    slot += 1
+                    layer.blockMoved(
+                        position, of: record, to: BlockPlace(stored: StorageSlot(slot)))
+                    places[block] = slot
+                }
+            }
+            if step % 97 == 0 { check(layer, chunk, block / 16 * 16, places, zeroes) }
+        }
+        for chunk in 0..<UInt64(2500) {
+            check(layer, chunk &* 0x1_0001, chunk * 16, places, zeroes)
+        }
+        #expect(layer.preservedCount == UInt64(places.count + zeroes.count))
+        #expect(layer.zeroCount == UInt64(zeroes.count))
+        while !layer.deallocate(slabs: 2) {}
+    }
+
+    private func check(
+        _ layer: DifferenceLayer, _ chunk: UInt64, _ first: UInt64, _ places: [UInt64: UInt32],
+        _ zeroes: Set<UInt64>
+    ) {
+        let record = layer.find(chunk)
+        for position in 0..<UInt64(16) {
+            let bit: UInt16 = 1 << UInt16(position)
+            let known = record.map { layer.record($0).pointee }
+            #expect(((known?.zero ?? 0) & bit != 0) == zeroes.contains(first + position))
+            if let raw = places[first + position] {
+                #expect(layer.place(of: Int(position), in: record!).rawValue == raw)
+            } else {
+                #expect((known?.data ?? 0) & bit == 0)
+            }
+        }
+    }
+
+    @Test func `a touched chunk takes 36 bytes, a scattered one 64 more`() {
+        #expect(MemoryLayout<ChunkRecord>.stride == 32)
+        var layer = DifferenceLayer(byteCountMax: 1 << 20)
+        let record = layer.insert(9, savedEntry: 0)!
+        for position in 0..<16 {
+            layer.preserve(
+                position, of: record, at: BlockPlace(stored: StorageSlot(UInt32(position))))
+        }
+        #expect(layer.byteCount == 36, "blocks one behind the other need one base")
+        layer.blockMoved(3, of: record, to: BlockPlace(stored: StorageSlot(99)))
+        #expect(layer.byteCount == 100)
+        layer.blockMoved(3, of: record, to: BlockPlace(stored: StorageSlot(3)))
+        #expect(layer.byteCount == 36)
+        while !layer.deallocate(slabs: 100) {}
+    }
+
+    @Test func `metadata stops at its limit`() {
+        var layer = DifferenceLayer(byteCountMax: 1000)
+        var count: UInt64 = 0
+        while layer.insert(count, savedEntry: 0) != nil { count += 1 }
+        #expect(layer.byteCount <= 1000)
+        #expect(count == 26)
+        while !layer.deallocate(slabs: 100) {}
+    }
+}
+
+@Suite struct `Extents` {
+    @Test func `freed slots rest while their extent is read`() throws {
+        var table = ExtentTable()
+        let extent = table.add(source: SourceIndex(1), byteOffset: 8 << 20)
+        let whole = table.take(upTo: 5000, of: extent)
+        let (slot, count) = try #require(whole)
+        #expect(count == 1024)
+        #expect(table.address(of: StorageSlot(slot.rawValue + 3)).byteOffset == 8 << 20 + 3 * 4096)
+        table.readBegan(slot)
+        #expect(!did { table.free(StorageSlot(slot.rawValue + 7)) })
+        #expect(did { table.take(upTo: 1, of: extent) == nil }, "somebody may be reading it")
+        #expect(!did { table.readEnded(slot) })
+        let freed = table.take(upTo: 9, of: extent)
+        let again = try #require(freed)
+        #expect(again.0.rawValue == slot.rawValue + 7)
+        #expect(again.1 == 1)
+        table.deallocate()
+    }
+
+    @Test func `an extent goes back when it is closed, unused and unread`() throws {
+        var table = ExtentTable()
+        let extent = table.add(source: SourceIndex(0), byteOffset: 0)
+        let two = table.take(upTo: 2, of: extent)
+        let (slot, _) = try #require(two)
+        table.setChecksum(7, of: slot)
+        table.setChecksum(9, of: StorageSlot(slot.rawValue + 1))
+        #expect(table.checksum(of: slot) == 7)
+        #expect(table.checksum(of: StorageSlot(slot.rawValue + 1)) == 9)
+        #expect(!did { table.setOpen(false, extent) })
+        table.readBegan(slot)
+        #expect(!did { table.free(slot) })
+        #expect(!did { table.free(StorageSlot(slot.rawValue + 1)) })
+        #expect(did { table.readEnded(slot) })
+        #expect(did { table.release(extent).byteOffset == 0 })
+        #expect(table.extentCount == 0)
+        table.deallocate()
+    }
+}
+
+@Suite struct `Storage space` {
+    @Test func `it grows in steps, warns once and stops at its limit`() {
+        let extent = ExtentTable.extentByteCount
+        var space = StorageSpace(capacity: 0, limit: 20 * extent, growthStep: 4 * extent)
+        #expect(did { space.extentWanted(for: .preserving) == .growing })
+        #expect(did { space.growthDue() == 4 * extent })
+        #expect(did { space.growthDue() == nil }, "one step at a time")
+        space.grown(by: 4 * extent)
+        var granted = 0
+        var warnings = 0
+        while granted < 20 {
+            switch space.extentWanted(for: .preserving) {
+            case .granted(let offset):
+                #expect(offset == UInt64(granted) * extent)
+                granted += 1
+            case .growing:
+                Issue.record("growth comes ahead of need")
+                return
+            case .full: return
+            }
+            if let step = space.growthDue() { space.grown(by: step) }
+            if space.lowSpaceDue() {
+                warnings += 1
+                #expect(space.availableByteCount >= 3 * extent, "the warning comes in time")
+            }
+        }
+        #expect(warnings == 1)
+        #expect(did { space.extentWanted(for: .preserving) == .full })
+        space.extentReleased(byteOffset: 4 * extent)
+        #expect(did { space.extentWanted(for: .preserving) == .granted(byteOffset: 4 * extent) })
+    }
+
+    @Test func `overlays leave a tenth for preserving`() {
+        let extent = ExtentTable.extentByteCount
+        var space = StorageSpace(capacity: 20 * extent, limit: 20 * extent, growthStep: 0)
+        var granted = 0
+        while case .granted = space.extentWanted(for: .overlay) { granted += 1 }
+        #expect(granted == 18)
+        #expect(did { space.extentWanted(for: .preserving) == .granted(byteOffset: 18 * extent) })
+    }
+
+    @Test func `a source that cannot grow is full with what it has`() {
+        let extent = ExtentTable.extentByteCount
+        var space = StorageSpace(capacity: extent, limit: 9 * extent, growthStep: extent)
+        _ = space.extentWanted(for: .preserving)
+        #expect(did { space.growthDue() == extent })
+        space.growthRefused()
+        #expect(did { space.extentWanted(for: .preserving) == .full })
+    }
+}
+
+@Suite struct `Checksums` {
+    @Test func `the check value of CRC32C`() {
+        Array("123456789".utf8).withUnsafeBytes { #expect(Checksum.crc32c($0) == 0xE306_9283) }
+        [UInt8](repeating: 0, count: 32).withUnsafeBytes {
+            #expect(Checksum.crc32c($0) == 0x8A91_36AA)
+        }
+    }
+}
+
+/// Evaluates a mutating call where the macros want a value.
+func did(_ body: () -> Bool) -> Bool { body() }
+
+/// SplitMix64.
+struct Seeded: RandomNumberGenerator {
+    var state: UInt64
+
+    mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var mixed = state
+        mixed = (mixed ^ mixed >> 30) &* 0xBF58_476D_1CE4_E5B9
+        mixed = (mixed ^ mixed >> 27) &* 0x94D0_49BB_1331_11EB
+        return mixed ^ mixed >> 31
+    }
+}

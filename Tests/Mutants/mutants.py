@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Plants bugs in the engine, one at a time, and expects the simulator to find each.
+
+usage: mutants.py SCRATCH [NAME...]
+
+SCRATCH is a package directory of its own (a Package.swift with the targets BlockModel,
+ChangeTracking, CopyOnWrite, SnapshotCore, Simulation and simulate): its Sources are replaced by
+a copy of ours and changed, ours are not. Exit 1 when a planted bug lives for 60 s.
+"""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+# name, file, text, replacement
+MUTANTS = [
+("discard not marked","SnapshotCore/SnapshotEngine+Writes.swift","        markAndTouch(offset: start, end: end)\n        record","        if record.pointee.operation != .discard { markAndTouch(offset: start, end: end) }\n        record"),
+("no re-check after origin read","SnapshotCore/SnapshotEngine+ImageReads.swift","            emitReads(index, isFirst: false)\n            if record.pointee.outstanding > 0 { return }","            if record.pointee.outstanding > 0 { return }"),
+("merge frees instead of handing over","SnapshotCore/SnapshotEngine+Layers.swift","if new.pointee.preserved & bit != 0 {","if new.pointee.preserved & bit != 0 || bit == 2 {"),
+("lose last partial block","SnapshotCore/SnapshotEngine+Writes.swift","(end - 1 - start) / blockByteCount","max(first, ((end - start) / blockByteCount + (end % 4096 < 100 ? 0 : 1)) &- 1)"),
+("waiters forgotten when orphaned","SnapshotCore/SnapshotEngine+Copies.swift","            record.pointee.copying &= ~copies[index].mask\n            wakeWaiters(of: UInt32(index))","            record.pointee.copying &= ~copies[index].mask"),
+("epoch not advanced","SnapshotCore/SnapshotEngine+Cut.swift","            _ = map.cutMade(isBase: isBase)","            if snapshot != nil || isBase == false { _ = map.cutMade(isBase: isBase) }"),
+("short copy read accepted","SnapshotCore/SnapshotEngine+Copies.swift","if fault == nil, byteCount < copyLength(copies[index]) {","if fault == nil, byteCount < copyLength(copies[index]), byteCount == 0 {"),
+("device dropped from cut","SnapshotCore/CutCoordinator.swift","        guard isComplete else { return }\n        deadline = nil","        guard isComplete || device > 0 else { return }\n        for other in 0..<deviceCount { answered[other] = true }\n        deadline = nil"),
+("buffer freed before stored","SnapshotCore/SnapshotEngine+Storage.swift","                layers[Int(note.layer)].blockMoved(\n                    Int(note.position), of: note.record, to: BlockPlace(stored: slot))\n                buffers.free(buffer)","                layers[Int(note.layer)].blockMoved(\n                    Int(note.position), of: note.record, to: BlockPlace(stored: slot))"),
+("failed storage write ignored","SnapshotCore/SnapshotEngine+Storage.swift","} else if fault != nil {","} else if fault?.errnoValue == 28 {"),
+("copies survive the switch","SnapshotCore/SnapshotEngine+Cut.swift","        orphanCopies(of: nil)\n","        \n"),
+("no merge on touch","SnapshotCore/SnapshotEngine+Copies.swift","        while position < chainCount {\n            guard merge","        while position < chainCount, position < 0 {\n            guard merge"),
+("resting slots reused","CopyOnWrite/ExtentTable.swift","        if extent.pointee.readers > 0 {","        if extent.pointee.readers > 1000 {"),
+("entry saved after mark","SnapshotCore/SnapshotEngine+Writes.swift","            if newestLive >= 0 { touchOrGiveUp(chunk) }\n            if !isTrackingLost {\n                map.mark(blockMask(of: chunk, offset: offset, end: end), of: chunk)\n            }","            if !isTrackingLost {\n                map.mark(blockMask(of: chunk, offset: offset, end: end), of: chunk)\n            }\n            if newestLive >= 0 { touchOrGiveUp(chunk) }"),
+("checksum ignored","SnapshotCore/SnapshotEngine+ImageReads.swift","                lost = position\n","                lost = nil\n"),
+("write does not wait for copies","SnapshotCore/SnapshotEngine+Copies.swift","            if copying != 0 {","            if copying.nonzeroBitCount > 2 {"),
+("image writers not serialised","SnapshotCore/SnapshotEngine+Images.swift",".overlaps(range)",".overlaps(ByteRange(offset: range.offset, length: min(range.length, 4096)))"),
+("saved entry lost in merge","SnapshotCore/SnapshotEngine+Layers.swift","savedEntry: old.pointee.savedEntry)","savedEntry: map.entry(of: old.pointee.chunk).rawValue & ~(1 << 16))"),
+("acknowledge before flush of drain: gate drained early","SnapshotCore/SnapshotEngine+Writes.swift","guard isDrainWanted, underWayCount == 0 else","guard isDrainWanted, underWayCount <= 1 else"),
+("corrupt only own snapshot","SnapshotCore/SnapshotEngine+Layers.swift","                endImageRequests(of: snapshot)\n            }\n        }\n        for _ in 0...position","                endImageRequests(of: snapshot)\n                if index > 0 { break }\n            }\n        }\n        for _ in 0...position"),
+("reach not capped at gap","ChangeTracking/ChangeEntry.swift","return epoch &- UInt32(reach) <= base ? blocks : .max","return blocks"),
+("short origin write acknowledged","SnapshotCore/SnapshotEngine+Writes.swift","if fault == nil, byteCount < expected {","if fault == nil, byteCount < expected, byteCount == 0 {"),
+    ("deadline ignored","SnapshotCore/SnapshotEngine+Copies.swift","if let deadline, deadline <= now {","if let deadline, deadline <= now, newestLive < 0 {"),
+    ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
+]
+
+SOURCES = pathlib.Path(__file__).resolve().parents[2] / "Sources"
+scratch = pathlib.Path(sys.argv[1])
+wanted = sys.argv[2:]
+shutil.rmtree(scratch / "Sources", ignore_errors=True)
+shutil.copytree(SOURCES, scratch / "Sources")
+missed = 0
+for name, file, text, replacement in MUTANTS:
+    if wanted and not any(word in name for word in wanted):
+        continue
+    path = scratch / "Sources" / file
+    original = path.read_text()
+    if text not in original:
+        print(f"STALE   {name}: its text is no longer in {file}", flush=True)
+        missed += 1
+        continue
+    path.write_text(original.replace(text, replacement, 1))
+    build = subprocess.run(
+        ["swift", "build", "-c", "release", "--product", "simulate"],
+        cwd=scratch, capture_output=True, text=True)
+    if build.returncode:
+        print(f"STALE   {name}: does not build", flush=True)
+        missed += 1
+    else:
+        outcome = "LIVES   "
+        for seed in range(1, 61, 6):
+            run = subprocess.run(
+                [".build/release/simulate", "--seconds", "6", "--first-seed", str(seed * 1000)],
+                cwd=scratch, capture_output=True, text=True)
+            if run.returncode:
+                lines = [line for line in run.stdout.splitlines() if "violation" in line]
+                outcome = f"found   {name}: " + (lines[0] if lines else "trap")
+                break
+        else:
+            outcome += name
+            missed += 1
+        print(outcome, flush=True)
+    path.write_text(original)
+sys.exit(1 if missed else 0)

@@ -1,0 +1,403 @@
+import BlockModel
+import ChangeTracking
+import CopyOnWrite
+import SnapshotCore
+import Testing
+
+@Suite struct `Origin writes` {
+    @Test func `without a snapshot a write is marked and issued at once`() {
+        let harness = Harness()
+        #expect(harness.write(3, 5000, 100) == .issue)
+        #expect(harness.originDone(3, 100) == .finish(nil))
+        #expect(harness.drain() == [])
+    }
+
+    @Test func `a write waits for its page of the map`() {
+        let harness = Harness(reserve: false)
+        #expect(harness.write(0, 0, 4096) == .taken)
+        #expect(harness.drain() == ["reserve 0"])
+        #expect(harness.write(1, 0, 512, flags: .noWait) == .refused(.wouldBlock))
+        harness.engine.mapPageReserved(0)
+        #expect(harness.drain() == ["issue 0"])
+        #expect(harness.write(1, 0, 512, flags: .noWait) == .issue)
+    }
+
+    @Test func `exactly the overwritten blocks are copied, and once`() {
+        let harness = Harness()
+        _ = harness.take()
+        #expect(harness.write(0, 8192, 4096) == .taken)
+        #expect(harness.drain() == ["readOrigin 0 8192+4096"])
+        harness.copyDone(0, 4096)
+        #expect(harness.drain() == ["issue 0"])
+        #expect(harness.originDone(0, 4096) == .finish(nil))
+        #expect(harness.write(0, 8192, 4096) == .issue)
+        #expect(harness.drain() == [])
+        #expect(harness.engine.counters.copiedByteCount == 4096)
+    }
+
+    @Test func `a partial block is preserved whole, the last one as far as it goes`() {
+        let harness = Harness(size: 10_000)
+        _ = harness.take()
+        harness.write(0, 9000, 1000)
+        #expect(harness.drain() == ["readOrigin 0 8192+1808"])
+    }
+
+    @Test func `a second writer waits for the copy of the first`() {
+        let harness = Harness()
+        _ = harness.take()
+        harness.write(0, 0, 4096)
+        harness.write(1, 0, 8192)
+        #expect(harness.drain() == ["readOrigin 0 0+4096", "readOrigin 1 4096+4096"])
+        harness.copyDone(1, 4096)
+        #expect(harness.drain() == [])
+        harness.copyDone(0, 4096)
+        #expect(harness.drain() == ["issue 0", "issue 1"])
+    }
+
+    @Test func `a no-wait write that needs a copy does nothing`() {
+        let harness = Harness()
+        _ = harness.take()
+        #expect(harness.write(0, 0, 4096, flags: .noWait) == .refused(.wouldBlock))
+        #expect(harness.drain() == [])
+        let page = UnsafeMutableBufferPointer<ByteRange>.allocate(capacity: 4)
+        defer { page.deallocate() }
+        #expect(
+            harness.engine.changes(since: 1, baseSize: 1 << 20, until: nil, from: 0, into: page)
+                == .ranges(count: 0, resumeOffset: 1 << 20))
+    }
+
+    @Test func `a short copy is read again, in the end it is a loss`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        harness.write(0, 0, 4096)
+        for _ in 0..<8 {
+            #expect(harness.drain() == ["readOrigin 0 0+4096"])
+            harness.copyDone(0, 100)
+        }
+        #expect(harness.drain() == ["corrupted 0 errno 5", "issue 0"])
+        #expect(harness.engine.report(on: snapshot).isCorrupted)
+    }
+
+    @Test func `a discard spares what a snapshot needs and does the rest`() {
+        let harness = Harness()
+        _ = harness.take()
+        harness.write(0, 4096, 4096)
+        harness.copyDone(0, 4096)
+        _ = harness.originDone(0, 4096)
+        _ = harness.drain()
+        harness.write(1, 0, 65536, operation: .discard)
+        #expect(harness.drain() == ["issuePart 1 4096+4096"])
+        #expect(harness.originDone(1, 4096) == .taken)
+        #expect(harness.drain() == ["finish 1 well"])
+    }
+
+    @Test func `a zeroing preserves piece by piece`() {
+        let harness = Harness(size: 16 << 20, bufferCount: 4096)
+        _ = harness.take()
+        harness.write(0, 0, 8 << 20, operation: .writeZeroes)
+        let first = harness.drain()
+        #expect(first.count == 64)
+        for copy in 0..<64 { harness.copyDone(UInt32(copy), 65536, zeroMask: .max) }
+        #expect(harness.drain().contains("issuePart 0 0+4194304"))
+        #expect(harness.originDone(0, 4 << 20) == .taken)
+        #expect(harness.drain().count == 64)
+        #expect(harness.engine.counters.zeroBlockCount == 1024)
+        #expect(harness.buffers.freeCount == 4096 - 1024)
+    }
+}
+
+@Suite struct `Overflow` {
+    private func overwrite(_ harness: Harness) {
+        harness.write(0, 0, 4096)
+        harness.copyDone(0, 4096)
+        _ = harness.originDone(0, 4096)
+        harness.engine.turnEnded(now: 0)
+    }
+
+    @Test func `break gives the snapshot up at once when storage is full`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        overwrite(harness)
+        #expect(harness.drain().contains("extent 0 preserving"))
+        harness.engine.extentRefused(SourceIndex(0), .preserving, fault: .noSpace)
+        harness.engine.turnEnded(now: 1)
+        #expect(harness.drain().contains("corrupted 0 errno 28"))
+        #expect(
+            harness.engine.imageReadArrived(
+                RequestIndex(5), snapshot: snapshot, overlay: false, offset: 0, length: 512,
+                now: 0) == .refused(.inputOutput))
+        #expect(harness.write(1, 65536, 4096) == .issue)
+    }
+
+    @Test func `throttle is saved by appended storage`() {
+        let harness = Harness()
+        let snapshot = harness.take(
+            policy: OverflowPolicy(kind: .throttle, limitNanoseconds: 1000))
+        overwrite(harness)
+        harness.engine.extentRefused(SourceIndex(0), .preserving, fault: .noSpace)
+        harness.engine.turnEnded(now: 1)
+        #expect(!harness.drain().contains { $0.hasPrefix("corrupted") })
+        #expect(harness.engine.sourceAdded(to: snapshot) == SourceIndex(1))
+        harness.engine.turnEnded(now: 2)
+        #expect(harness.drain().contains("extent 1 preserving"))
+        harness.engine.extentGranted(SourceIndex(1), .preserving, byteOffset: 0)
+        harness.engine.turnEnded(now: 3)
+        #expect(harness.drain() == ["writeStorage 0 to 1 at 0 blocks 1"])
+    }
+
+    @Test func `a writer waits at most as long as the policy says`() {
+        let harness = Harness()
+        _ = harness.take(policy: OverflowPolicy(kind: .break, limitNanoseconds: 500))
+        harness.write(0, 0, 4096, now: 100)
+        harness.engine.turnEnded(now: 100)
+        #expect(harness.drain() == ["readOrigin 0 0+4096", "timer 600"])
+        harness.engine.timeReached(599)
+        #expect(harness.drain() == [])
+        harness.engine.timeReached(600)
+        #expect(harness.drain() == ["corrupted 0 errno 110", "issue 0"])
+        harness.copyDone(0, 4096)
+        #expect(harness.buffers.freeCount == harness.buffers.capacity)
+    }
+
+    @Test func `a failed storage write is retried on another source`() {
+        let harness = Harness()
+        _ = harness.take(sources: 2)
+        overwrite(harness)
+        _ = harness.drain()
+        harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
+        harness.engine.extentGranted(SourceIndex(1), .preserving, byteOffset: 0)
+        harness.engine.turnEnded(now: 1)
+        #expect(harness.drain() == ["writeStorage 0 to 0 at 0 blocks 1"])
+        harness.engine.storageWriteFinished(BatchIndex(0), byteCount: 0, fault: .inputOutput)
+        harness.engine.turnEnded(now: 2)
+        let effects = harness.drain()
+        #expect(effects.contains { $0.hasSuffix("to 1 at 0 blocks 1") })
+        #expect(!effects.contains { $0.hasPrefix("corrupted") })
+    }
+
+    @Test func `reaching the metadata limit is overflow`() {
+        let harness = Harness(limits: EngineLimits(layerByteCountMax: 300))
+        _ = harness.take()
+        for chunk in 0..<8 { harness.write(UInt32(chunk), UInt64(chunk) * 65536, 512) }
+        #expect(harness.drain().contains("corrupted 0 errno 12"))
+    }
+}
+
+@Suite struct `Cuts of one device` {
+    @Test func `writes that wait go back behind the gate and are preserved again`() {
+        let harness = Harness()
+        _ = harness.take()
+        harness.write(0, 0, 4096)
+        #expect(harness.drain() == ["readOrigin 0 0+4096"])
+        let second = harness.engine.snapshotPrepared(policy: .standard, account: 9)!
+        harness.engine.gateClosed(now: 1)
+        #expect(harness.drain() == ["gateDrained"])
+        #expect(harness.write(1, 65536, 512) == .taken)
+        #expect(harness.write(2, 65536, 512, flags: .noWait) == .refused(.wouldBlock))
+        _ = harness.engine.cutSwitched(snapshot: second, isBase: false)
+        harness.engine.gateOpened(now: 2)
+        #expect(harness.drain() == ["readOrigin 1 0+4096", "readOrigin 2 65536+4096"])
+        harness.copyDone(0, 4096)
+        #expect(harness.drain() == [], "the first copy came too late to count")
+        harness.copyDone(1, 4096)
+        #expect(harness.drain() == ["issue 0"])
+    }
+
+    @Test func `a gate drains when the last write under way finishes`() {
+        let harness = Harness()
+        harness.write(0, 0, 4096)
+        harness.write(1, 0, 4096)
+        harness.engine.gateClosed(now: 0)
+        #expect(harness.originDone(0, 4096) == .finish(nil))
+        #expect(harness.drain() == [])
+        #expect(harness.originDone(1, 4096) == .finish(nil))
+        #expect(harness.drain() == ["gateDrained"])
+    }
+
+    @Test func `an abandoned snapshot leaves nothing`() {
+        let harness = Harness()
+        let snapshot = harness.engine.snapshotPrepared(policy: .standard, account: 0)!
+        _ = harness.engine.sourceAdded(to: snapshot)
+        harness.engine.snapshotAbandoned(snapshot)
+        for now in 0..<5 { harness.engine.turnEnded(now: UInt64(now)) }
+        #expect(harness.drain() == ["drained 0", "gone 0"])
+        #expect(!harness.engine.hasWork)
+    }
+
+    @Test func `a new map at a cut makes older bases unknown`() {
+        let harness = Harness()
+        let other = Harness()
+        let snapshot = harness.take()
+        harness.engine.gateClosed(now: 0)
+        let entries = UnsafeMutablePointer<UInt64>.allocate(capacity: 16)
+        entries.initialize(repeating: 0, count: 16)
+        let words = UnsafeMutablePointer<UInt64>.allocate(capacity: 1)
+        words.initialize(to: 1)
+        let map = ChangeMap(
+            entries: entries, reservedPages: words, chunkCount: 16, current: .first, newestBase: 0)
+        #expect(harness.engine.cutSwitched(snapshot: nil, isBase: true, newMap: map) == Epoch(2))
+        harness.engine.gateOpened(now: 0)
+        let page = UnsafeMutableBufferPointer<ByteRange>.allocate(capacity: 4)
+        #expect(
+            harness.engine.changes(since: 0, baseSize: 0, until: snapshot, from: 0, into: page)
+                == .unknown)
+        #expect(harness.engine.generationOrdinal == other.engine.generationOrdinal + 1)
+    }
+}
+
+@Suite struct `Device changes` {
+    @Test func `growing keeps images and their sizes, what lies behind is not preserved`() {
+        let harness = Harness(size: 1 << 20, mapSize: 2 << 20)
+        let snapshot = harness.take()
+        harness.engine.gateClosed(now: 0)
+        harness.engine.deviceResized(to: 2 << 20, now: 0)
+        harness.engine.gateOpened(now: 0)
+        _ = harness.drain()
+        #expect(harness.engine.changesMarked(offset: 1 << 20, length: 1 << 20))
+        #expect(harness.engine.imageSize(of: snapshot) == 1 << 20)
+        harness.write(0, 1 << 20, 4096)
+        #expect(harness.drain() == ["issue 0"])
+        harness.write(1, (1 << 20) - 4096, 8192)
+        #expect(harness.drain() == ["readOrigin 0 1044480+4096"])
+    }
+
+    @Test func `shrinking corrupts images of what is lost, copies in progress end`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        harness.write(0, (1 << 20) - 4096, 4096)
+        harness.engine.gateClosed(now: 0)
+        harness.engine.deviceResized(to: 1 << 19, now: 0)
+        #expect(harness.engine.report(on: snapshot).isCorrupted)
+        harness.copyDone(0, 4096)
+        #expect(harness.buffers.freeCount == harness.buffers.capacity)
+    }
+
+    @Test func `an origin that is gone corrupts its snapshots`() {
+        let harness = Harness()
+        _ = harness.take()
+        harness.write(0, 0, 4096)
+        _ = harness.drain()
+        harness.engine.originLost(fault: .deviceGone)
+        #expect(harness.drain() == ["corrupted 0 errno 6", "issue 0"])
+    }
+}
+
+@Suite struct `Images` {
+    @Test func `a block overwritten while it is read comes from where it was preserved`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        #expect(
+            harness.engine.imageReadArrived(
+                RequestIndex(9), snapshot: snapshot, overlay: false, offset: 0, length: 8192,
+                now: 0) == .taken)
+        #expect(harness.drain() == ["imageOrigin 9 0+8192"])
+        harness.write(0, 4096, 4096)
+        harness.copyDone(0, 4096)
+        _ = harness.drain()
+        harness.engine.imageOriginReadFinished(
+            RequestIndex(9), offset: 0, length: 8192, byteCount: 8192, fault: nil)
+        #expect(harness.drain() == ["memory 9 block 1", "finish 9 well"])
+    }
+
+    /// Found by seed 2 of the first simulator: the target was looked up when it was too late.
+    @Test func `both partial blocks of an image write are read into their own buffers`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        harness.write(0, 0, 8192)
+        harness.copyDone(0, 8192)
+        _ = harness.drain()
+        #expect(
+            harness.engine.imageWriteArrived(
+                RequestIndex(9), snapshot: snapshot, operation: .write, offset: 100, length: 8000,
+                now: 0) == .taken)
+        var targets: [ImageTarget] = []
+        for effect in harness.effects() {
+            if case .copyFromMemory(_, _, _, let target) = effect { targets.append(target) }
+        }
+        #expect(targets.count == 2)
+        #expect(targets[0] != targets[1])
+        #expect(!targets.contains(.payload))
+    }
+
+    @Test func `a wrong checksum fails the read and corrupts this and older snapshots`() {
+        let harness = Harness()
+        let first = harness.take()
+        let second = harness.take()
+        harness.write(0, 0, 4096)
+        harness.copyDone(0, 4096)
+        _ = harness.originDone(0, 4096)
+        harness.engine.turnEnded(now: 0)
+        harness.engine.extentGranted(SourceIndex(1), .preserving, byteOffset: 0)
+        harness.engine.turnEnded(now: 0)
+        harness.engine.storageWriteFinished(BatchIndex(0), byteCount: 4096, fault: nil)
+        let third = harness.take()
+        _ = harness.engine.imageReadArrived(
+            RequestIndex(1), snapshot: first, overlay: false, offset: 0, length: 4096, now: 0)
+        #expect(harness.drain() == ["imageStorage 1 from 1 at 0 block 0 blocks 1"])
+        harness.engine.imageStorageReadFinished(
+            RequestIndex(1), slot: StorageSlot(0), firstBlock: 0, blockCount: 1, byteCount: 4096,
+            fault: nil, checksums: [77])
+        let effects = harness.drain()
+        #expect(effects.prefix(2) == ["corrupted 0 errno 5", "corrupted 1 errno 5"])
+        #expect(effects.contains("finish 1 errno 5"))
+        #expect(harness.engine.report(on: second).isCorrupted)
+        #expect(!harness.engine.report(on: third).isCorrupted)
+    }
+
+    @Test func `destroying ends requests and releases waiting writers`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        harness.write(0, 0, 4096)
+        _ = harness.engine.imageReadArrived(
+            RequestIndex(1), snapshot: snapshot, overlay: false, offset: 0, length: 4096, now: 0)
+        _ = harness.drain()
+        harness.engine.snapshotDestroyed(snapshot)
+        #expect(harness.drain().contains("issue 0"))
+        harness.engine.imageOriginReadFinished(
+            RequestIndex(1), offset: 0, length: 4096, byteCount: 4096, fault: nil)
+        #expect(harness.drain().contains("finish 1 errno 108"))
+        harness.copyDone(0, 4096)
+        for now in 0..<5 { harness.engine.turnEnded(now: UInt64(now)) }
+        #expect(harness.drain().contains("gone 0"))
+        #expect(harness.buffers.freeCount == harness.buffers.capacity)
+    }
+
+    @Test func `an image that was not overwritten lies as the origin does`() throws {
+        let harness = Harness()
+        let snapshot = harness.take()
+        harness.write(0, 8192, 4096)
+        harness.copyDone(0, 4096, zeroMask: 1)
+        let first = try #require(
+            harness.engine.imageRun(of: snapshot, overlay: false, offset: 0, length: 65536))
+        #expect(first == (.origin, 8192))
+        let second = try #require(
+            harness.engine.imageRun(of: snapshot, overlay: false, offset: 8192, length: 65536))
+        #expect(second == (.zero, 4096))
+    }
+}
+
+@Suite struct `Frozen changes` {
+    @Test func `a held snapshot goes on saying what changed before it`() {
+        let harness = Harness()
+        _ = harness.take()
+        harness.write(0, 0, 4096)
+        harness.copyDone(0, 4096)
+        _ = harness.originDone(0, 4096)
+        let snapshot = harness.take()
+        harness.write(0, 8192, 4096)
+        harness.write(1, 131_072, 4096)
+        let page = UnsafeMutableBufferPointer<ByteRange>.allocate(capacity: 8)
+        defer { page.deallocate() }
+        #expect(
+            harness.engine.changes(
+                since: 1, baseSize: 1 << 20, until: snapshot, from: 0, into: page)
+                == .ranges(count: 1, resumeOffset: 1 << 20))
+        #expect(page[0] == ByteRange(offset: 0, length: 4096))
+        #expect(
+            harness.engine.changes(
+                since: 2, baseSize: 65536 + 5000, until: nil, from: 0, into: page)
+                == .ranges(count: 2, resumeOffset: 1 << 20))
+        #expect(page[0] == ByteRange(offset: 8192, length: 4096))
+        #expect(page[1] == ByteRange(offset: 69632, length: 1 << 20 - 69632), "the grown tail")
+    }
+}
