@@ -94,6 +94,10 @@ let package = Package(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
             swiftSettings: strict),
         .testTarget(
+            name: "ExportNBDTests",
+            dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
+            swiftSettings: strict),
+        .testTarget(
             name: "ControlTests", dependencies: ["Control", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
