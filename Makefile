@@ -8,7 +8,7 @@ BUILD := -c release --scratch-path $(SCRATCH)
 TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak demo bench-nbd format lint install clean
+.PHONY: help build build-tests test soak simulate mutants demo bench-nbd format lint install clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,11 +25,23 @@ test: ## Build and run all tests, long ones at a twentieth of their size
 	@$(MAKE) --no-print-directory lint build-tests
 	@Scripts/run-tests $(TEST)
 
-soak: ## Run all tests at their stated size
+soak: ## Run all tests at their stated size, planted bugs and a long simulation
 	@Scripts/ensure-swift
 	@Scripts/ensure-packages build test
 	@$(MAKE) --no-print-directory build-tests
 	@STILLPOINT_SOAK=1 Scripts/run-tests $(TEST)
+	@Tests/Mutants/durability.sh $(SCRATCH)-mutants/service
+	@$(MAKE) --no-print-directory mutants
+	@$(MAKE) --no-print-directory simulate SECONDS=600
+
+simulate: ## Simulate for SECONDS (default 60), or replay SEED
+	@Scripts/ensure-swift
+	swift build $(BUILD) --product simulate
+	$(SCRATCH)/release/simulate $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),60))
+
+mutants: ## Plant bugs in the engine and expect the simulator to find each
+	@Scripts/ensure-swift
+	@Scripts/mutants $(SCRATCH)-mutants/engine
 
 build: ## Build the program in release mode
 	@Scripts/ensure-swift

@@ -189,6 +189,7 @@ final class Device: BlockTarget {
 
     private func continueClosing() {
         guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
+            origin.scanCount == 0,
             parts.allSatisfy({ $0 == nil }), preserver.operationsInFlight == 0, !engine.hasWork
         else { return }
         closing?.isFlushing = true

@@ -35,14 +35,22 @@ extension Origin {
         }
         let scan = freeScans.popLast() ?? HoleScan(origin: self)
         scan.prepare(range, into: output, for: index, image: image)
-        if !blocking.submit(scan) {
-            freeScans.append(scan)
-            scanned(index, image, count: 0, fault: .noMemory)
-        }
+        scanCount += 1
+        if !blocking.submit(scan) { scanEnded(scan, index, image, count: 0, fault: .noMemory) }
     }
 
-    /// A scan has ended.
-    func scanned(_ index: RequestIndex, _ image: ImageDevice?, count: Int, fault: Fault?) {
+    /// A scan is back from the pool.
+    func scanEnded(
+        _ scan: HoleScan, _ index: RequestIndex, _ image: ImageDevice?, count: Int, fault: Fault?
+    ) {
+        freeScans.append(scan)
+        scanCount -= 1
+        scanned(index, image, count: count, fault: fault)
+        // An image's scan may be the last that a closing device waits for.
+        if scanCount == 0 { device.usersChanged() }
+    }
+
+    private func scanned(_ index: RequestIndex, _ image: ImageDevice?, count: Int, fault: Fault?) {
         if let image { return image.statusScanned(index, count: count, fault: fault) }
         requests.pointer(to: index).pointee.resultByteCount =
             count * MemoryLayout<StatusExtent>.stride
@@ -105,8 +113,7 @@ final class HoleScan: BlockingWork, @unchecked Sendable {
     override func finished() {
         let image = image
         self.image = nil
-        origin.freeScans.append(self)
-        origin.scanned(index, image, count: count, fault: fault)
+        origin.scanEnded(self, index, image, count: count, fault: fault)
     }
 
     /// Where data or a hole begins at or behind `position`, the end of the range at most; nil

@@ -42,16 +42,13 @@ enum NBDSocket {
         }
         try removeStale(path, address)
         let socket = try open(AF_UNIX, path)
-        // The mask keeps the socket private from its first moment on.
-        let mask = umask(0o177)
-        let result = withSocketAddress(address) { bind(socket, $0, $1) }
-        let failure = errno
-        umask(mask)
-        guard result == 0 else {
+        guard withSocketAddress(address, { bind(socket, $0, $1) }) == 0 else {
+            let failure = errno
             close(socket)
             throw failed(path, failure)
         }
-        guard Glibc.listen(socket, backlog) == 0 else {
+        // Nobody can connect before `listen`, so the socket is private from its first use on.
+        guard chmod(path, 0o600) == 0, Glibc.listen(socket, backlog) == 0 else {
             let failure = errno
             close(socket)
             unlink(path)

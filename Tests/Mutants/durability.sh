@@ -6,7 +6,7 @@
 #   Tests/Mutants/durability.sh [BUILD_DIRECTORY]
 #
 # BUILD_DIRECTORY keeps what is built between runs. The tests themselves must have been built in the
-# tree (`swift build --build-tests`). Ends with a line "N of N mutants found", status 0 if all were.
+# tree (`make build-tests`). Ends with a line "N of N mutants found", status 0 if all were.
 set -eu
 
 tree=$(cd "$(dirname "$0")/../.." && pwd)
@@ -43,7 +43,7 @@ try() {
     fi
     if STILLPOINT_BINARY=$(swift build --package-path "$work/tree" --scratch-path "$build" \
         -c release --show-bin-path)/stillpoint \
-        swift test --package-path "$tree" --skip-build --filter 'survives twenty power cuts' \
+        swift test --package-path "$tree" -c release --disable-testable-imports --skip-build --filter 'survives twenty power cuts' \
         >"$work/log" 2>&1; then
         echo "mutant $1: NOT FOUND"
     elif grep -q 'cut [0-9]*: [0-9]* lost' "$work/log"; then

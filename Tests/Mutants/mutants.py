@@ -3,9 +3,8 @@
 
 usage: mutants.py SCRATCH [NAME...]
 
-SCRATCH is a package directory of its own (a Package.swift with the targets BlockModel,
-ChangeTracking, CopyOnWrite, SnapshotCore, Simulation and simulate): its Sources are replaced by
-a copy of ours and changed, ours are not. Exit 1 when a planted bug lives for 60 s.
+SCRATCH is a package directory of its own, made by Scripts/mutants: its Sources are replaced by a
+copy of ours and changed, ours are not. Exit 1 when a planted bug lives for 60 s.
 """
 
 import pathlib
@@ -47,9 +46,11 @@ wanted = sys.argv[2:]
 shutil.rmtree(scratch / "Sources", ignore_errors=True)
 shutil.copytree(SOURCES, scratch / "Sources")
 missed = 0
+total = 0
 for name, file, text, replacement in MUTANTS:
     if wanted and not any(word in name for word in wanted):
         continue
+    total += 1
     path = scratch / "Sources" / file
     original = path.read_text()
     if text not in original:
@@ -78,4 +79,5 @@ for name, file, text, replacement in MUTANTS:
             missed += 1
         print(outcome, flush=True)
     path.write_text(original)
+print(f"{total - missed} of {total} planted bugs found")
 sys.exit(1 if missed else 0)
