@@ -90,7 +90,8 @@ let package = Package(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
             swiftSettings: strict),
         .testTarget(
-            name: "ControlTests", dependencies: ["Control", "TestSupport"],
+            name: "ControlTests",
+            dependencies: ["Control", "TestSupport", "powercut-fs", "stillpoint"],
             swiftSettings: strict),
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
