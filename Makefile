@@ -42,6 +42,7 @@ build-tests: ## Build everything, the tests too
 bench-nbd: ## Measure against nbdkit and qemu-nbd
 	@Scripts/ensure-packages build test
 	@$(MAKE) --no-print-directory build
+	swift build $(BUILD) --product nbd-load
 	@Scripts/bench-nbd $(PROGRAM)
 
 lint: ## Check the format of all Swift sources

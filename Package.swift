@@ -81,13 +81,21 @@ let package = Package(
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
         .executableTarget(
+            name: "nbd-load", dependencies: ["TestSupport"], swiftSettings: strict),
+        .executableTarget(
             name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "InteropTests",
-            dependencies: ["CTestSupport", "TestSupport", "powercut-fs", "stillpoint"],
+            dependencies: [
+                "CTestSupport", "TestSupport", "nbd-load", "powercut-fs", "stillpoint",
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ExportNBDTests",
+            dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
             name: "ControlTests",

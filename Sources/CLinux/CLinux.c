@@ -211,3 +211,25 @@ int cl_wait_until(sem_t *semaphore, uint64_t deadline_ns) {
     } while (result != 0 && errno == EINTR);
     return result;
 }
+
+bool cl_process_lives(int32_t pid) {
+    if (pid <= 0 || (kill(pid, 0) != 0 && errno == ESRCH)) return false;
+    char path[32], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    // Without /proc the answer of kill has to do.
+    if (fd < 0) return errno != ENOENT;
+    ssize_t count = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (count <= 0) return false;
+    text[count] = 0;
+    const char *name_end = strrchr(text, ')');
+    return !name_end || (name_end[2] != 'Z' && name_end[2] != 'X');
+}
+
+int32_t cl_peer_process(int fd) {
+    struct ucred credentials;
+    socklen_t size = sizeof credentials;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return -1;
+    return credentials.pid;
+}

@@ -31,7 +31,9 @@ final class ImageDevice: BlockTarget {
     override func submit(_ index: RequestIndex) {
         let request = device.requests.pointer(to: index)
         guard !isGone else { return device.requests.finish(index, .shutdown) }
-        precondition(request.pointee.range.end <= size, "an export let a request past the end")
+        precondition(
+            request.pointee.operation == .flush || request.pointee.range.end <= size,
+            "an export let a request past the end")
         guard request.pointee.length > 0 || request.pointee.operation == .flush else {
             return device.requests.finish(index, nil)
         }
@@ -75,47 +77,57 @@ final class ImageDevice: BlockTarget {
 
     // MARK: Block status
 
+    /// The origin is asked first; its answer lies in the second half of the buffer while the
+    /// image's is made in the first.
     private func statusArrived(_ index: RequestIndex) {
         let request = device.requests.pointer(to: index)
         let range = ByteRange(
             offset: request.pointee.offset,
             length: min(request.pointee.length, Self.statusByteCountMax))
-        device.origin.scan(range) { outcome in
-            switch outcome {
-            case .failure(let fault): self.device.requests.finish(index, fault)
-            case .success(let origin): self.statusScanned(index, range, origin)
-            }
-        }
-    }
-
-    /// The origin answered: what the engine now says is unchanged was so at the cut too.
-    private func statusScanned(
-        _ index: RequestIndex, _ range: ByteRange, _ origin: [StatusExtent]
-    ) {
-        let request = device.requests.pointer(to: index)
-        guard !isGone else { return device.requests.finish(index, .shutdown) }
         guard let buffer = request.pointee.buffer else {
             preconditionFailure("a block status request without room for the answer")
         }
+        let half = Self.halfRoom(request.pointee)
+        device.origin.scan(
+            range,
+            into: UnsafeMutableBufferPointer(
+                start: buffer.bindMemory(to: StatusExtent.self, capacity: half * 2) + half,
+                count: half),
+            for: index, image: self)
+    }
+
+    private static func halfRoom(_ request: BlockRequest) -> Int {
+        request.bufferByteCount / MemoryLayout<StatusExtent>.stride / 2
+    }
+
+    /// The origin answered: what the engine now says is unchanged was so at the cut too.
+    func statusScanned(_ index: RequestIndex, count: Int, fault: Fault?) {
+        if let fault { return device.requests.finish(index, fault) }
+        guard !isGone else { return device.requests.finish(index, .shutdown) }
+        let request = device.requests.pointer(to: index)
+        guard let buffer = request.pointee.buffer else {
+            preconditionFailure("a block status request without room for the answer")
+        }
+        let half = Self.halfRoom(request.pointee)
+        let extents = buffer.bindMemory(to: StatusExtent.self, capacity: half * 2)
         let isOne = request.pointee.flags.contains(.oneExtent)
-        let room = request.pointee.bufferByteCount / MemoryLayout<StatusExtent>.stride
-        var output = ExtentWriter(
-            buffer.bindMemory(to: StatusExtent.self, capacity: room), room: isOne ? 1 : room)
-        var under = OriginExtents(origin, from: range.offset)
-        var position = range.offset
-        while position < range.end, !output.isFull {
-            guard
-                let (run, length) = device.engine.imageRun(
-                    of: snapshot, overlay: isWritable, offset: position,
-                    length: range.end - position)
-            else { return device.requests.finish(index, .inputOutput) }
-            switch run {
-            case .data: output.add(length, AllocationFlags.data)
-            case .zero: output.add(length, AllocationFlags.hole | AllocationFlags.zero)
-            case .origin:
-                under.forEach(from: position, to: position + length) { output.add($0, $1) }
+        var output = ExtentWriter(extents, room: isOne ? 1 : half)
+        var position = request.pointee.offset
+        for extent in UnsafeBufferPointer(start: extents + half, count: count) {
+            let end = position + extent.length
+            while position < end, !output.isFull {
+                guard
+                    let (run, length) = device.engine.imageRun(
+                        of: snapshot, overlay: isWritable, offset: position,
+                        length: end - position)
+                else { return device.requests.finish(index, .inputOutput) }
+                switch run {
+                case .data: output.add(length, AllocationFlags.data)
+                case .zero: output.add(length, AllocationFlags.hole | AllocationFlags.zero)
+                case .origin: output.add(length, extent.flags)
+                }
+                position += length
             }
-            position += length
         }
         request.pointee.resultByteCount = output.count * MemoryLayout<StatusExtent>.stride
         device.requests.finish(index, nil)
@@ -143,38 +155,6 @@ private struct ExtentWriter {
         } else {
             extents[count] = StatusExtent(length: length, flags: flags)
             count += 1
-        }
-    }
-}
-
-/// What the origin said about a range, read from front to back.
-private struct OriginExtents {
-    private let extents: [StatusExtent]
-    private var index = 0
-    private var start: UInt64
-
-    init(_ extents: [StatusExtent], from start: UInt64) {
-        self.extents = extents
-        self.start = start
-    }
-
-    mutating func forEach(
-        from: UInt64, to: UInt64, _ body: (_ length: UInt64, _ flags: UInt64) -> Void
-    ) {
-        var position = from
-        while position < to {
-            while index < extents.count, start + extents[index].length <= position {
-                start += extents[index].length
-                index += 1
-            }
-            guard index < extents.count else {
-                // The origin was shorter, or said less: what is not known is data.
-                body(to - position, AllocationFlags.data)
-                return
-            }
-            let end = min(start + extents[index].length, to)
-            body(end - position, extents[index].flags)
-            position = end
         }
     }
 }

@@ -94,13 +94,9 @@ enum ImageLocks {
             guard fields.count >= 6, fields[1] == "FLOCK", fields[5] == file else { continue }
             guard let process = Int32(fields[4]), process > 0 else { continue }
             if process == getpid() { return "this service: it is attached already" }
-            guard let status = SystemFile.read("/proc/\(process)/stat"),
-                let nameEnd = status.lastIndex(of: ")"),
-                let nameStart = status.firstIndex(of: "(")
-            else { continue }
-            let state = status[nameEnd...].dropFirst(2).first
-            if state == "Z" || state == "X" { continue }
-            return "process \(process) (\(status[status.index(after: nameStart)..<nameEnd]))"
+            guard cl_process_lives(process) else { continue }
+            let name = SystemFile.read("/proc/\(process)/comm")?.split(separator: "\n").first
+            return "process \(process) (\(name ?? "unnamed"))"
         }
         return nil
     }

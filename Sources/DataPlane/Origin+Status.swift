@@ -4,7 +4,7 @@ internal import Glibc
 internal import RingIO
 
 // Block status: which parts of the origin are holes. lseek may read the filesystem's metadata
-// from the disk, so it runs on the blocking pool; the answer comes back as a message.
+// from the disk, so it runs on the blocking pool; the answer comes back through the mailbox.
 
 extension Origin {
     func statusArrived(_ index: RequestIndex) {
@@ -13,90 +13,113 @@ extension Origin {
             preconditionFailure("a block status request without room for the answer")
         }
         let room = request.pointee.bufferByteCount / MemoryLayout<StatusExtent>.stride
-        precondition(room > 0, "a block status request without room for the answer")
         let isOne = request.pointee.flags.contains(.oneExtent)
-        scan(request.pointee.range, countMax: isOne ? 1 : room) { outcome in
-            switch outcome {
-            case .failure(let fault): self.device.originFinished(index, fault)
-            case .success(let found):
-                let extents = buffer.bindMemory(to: StatusExtent.self, capacity: room)
-                for (position, extent) in found.enumerated() { extents[position] = extent }
-                self.requests.pointer(to: index).pointee.resultByteCount =
-                    found.count * MemoryLayout<StatusExtent>.stride
-                self.device.originFinished(index, nil)
-            }
+        scan(
+            request.pointee.range,
+            into: UnsafeMutableBufferPointer(
+                start: buffer.bindMemory(to: StatusExtent.self, capacity: room),
+                count: isOne ? 1 : room),
+            for: index, image: nil)
+    }
+
+    /// Describes a range as maximal runs of data and holes in `output`, as far as there is room;
+    /// `scanned` follows, perhaps at once. `image`: who asks, nil for the device.
+    func scan(
+        _ range: ByteRange, into output: UnsafeMutableBufferPointer<StatusExtent>,
+        for index: RequestIndex, image: ImageDevice?
+    ) {
+        precondition(output.count > 0, "a block status request without room for the answer")
+        if facts.isBlockDevice {
+            output[0] = StatusExtent(length: range.length, flags: AllocationFlags.data)
+            return scanned(index, image, count: 1, fault: nil)
+        }
+        let scan = freeScans.popLast() ?? HoleScan(origin: self)
+        scan.prepare(range, into: output, for: index, image: image)
+        if !blocking.submit(scan) {
+            freeScans.append(scan)
+            scanned(index, image, count: 0, fault: .noMemory)
         }
     }
 
-    /// Describes a range as maximal runs of data and holes, `countMax` at most; at least one.
-    /// `finish` runs on the loop, perhaps at once.
-    func scan(
-        _ range: ByteRange, countMax: Int = .max,
-        _ finish: @escaping (Result<[StatusExtent], Fault>) -> Void
-    ) {
-        if facts.isBlockDevice {
-            return finish(
-                .success([StatusExtent(length: range.length, flags: AllocationFlags.data)]))
-        }
-        let scan = HoleScan(descriptor: descriptor, range: range, countMax: countMax)
-        let mailbox = loop.mailbox
-        let back = LoopConfined(finish, on: loop)
-        let accepted = blocking.submit {
-            let outcome = scan.run()
-            // The loop cannot have stopped while a request is under way; a full mailbox drains.
-            while !mailbox.post({ loop in back.get(on: loop)(outcome) }) { sched_yield() }
-        }
-        if !accepted { finish(.failure(.noMemory)) }
+    /// A scan has ended.
+    func scanned(_ index: RequestIndex, _ image: ImageDevice?, count: Int, fault: Fault?) {
+        if let image { return image.statusScanned(index, count: count, fault: fault) }
+        requests.pointer(to: index).pointee.resultByteCount =
+            count * MemoryLayout<StatusExtent>.stride
+        device.originFinished(index, fault)
     }
 }
 
-/// Describes a range of a file as maximal runs of data and holes.
-private struct HoleScan: Sendable {
-    let descriptor: Int32
-    let range: ByteRange
-    let countMax: Int
+/// Describes a range of a file as maximal runs of data and holes. Kept by the origin and used
+/// again, one request at a time.
+final class HoleScan: BlockingWork, @unchecked Sendable {
+    // `BlockingWork` says which thread touches the fields when; the output belongs to the
+    // request, which nobody else touches until it is finished.
+    private unowned let origin: Origin
+    private let descriptor: Int32
+    private var range = ByteRange(offset: 0, length: 0)
+    private var output = UnsafeMutableBufferPointer<StatusExtent>(start: nil, count: 0)
+    private var index = RequestIndex.none
+    private var image: ImageDevice?
+    private var count = 0
+    private var fault: Fault?
 
-    func run() -> Result<[StatusExtent], Fault> {
-        var extents: [StatusExtent] = []
-        var position = range.offset
-        while position < range.end, extents.count < countMax {
-            let dataStart: UInt64
-            switch seek(position, cl_seek_data) {
-            case .success(let found): dataStart = found.map { min($0, range.end) } ?? range.end
-            case .failure(let fault): return .failure(fault)
-            }
-            if dataStart > position {
-                extents.append(
-                    StatusExtent(
-                        length: dataStart - position,
-                        flags: AllocationFlags.hole | AllocationFlags.zero))
-                position = dataStart
-                continue
-            }
-            let dataEnd: UInt64
-            switch seek(position, cl_seek_hole) {
-            case .success(let found): dataEnd = found.map { min($0, range.end) } ?? range.end
-            case .failure(let fault): return .failure(fault)
-            }
-            // Data that became a hole between the two calls: the next round reports it.
-            guard dataEnd > position else { continue }
-            extents.append(
-                StatusExtent(length: dataEnd - position, flags: AllocationFlags.data))
-            position = dataEnd
-        }
-        return .success(extents)
+    init(origin: Origin) {
+        self.origin = origin
+        descriptor = origin.descriptor
+        super.init(mailbox: origin.loop.mailbox)
     }
 
-    /// Where data or a hole begins at or behind `position`; nil when there is none. A filesystem
-    /// that cannot tell says that all is data.
-    private func seek(_ position: UInt64, _ whence: Int32) -> Result<UInt64?, Fault> {
-        let result = lseek(descriptor, off_t(position), whence)
-        if result >= 0 { return .success(UInt64(result)) }
-        let failure = errno
-        if failure == ENXIO { return .success(nil) }
-        if failure == EINVAL || failure == EOPNOTSUPP {
-            return .success(whence == cl_seek_data ? position : nil)
+    func prepare(
+        _ range: ByteRange, into output: UnsafeMutableBufferPointer<StatusExtent>,
+        for index: RequestIndex, image: ImageDevice?
+    ) {
+        self.range = range
+        self.output = output
+        self.index = index
+        self.image = image
+        count = 0
+        fault = nil
+    }
+
+    override func perform() {
+        var position = range.offset
+        while position < range.end, count < output.count {
+            guard let dataStart = seek(position, cl_seek_data) else { return }
+            if dataStart > position {
+                output[count] = StatusExtent(
+                    length: dataStart - position,
+                    flags: AllocationFlags.hole | AllocationFlags.zero)
+            } else {
+                guard let dataEnd = seek(position, cl_seek_hole) else { return }
+                // Data that became a hole between the two calls: the next round reports it.
+                guard dataEnd > position else { continue }
+                output[count] = StatusExtent(
+                    length: dataEnd - position, flags: AllocationFlags.data)
+            }
+            position += output[count].length
+            count += 1
         }
-        return .failure(Fault(errnoValue: failure))
+    }
+
+    override func finished() {
+        let image = image
+        self.image = nil
+        origin.freeScans.append(self)
+        origin.scanned(index, image, count: count, fault: fault)
+    }
+
+    /// Where data or a hole begins at or behind `position`, the end of the range at most; nil
+    /// with the fault noted. A filesystem that cannot tell says that all is data.
+    private func seek(_ position: UInt64, _ whence: Int32) -> UInt64? {
+        let result = lseek(descriptor, off_t(position), whence)
+        if result >= 0 { return min(UInt64(result), range.end) }
+        let failure = errno
+        if failure == ENXIO { return range.end }
+        if failure == EINVAL || failure == EOPNOTSUPP {
+            return whence == cl_seek_data ? position : range.end
+        }
+        fault = Fault(errnoValue: failure)
+        return nil
     }
 }

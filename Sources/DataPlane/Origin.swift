@@ -49,6 +49,8 @@ final class Origin: RingHandler {
     var flushes: FlushQueue
     /// Set when the device closes.
     private var closed: ((Fault?) -> Void)?
+    /// Block status scans that nobody uses now.
+    var freeScans: [HoleScan] = []
     /// What the origin was found unable to do; only ever switched off.
     var canPunchHoles = true
     var canZeroRanges = true

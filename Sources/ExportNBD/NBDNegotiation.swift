@@ -37,6 +37,8 @@ struct NBDNegotiation {
 
     /// Most options of one handshake.
     static let optionCountMax = 4096
+    /// Most queries of one option: each is held against every context of the export.
+    static let queryCountMax: UInt32 = 256
     /// Most meta contexts selected by a connection.
     static let contextCountMax = 64
 
@@ -255,9 +257,14 @@ struct NBDNegotiation {
         guard nameByteCount <= NBD.nameByteCountMax else {
             return reply(option, .tooBig, "the name is too long")
         }
-        guard let name = data.text(byteCount: Int(nameByteCount)), let count = data.uint32(),
-            let queries = data.queries(count: count), data.isEmpty
+        guard let name = data.text(byteCount: Int(nameByteCount)), let count = data.uint32()
         else { return reply(option, .invalid, "the option is malformed") }
+        guard count <= Self.queryCountMax else {
+            return reply(option, .tooBig, "too many queries")
+        }
+        guard let queries = data.queries(count: count), data.isEmpty else {
+            return reply(option, .invalid, "the option is malformed")
+        }
         guard let export = directory.export(named: name) else {
             return reply(option, .unknown, "there is no such export")
         }

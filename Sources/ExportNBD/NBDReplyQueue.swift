@@ -118,9 +118,9 @@ enum NBDReplyHeader {
 
     /// The error number for a fault.
     static func errorNumber(for fault: Fault) -> NBD.ErrorNumber {
-        switch fault {
-        case .wouldBlock: .inputOutput
-        case .deviceGone: .inputOutput
+        switch fault.errnoValue {
+        case 13, 30: .notPermitted  // EACCES, EROFS
+        case 27, 122: .noSpace  // EFBIG, EDQUOT
         default: NBD.ErrorNumber(rawValue: UInt32(fault.errnoValue)) ?? .inputOutput
         }
     }

@@ -30,6 +30,8 @@ package struct NBDServerConfiguration: Sendable {
     package var handshakeNanoseconds: UInt64 = 10_000_000_000
     /// How long `stop` lets requests under way finish.
     package var stopNanoseconds: UInt64 = 10_000_000_000
+    /// What one open connection may hold.
+    var session = NBDSessionLimits()
 
     package init(endpoints: [NBDEndpoint]) { self.endpoints = endpoints }
 }
@@ -200,7 +202,7 @@ package final class NBDServer: Sendable {
         _ table: NBDSessionTable, _ loop: EventLoop
     ) {
         let session = NBDSession(
-            opening, socket: socket, loop: loop, limits: NBDSessionLimits()
+            opening, socket: socket, loop: loop, limits: configuration.session
         ) { session in
             table.remove(session)
             self.connectionClosed()

@@ -30,6 +30,8 @@ extension NBDSession {
         guard let command = NBD.Command(rawValue: header.type) else {
             preconditionFailure("unknown commands were refused")
         }
+        // Nothing is done already; a device must not have to think about empty ranges.
+        if header.length == 0, command != .flush { return refuse(header, nil, skipping: 0) }
         return begin(command, header, hasPayload: hasPayload)
     }
 
@@ -40,10 +42,8 @@ extension NBDSession {
             operation: operation(of: command), flags: flags(of: header), offset: header.offset,
             length: header.length, owner: Unmanaged.passUnretained(self),
             ownerToken: header.cookie)
-        if command == .flush {
-            request.offset = 0
-            request.length = 0
-        }
+        // Only the reply repeats a flush's offset; a length means nothing.
+        if command == .flush { request.length = 0 }
         var lease: BufferLease?
         switch command {
         case .read, .write:
@@ -94,8 +94,9 @@ extension NBDSession {
         target.submit(index)
     }
 
-    /// Answers a request that is not performed. False when there is no slot for the answer.
-    private func refuse(_ header: NBDRequestHeader, _ fault: Fault, skipping: Int) -> Bool {
+    /// Answers a request that is not performed, with success when there is no fault. False when
+    /// there is no slot for the answer.
+    private func refuse(_ header: NBDRequestHeader, _ fault: Fault?, skipping: Int) -> Bool {
         var request = BlockRequest(
             operation: header.type == NBD.Command.read.rawValue ? .read : .flush,
             offset: header.offset, owner: Unmanaged.passUnretained(self),

@@ -31,7 +31,7 @@ extension NBDSession {
         let buffer = ReceiveBuffers.buffer(in: flags)
         if let buffer {
             if result > 0, phase == .open {
-                lastProgress = loop.now
+                lastReceive = loop.now
                 take(loop.receiveBuffers.address(of: buffer), Int(result))
             }
             loop.receiveBuffers.release(buffer)
@@ -43,7 +43,7 @@ extension NBDSession {
     func receivePayloadCompleted(_ result: Int32) {
         isReceiving = false
         if result > 0, phase == .open, let index = payloadRequest {
-            lastProgress = loop.now
+            lastReceive = loop.now
             payloadReceived += Int(result)
             if payloadReceived == Int(requests[index].length) { submitPayload(index) }
         }

@@ -17,7 +17,7 @@ extension NBDSession {
             replies.batchCount += 1
         }
         isSending = true
-        lastProgress = loop.now
+        lastSend = loop.now
         watchForStall()
         sendRest()
     }
@@ -34,7 +34,7 @@ extension NBDSession {
     func sendCompleted(_ result: Int32) {
         let isAgain = result == -EINTR || result == -EAGAIN
         if result > 0 || isAgain, phase != .aborting {
-            if result > 0 { lastProgress = loop.now }
+            if result > 0 { lastSend = loop.now }
             guard replies.sent(Int(max(result, 0))) else { return sendRest() }
             releaseBatch()
             isSending = false

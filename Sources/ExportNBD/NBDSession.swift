@@ -60,7 +60,10 @@ final class NBDSession: RequestOwner, TargetUser {
     var isSending = false
     /// Stopped for want of room; `backlog` or a complete header in the stash waits.
     var isBlocked = false
-    var lastProgress: UInt64
+    /// When payload last came in, and when the client last took replies: apart, so that a client
+    /// which reads nothing gains nothing by sending on.
+    var lastReceive: UInt64
+    var lastSend: UInt64
     private var timer: TimerID?
     private var hasEnded = false
 
@@ -97,7 +100,8 @@ final class NBDSession: RequestOwner, TargetUser {
         headerByteCount = NBDRequestHeader.byteCount(in: opening.mode)
         stash = .allocate(byteCount: NBD.extendedRequestByteCount, alignment: 8)
         replies = NBDReplyQueue(capacity: limits.requestCount)
-        lastProgress = loop.now
+        lastReceive = loop.now
+        lastSend = loop.now
         handler = NBDSessionHandler()
         super.init()
         handler.session = self
@@ -190,11 +194,14 @@ final class NBDSession: RequestOwner, TargetUser {
     func timerFired() {
         timer = nil
         guard phase != .aborting else { return }
-        let waitsForClient = payloadRequest != nil || isSending
-        if waitsForClient, loop.now - lastProgress >= limits.stallNanoseconds { return abort() }
+        var since = UInt64.max
+        if payloadRequest != nil { since = lastReceive }
+        if isSending { since = min(since, lastSend) }
+        let waitsForClient = since != .max
+        if waitsForClient, loop.now - since >= limits.stallNanoseconds { return abort() }
         if heldByteCount > 0 || isSending {
-            let since = waitsForClient ? lastProgress : loop.now
-            timer = loop.schedule(at: since + limits.stallNanoseconds, handler, token: 0)
+            let start = waitsForClient ? since : loop.now
+            timer = loop.schedule(at: start + limits.stallNanoseconds, handler, token: 0)
         }
     }
 

@@ -73,7 +73,10 @@ enum NBDSocket {
         defer { close(probe) }
         let result = withSocketAddress(address) { connect(probe, $0, $1) }
         let failure = errno
-        guard result != 0, failure == ECONNREFUSED else {
+        // The kernel may hold a listener for a moment after its service was killed, until the
+        // accept that waited in the ring has ended: nobody will answer there.
+        let isOrphan = result == 0 && !cl_process_lives(cl_peer_process(probe))
+        guard isOrphan || (result != 0 && failure == ECONNREFUSED) else {
             throw NBDServerError(
                 kind: .busy,
                 message: "NBD socket \(path) is served by another process; stop that first or "

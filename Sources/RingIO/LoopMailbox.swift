@@ -12,8 +12,14 @@ package final class LoopMailbox: Sendable {
     /// Most messages that wait.
     package static let capacity = 4096
 
+    /// What waits in the mailbox.
+    enum Item {
+        case message(Message)
+        case finished(BlockingWork)
+    }
+
     private struct State {
-        var messages: [Message] = []
+        var items: [Item] = []
         var isClosed = false
     }
 
@@ -29,13 +35,18 @@ package final class LoopMailbox: Sendable {
     deinit { close(event) }
 
     /// Queues a message; false when the queue is full or the loop has stopped.
-    package func post(_ message: @escaping Message) -> Bool {
+    package func post(_ message: @escaping Message) -> Bool { add(.message(message)) }
+
+    /// Queues finished work, which is told on the loop.
+    func post(finished work: BlockingWork) -> Bool { add(.finished(work)) }
+
+    private func add(_ item: Item) -> Bool {
         let (accepted, mustWake) = state.withLock { state in
-            guard !state.isClosed, state.messages.count < Self.capacity else {
+            guard !state.isClosed, state.items.count < Self.capacity else {
                 return (false, false)
             }
-            state.messages.append(message)
-            return (true, state.messages.count == 1)
+            state.items.append(item)
+            return (true, state.items.count == 1)
         }
         if mustWake { eventfd_write(event, 1) }
         return accepted
@@ -51,30 +62,20 @@ package final class LoopMailbox: Sendable {
         }
     }
 
-    /// Takes all waiting messages.
-    func takeAll() -> [Message] {
-        state.withLock { state in
-            let messages = state.messages
-            state.messages = []
-            return messages
-        }
+    /// Takes all that waits into `items`, which is empty and gives its memory in return.
+    func takeAll(into items: inout [Item]) {
+        state.withLock { swap(&$0.items, &items) }
     }
 
-    /// Refuses further messages and takes those that still wait.
-    func closeAndTakeAll() -> [Message] {
-        state.withLock { state in
-            state.isClosed = true
-            let messages = state.messages
-            state.messages = []
-            return messages
-        }
-    }
+    /// Refuses what comes from now on.
+    func refuse() { state.withLock { $0.isClosed = true } }
 }
 
 /// Runs the messages of a loop's mailbox.
 final class MailReader: RingHandler {
     private unowned let loop: EventLoop
     private let counter: UnsafeMutablePointer<UInt64>
+    private var items: [LoopMailbox.Item] = []
 
     init(loop: EventLoop) {
         self.loop = loop
@@ -93,9 +94,21 @@ final class MailReader: RingHandler {
 
     override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
         precondition(result == 8 || result == -EINTR || result == -EAGAIN, "an eventfd failed")
-        for message in loop.mailbox.takeAll() { message(loop) }
+        runAll()
         guard loop.isStopping else { return arm() }
-        for message in loop.mailbox.closeAndTakeAll() { message(loop) }
+        loop.mailbox.refuse()
+        runAll()
         loop.remove(self)
+    }
+
+    private func runAll() {
+        loop.mailbox.takeAll(into: &items)
+        for item in items {
+            switch item {
+            case .message(let message): message(loop)
+            case .finished(let work): work.finished()
+            }
+        }
+        items.removeAll(keepingCapacity: true)
     }
 }

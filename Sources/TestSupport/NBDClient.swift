@@ -323,7 +323,9 @@ package final class NBDClient: @unchecked Sendable {
                 throw TestFailure("a reply to cookie \(chunk.cookie), not \(request.cookie)")
             }
             if let offset = chunk.headerOffset, offset != request.offset {
-                throw TestFailure("the reply repeats offset \(offset), not \(request.offset)")
+                throw TestFailure(
+                    "the reply to \(request.command) of \(request.length) at \(request.offset)"
+                        + " repeats offset \(offset)")
             }
             reply.chunks.append(chunk)
         } while !reply.chunks.last!.isDone

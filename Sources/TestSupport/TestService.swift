@@ -1,5 +1,6 @@
 import Foundation
 import Glibc
+import Synchronization
 
 /// The built `stillpoint` program, serving origins for one test.
 package final class TestService: @unchecked Sendable {
@@ -151,20 +152,31 @@ package final class TestService: @unchecked Sendable {
     }
 
     /// A TCP port of the loopback address that nobody listens on.
+    ///
+    /// Below the ports that the kernel gives to clients, and no port twice in this process: one
+    /// that is free now must still be free when the service binds it.
     package static func freePort() throws -> UInt16 {
+        for _ in 0..<200 {
+            let port = UInt16.random(in: 12_000..<32_000)
+            let isNew = usedPorts.withLock { $0.insert(port).inserted }
+            if isNew, canBind(port) { return port }
+        }
+        throw TestFailure("no free TCP port")
+    }
+
+    private static let usedPorts = Mutex<Set<UInt16>>([])
+
+    private static func canBind(_ port: UInt16) -> Bool {
         let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-        guard descriptor >= 0 else { throw TestFailure("socket: \(errno)") }
+        guard descriptor >= 0 else { return false }
         defer { close(descriptor) }
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = port.bigEndian
         address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-        let result = withUnsafeMutablePointer(to: &address) {
-            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                bind(descriptor, $0, length) == 0 && getsockname(descriptor, $0, &length) == 0
-            }
+        return withUnsafeBytes(of: &address) {
+            let name = $0.baseAddress!.assumingMemoryBound(to: sockaddr.self)
+            return bind(descriptor, name, socklen_t($0.count)) == 0
         }
-        guard result else { throw TestFailure("no free port: \(errno)") }
-        return UInt16(bigEndian: address.sin_port)
     }
 }

@@ -232,6 +232,12 @@ int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode);
 
 // -- processes and threads -----------------------------------------------------------------------
 
+// False for a process that does not exist or has ended and only waits to be reaped.
+bool cl_process_lives(int32_t pid);
+
+// The process that listens on the Unix socket this one is connected to; -1 on error.
+int32_t cl_peer_process(int fd);
+
 // Blocks every signal on the calling thread: signals are the main thread's business.
 static inline void cl_block_signals(void) {
     sigset_t all;

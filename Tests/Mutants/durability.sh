@@ -3,7 +3,7 @@
 # once for flushes and once for FUA writes, and expects the power cut test to go red each time.
 # Part of `make soak`, for it builds the service twice.
 #
-#   Tests/mutants/durability.sh [BUILD_DIRECTORY]
+#   Tests/Mutants/durability.sh [BUILD_DIRECTORY]
 #
 # BUILD_DIRECTORY keeps what is built between runs. The tests themselves must have been built in the
 # tree (`swift build --build-tests`). Ends with a line "N of N mutants found", status 0 if all were.
@@ -31,7 +31,7 @@ try() {
     cp "$file" "$work/before"
     perl -0pi -e "$2" "$file"
     if cmp -s "$file" "$work/before"; then
-        echo "mutant $1: the place to change is gone; adapt Tests/mutants/durability.sh"
+        echo "mutant $1: the place to change is gone; adapt Tests/Mutants/durability.sh"
         return
     fi
     echo "mutant $1: building"

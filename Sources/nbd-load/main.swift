@@ -1,0 +1,206 @@
+import Glibc
+import TestSupport
+
+// A client for benchmarks that costs little itself, so that what is measured is the server: one
+// thread, all requests of a turn in one send, all replies there are in one receive.
+//
+//   nbd-load SOCKET EXPORT read|write random|sequential BLOCKBYTES DEPTH SECONDS [SEED]
+//
+// Writes end with a flush, whose time counts. Prints one JSON object.
+
+/// What to do, from the command line.
+struct Load {
+    let socket: String
+    let export: String
+    let isWrite: Bool
+    let isRandom: Bool
+    let blockBytes: Int
+    let depth: Int
+    let seconds: Double
+    let seed: UInt64
+
+    init?(_ arguments: [String]) {
+        guard arguments.count == 8 || arguments.count == 9,
+            ["read", "write"].contains(arguments[3]),
+            ["random", "sequential"].contains(arguments[4]),
+            let blockBytes = Int(arguments[5]), blockBytes > 0,
+            let depth = Int(arguments[6]), depth > 0,
+            let seconds = Double(arguments[7])
+        else { return nil }
+        socket = arguments[1]
+        export = arguments[2]
+        isWrite = arguments[3] == "write"
+        isRandom = arguments[4] == "random"
+        self.blockBytes = blockBytes
+        self.depth = depth
+        self.seconds = seconds
+        seed = arguments.count == 9 ? UInt64(arguments[8]) ?? 1 : 1
+    }
+}
+
+/// The requests under way and what they cost.
+struct Runner {
+    let load: Load
+    let descriptor: Int32
+    let blockCount: UInt64
+    private let out: UnsafeMutableRawPointer
+    private let input: UnsafeMutableRawPointer
+    private let inputCapacity: Int
+    private var outCount = 0
+    private var started: [UInt64]
+    private var latencies: [UInt32] = []
+    private var position: UInt64 = 0
+    private var random: UInt64
+    private var underway = 0
+
+    init(_ load: Load, descriptor: Int32, byteCount: UInt64) {
+        self.load = load
+        self.descriptor = descriptor
+        blockCount = byteCount / UInt64(load.blockBytes)
+        out = .allocate(byteCount: load.depth * (28 + load.blockBytes), alignment: 64)
+        memset(out, 0x5A, load.depth * (28 + load.blockBytes))
+        inputCapacity = max(load.depth * (16 + load.blockBytes), 1 << 16)
+        input = .allocate(byteCount: inputCapacity, alignment: 64)
+        started = Array(repeating: 0, count: load.depth)
+        random = load.seed &* 0x9E37_79B9_7F4A_7C15 | 1
+        latencies.reserveCapacity(1 << 22)
+    }
+
+    /// Runs for the time asked for and prints the outcome.
+    mutating func run() {
+        let begin = now()
+        let end = begin + UInt64(load.seconds * 1e9)
+        for slot in 0..<load.depth { add(slot) }
+        flushOut()
+        while underway > 0 { receive(goOn: now() < end) }
+        if load.isWrite {
+            putHeader(type: 3, cookie: 0, offset: 0, length: 0)
+            flushOut()
+            readExactly(16)
+        }
+        report(seconds: Double(now() - begin) / 1e9)
+    }
+
+    private mutating func add(_ slot: Int) {
+        var block = position
+        if load.isRandom {
+            random ^= random << 13
+            random ^= random >> 7
+            random ^= random << 17
+            block = random % blockCount
+        } else {
+            position = (position + 1) % blockCount
+        }
+        started[slot] = now()
+        putHeader(
+            type: load.isWrite ? 1 : 0, cookie: UInt64(slot),
+            offset: block * UInt64(load.blockBytes), length: UInt32(load.blockBytes))
+        if load.isWrite { outCount += load.blockBytes }
+        underway += 1
+    }
+
+    private mutating func putHeader(type: UInt16, cookie: UInt64, offset: UInt64, length: UInt32) {
+        let place = out + outCount
+        place.storeBytes(of: UInt32(0x2560_9513).bigEndian, as: UInt32.self)
+        place.storeBytes(of: 0, toByteOffset: 4, as: UInt16.self)
+        place.storeBytes(of: type.bigEndian, toByteOffset: 6, as: UInt16.self)
+        place.storeBytes(of: cookie, toByteOffset: 8, as: UInt64.self)
+        place.storeBytes(of: offset.bigEndian, toByteOffset: 16, as: UInt64.self)
+        place.storeBytes(of: length.bigEndian, toByteOffset: 24, as: UInt32.self)
+        outCount += 28
+    }
+
+    private mutating func flushOut() {
+        var done = 0
+        while done < outCount {
+            let sent = send(descriptor, out + done, outCount - done, Int32(MSG_NOSIGNAL))
+            guard sent > 0 || errno == EINTR else { fail("send") }
+            done += max(sent, 0)
+        }
+        outCount = 0
+    }
+
+    private var inputCount = 0
+
+    /// Takes the replies that are there; each makes room for a new request.
+    private mutating func receive(goOn: Bool) {
+        let count = recv(descriptor, input + inputCount, inputCapacity - inputCount, 0)
+        guard count > 0 || (count < 0 && errno == EINTR) else { fail("recv") }
+        inputCount += max(count, 0)
+        let replyBytes = 16 + (load.isWrite ? 0 : load.blockBytes)
+        var start = 0
+        let time = now()
+        while inputCount - start >= replyBytes {
+            let reply = input + start
+            guard reply.loadUnaligned(as: UInt32.self) == UInt32(0x6744_6698).bigEndian,
+                reply.loadUnaligned(fromByteOffset: 4, as: UInt32.self) == 0
+            else { fail("a reply is an error or no reply") }
+            let slot = Int(reply.loadUnaligned(fromByteOffset: 8, as: UInt64.self))
+            latencies.append(UInt32(clamping: time - started[slot]))
+            underway -= 1
+            start += replyBytes
+            if goOn { add(slot) }
+        }
+        if start > 0 {
+            memmove(input, input + start, inputCount - start)
+            inputCount -= start
+        }
+        flushOut()
+    }
+
+    private func readExactly(_ count: Int) {
+        var done = 0
+        while done < count {
+            let got = recv(descriptor, input + done, count - done, 0)
+            guard got > 0 || (got < 0 && errno == EINTR) else { fail("recv") }
+            done += max(got, 0)
+        }
+    }
+
+    private mutating func report(seconds: Double) {
+        latencies.sort()
+        let mean = latencies.reduce(0.0) { $0 + Double($1) } / Double(latencies.count) / 1000
+        func percentile(_ part: Double) -> Double {
+            Double(latencies[min(Int(Double(latencies.count) * part), latencies.count - 1)]) / 1000
+        }
+        print(
+            "{\"requests\": \(latencies.count), \"seconds\": \(seconds), \"iops\": "
+                + "\(Double(latencies.count) / seconds), \"mean_us\": \(mean), \"p50_us\": "
+                + "\(percentile(0.5)), \"p99_us\": \(percentile(0.99))}")
+    }
+}
+
+/// Monotonic nanoseconds.
+func now() -> UInt64 {
+    var time = timespec()
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+}
+
+func fail(_ what: String) -> Never {
+    let reason = String(cString: strerror(errno))
+    complain("nbd-load: \(what): \(reason)")
+    exit(1)
+}
+
+func complain(_ text: String) {
+    let bytes = Array((text + "\n").utf8)
+    _ = write(2, bytes, bytes.count)
+}
+
+guard let load = Load(CommandLine.arguments) else {
+    complain(
+        "usage: nbd-load SOCKET EXPORT read|write random|sequential BLOCKBYTES DEPTH SECONDS [SEED]"
+    )
+    exit(2)
+}
+do {
+    let client = try NBDClient(.unix(path: load.socket))
+    _ = try client.greet()
+    try client.open(load.export, headers: .simple)
+    var runner = Runner(load, descriptor: client.descriptor, byteCount: client.byteCount)
+    runner.run()
+} catch {
+    complain("nbd-load: \(error)")
+    exit(1)
+}

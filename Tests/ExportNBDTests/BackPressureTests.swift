@@ -1,0 +1,132 @@
+import BlockModel
+import Glibc
+import RingIO
+import TestSupport
+import Testing
+
+@testable import ExportNBD
+
+@Suite struct `Under pressure` {
+    /// A loop with little of everything.
+    private var small: LoopConfiguration {
+        var configuration = LoopConfiguration()
+        configuration.bufferPoolBytes = 64 << 20
+        configuration.requestCapacity = 8
+        configuration.receiveBufferBytes = 4096
+        configuration.receiveBufferCount = 2
+        return configuration
+    }
+
+    @Test func `more requests than there is room for are served in turn`() async throws {
+        let harness = try await ServerHarness(loop: small) { $0.session.requestCount = 4 }
+        let device = try await harness.add()
+        let client = try harness.connect(.simple)
+        try await device.with { $0.mode = .held }
+        var bytes: [UInt8] = []
+        for index in 0..<100 {
+            bytes += NBDRequest(
+                .write, cookie: UInt64(index), offset: UInt64(index) * 300, length: 300,
+                payload: [UInt8](repeating: UInt8(index), count: 300)
+            ).encoded(.simple)
+        }
+        try client.send(bytes)
+        try await device.waitForHeld(4)
+        #expect(try await device.with { $0.seen.count } == 4)
+        try await device.with { target in
+            target.mode = .atOnce
+            target.releaseHeld(reversed: true)
+        }
+        var cookies: Set<UInt64> = []
+        for _ in 0..<100 { cookies.insert(try client.receiveChunk().cookie) }
+        #expect(cookies == Set(0..<100))
+        #expect(
+            try await device.bytes(0..<30000) == (0..<30000).map { UInt8($0 / 300) })
+        await harness.stop()
+    }
+
+    @Test func `connections without room wait for each other and all are served`() async throws {
+        let harness = try await ServerHarness(loop: small)
+        let device = try await harness.add()
+        let clients = try (0..<6).map { _ in try harness.connect(.structured) }
+        try await device.with { $0.mode = .held }
+        for (number, client) in clients.enumerated() {
+            for index in 0..<20 {
+                try client.send(
+                    NBDRequest(
+                        .write, cookie: UInt64(index), offset: UInt64(number * 20 + index) * 5000,
+                        length: 5000, payload: [UInt8](repeating: UInt8(number + 1), count: 5000)))
+            }
+        }
+        try await device.waitForHeld(8)
+        try await device.with { target in
+            target.mode = .atOnce
+            target.releaseHeld()
+        }
+        for client in clients {
+            for _ in 0..<20 { #expect(try client.receiveChunk().error == nil) }
+        }
+        #expect(
+            try await device.bytes(0..<600_000) == (0..<600_000).map { UInt8($0 / 100_000 + 1) })
+        await harness.stop()
+    }
+
+    @Test func `a client that reads nothing holds no one else up and is ended`() async throws {
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 300_000_000 }
+        _ = try await harness.add()
+        let deaf = try harness.connect(.simple)
+        for index in 0..<64 {
+            try deaf.send(NBDRequest(.read, cookie: UInt64(index), length: 1 << 20))
+        }
+        let other = try harness.connect()
+        for _ in 0..<100 { #expect(try other.read(0, 4096).count == 4096) }
+        try await harness.waitForConnections(1)
+        #expect(try other.read(0, 4096).count == 4096)
+        await harness.stop()
+    }
+
+    @Test func `sending on does not excuse reading nothing`() async throws {
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 300_000_000 }
+        _ = try await harness.add()
+        let deaf = try harness.connect(.simple)
+        for index in 0..<4 {
+            try deaf.send(NBDRequest(.read, cookie: UInt64(index), length: 1 << 20))
+        }
+        // Fewer than may be unanswered, spread over four times the limit.
+        var sentCount = 0
+        var hangup = pollfd(fd: deaf.descriptor, events: 0, revents: 0)
+        while sentCount < 60, poll(&hangup, 1, 20) == 0 {
+            do { try deaf.send(NBDRequest(.flush)) } catch is ConnectionEnded { break }
+            sentCount += 1
+        }
+        #expect(sentCount < 60)
+        try await harness.waitForConnections(0)
+        await harness.stop()
+    }
+
+    @Test(arguments: [10, 100_000])
+    func `a payload that never comes ends its connection`(sentByteCount: Int) async throws {
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 300_000_000 }
+        _ = try await harness.add()
+        let client = try harness.connect()
+        try client.send(NBDRequest(.write, cookie: 1, length: 1 << 20))
+        try client.send([UInt8](repeating: 1, count: sentByteCount))
+        try client.drainUntilClosed()
+        try await harness.waitForConnections(0)
+        await harness.stop()
+    }
+
+    @Test func `idle connections own no buffers and stay`() async throws {
+        let harness = try await ServerHarness(loop: small) {
+            $0.session.stallNanoseconds = 100_000_000
+        }
+        let device = try await harness.add()
+        let clients = try (0..<50).map { _ in try harness.connect() }
+        for client in clients { #expect(try client.read(0, 512).count == 512) }
+        let free = await device.thread.mailbox.run {
+            $0.buffers.capacityBytes - $0.buffers.freeBytes
+        }
+        #expect(free == 0)
+        for client in clients.reversed() { #expect(try client.read(0, 512).count == 512) }
+        await harness.stop()
+    }
+}

@@ -1,0 +1,98 @@
+import BlockModel
+import Glibc
+import RingIO
+
+/// A device of the tests: plain memory on a loop, which finishes requests at once, or holds them
+/// until it is told to, or fails them.
+final class MemoryTarget: BlockTarget {
+    enum Mode { case atOnce, held, failing(Fault) }
+
+    private(set) unowned var loop: EventLoop!
+    var memory = UnsafeMutableRawPointer.allocate(byteCount: 0, alignment: 4096)
+    var mode = Mode.atOnce
+    /// Requests that are held.
+    private(set) var held: [RequestIndex] = []
+    /// Requests seen, in order.
+    private(set) var seen: [Seen] = []
+    /// What block status answers for each context; the range itself where it has none.
+    var extents: [UInt16: [StatusExtent]] = [:]
+    /// Set when a buffer is not placed as the contract wants it.
+    private(set) var misplacedCount = 0
+    var whenUsersChange: (() -> Void)?
+
+    struct Seen: Equatable, Sendable {
+        var operation: RequestOperation
+        var flags: RequestFlags
+        var offset: UInt64
+        var length: UInt64
+    }
+
+    /// `realByteCount` bytes are memory; a larger `size` is pretended.
+    convenience init(loop: EventLoop, size: UInt64, realByteCount: Int, alignment: UInt64) {
+        self.init(size: size, alignment: alignment)
+        self.loop = loop
+        memory.deallocate()
+        memory = .allocate(byteCount: realByteCount, alignment: 4096)
+        memory.initializeMemory(as: UInt8.self, repeating: 0, count: realByteCount)
+    }
+
+    /// Overridden because the compiler (6.3) takes the stub it would make for a loop.
+    override init(size: UInt64, alignment: UInt64) {
+        super.init(size: size, alignment: alignment)
+    }
+
+    deinit { memory.deallocate() }
+
+    override func usersChanged() { whenUsersChange?() }
+
+    override func submit(_ index: RequestIndex) {
+        let request = loop.requests[index]
+        seen.append(
+            Seen(
+                operation: request.operation, flags: request.flags, offset: request.offset,
+                length: request.length))
+        precondition(request.range.end <= size, "a request beyond the end reaches the device")
+        if let buffer = request.buffer, request.operation != .blockStatus {
+            let address = UInt64(UInt(bitPattern: buffer))
+            if address % alignment != request.offset % alignment { misplacedCount += 1 }
+        }
+        switch mode {
+        case .atOnce: perform(index)
+        case .held: held.append(index)
+        case .failing(let fault): loop.requests.finish(index, fault)
+        }
+    }
+
+    /// Performs what is held, last first where `reversed`.
+    func releaseHeld(reversed: Bool = false) {
+        let indices = reversed ? held.reversed() : held
+        held = []
+        for index in indices { perform(index) }
+    }
+
+    private func perform(_ index: RequestIndex) {
+        let request = loop.requests[index]
+        let place = memory + Int(truncatingIfNeeded: request.offset)
+        switch request.operation {
+        case .read:
+            request.buffer?.copyMemory(from: place, byteCount: Int(request.length))
+        case .write:
+            if let buffer = request.buffer {
+                place.copyMemory(from: buffer, byteCount: Int(request.length))
+            }
+        case .discard, .writeZeroes:
+            if request.length <= 1 << 20 { memset(place, 0, Int(request.length)) }
+        case .flush, .prefetch: break
+        case .blockStatus:
+            let answer =
+                extents[request.statusContext]
+                ?? [StatusExtent(length: request.length, flags: 0)]
+            for (position, extent) in answer.enumerated() {
+                request.buffer?.storeBytes(
+                    of: extent, toByteOffset: 16 * position, as: StatusExtent.self)
+            }
+            loop.requests[index].resultByteCount = 16 * answer.count
+        }
+        loop.requests.finish(index, nil)
+    }
+}
