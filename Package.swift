@@ -99,7 +99,8 @@ let package = Package(
             dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
-            name: "ControlTests", dependencies: ["Control", "TestSupport"],
+            name: "ControlTests",
+            dependencies: ["Control", "TestSupport", "powercut-fs", "stillpoint"],
             swiftSettings: strict),
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],

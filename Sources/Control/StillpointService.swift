@@ -102,7 +102,7 @@ package final class StillpointService: Service {
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
-            let cuts = try CutThread()
+            let cuts = try startCutThread()
             let snapshots = SnapshotRegistry(
                 devices: registry, blocking: blocking, exports: exports, events: events,
                 cuts: cuts, defaultStorage: state.path, logger: logger)
@@ -118,6 +118,12 @@ package final class StillpointService: Service {
         if !faults.isEmpty {
             throw ControlError(.failed, faults.joined(separator: "; "))
         }
+    }
+
+    private func startCutThread() throws(ControlError) -> CutThread {
+        do throws(RingError) {
+            return try CutThread()
+        } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
     }
 
     /// Serves, and destroys the snapshots at the end: they do not outlive the service.
