@@ -77,7 +77,7 @@ package final class AttachedDevice: Sendable {
         let device = device
         let mailbox = loop.mailbox
         return await withCheckedContinuation { continuation in
-            let accepted = mailbox.post { loop in
+            let accepted = mailbox.postWhenRoom { loop in
                 device.get(on: loop).close { continuation.resume(returning: $0) }
             }
             if !accepted { continuation.resume(returning: .shutdown) }

@@ -189,10 +189,10 @@ private struct CutRun {
         _ index: Int, _ body: @escaping @Sendable (Device, SnapshotPart?) -> Void
     ) {
         let member = members[index]
-        // A full mailbox drains by itself; a loop does not stop while its devices are in a cut.
-        while !member.device.loop.mailbox.post({ loop in
+        let accepted = member.device.loop.mailbox.postWhenRoom { loop in
             body(member.device.device.get(on: loop), member.snapshot?.part.get(on: loop))
-        }) { sched_yield() }
+        }
+        precondition(accepted, "a loop does not stop while its devices are in a cut")
     }
 
     private mutating func take(_ answer: Answer) {

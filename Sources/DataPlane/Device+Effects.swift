@@ -93,10 +93,9 @@ extension Device {
         let memory = mapMemory
         let accepted = blocking.submit {
             let isReserved = memory.reserve(page: page)
-            // The loop lives while a request waits for the page; a full mailbox drains.
-            while !mailbox.post({ loop in
+            mailbox.postWhenRoom { loop in
                 back.get(on: loop).mapPageAnswered(page, isReserved: isReserved)
-            }) { sched_yield() }
+            }
         }
         if !accepted { engine.mapPageRefused(page) }
     }
@@ -177,10 +176,15 @@ extension Device {
         let answer = source(index).extentWanted(for: purpose, mailbox: loop.mailbox) {
             loop, answer in
             let device = back.get(on: loop)
+            device.awaitedExtentCount -= 1
             device.extentAnswered(index, purpose, answer)
             device.engineTouched()
         }
-        if let answer { extentAnswered(index, purpose, answer) }
+        if let answer {
+            extentAnswered(index, purpose, answer)
+        } else {
+            awaitedExtentCount += 1
+        }
     }
 
     private func extentAnswered(

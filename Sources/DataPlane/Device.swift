@@ -26,6 +26,8 @@ final class Device: BlockTarget {
     /// Called once, when the closed gate has drained.
     var gateDrained: (() -> Void)?
     var isDraining = false
+    /// Extents asked for whose storage must grow first: the answer comes to the loop.
+    var awaitedExtentCount = 0
     var timer: TimerID?
     private var originStorage: Origin?
     private var preserverStorage: Preserver?
@@ -189,7 +191,7 @@ final class Device: BlockTarget {
 
     private func continueClosing() {
         guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
-            origin.scanCount == 0,
+            origin.scanCount == 0, awaitedExtentCount == 0,
             parts.allSatisfy({ $0 == nil }), preserver.operationsInFlight == 0, !engine.hasWork
         else { return }
         closing?.isFlushing = true

@@ -137,10 +137,10 @@ package final class DeviceSnapshot: Sendable {
         let part = part
         let mailbox = device.loop.mailbox
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
-            // A full mailbox drains by itself; a loop does not stop while a device has snapshots.
-            while !mailbox.post({ loop in
+            let accepted = mailbox.postWhenRoom { loop in
                 part.get(on: loop).destroy { continuation.resume() }
-            }) { sched_yield() }
+            }
+            precondition(accepted, "a loop does not stop while a device has snapshots")
         }
     }
 }

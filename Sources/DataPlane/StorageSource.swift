@@ -209,8 +209,8 @@ package final class StorageSource: Sendable {
             return answers
         }
         for (wish, answer) in answers {
-            // The mailbox drains by itself; its loop lives while a device waits for an extent.
-            while !wish.mailbox.post({ loop in wish.reply(loop, answer) }) { sched_yield() }
+            let accepted = wish.mailbox.postWhenRoom { loop in wish.reply(loop, answer) }
+            precondition(accepted, "a loop does not stop while a device waits for an extent")
         }
         let growth = state.withLock { $0.space.growthDue() }
         if let growth { grow(by: growth) }

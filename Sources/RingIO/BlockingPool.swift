@@ -123,8 +123,7 @@ package final class BlockingPool: Sendable {
             case .closure(let body): body()
             case .work(let work):
                 work.perform()
-                // The loop lives while its work is under way; a full mailbox drains by itself.
-                while !work.mailbox.post(finished: work) { sched_yield() }
+                work.mailbox.post(finished: work)
             case nil: return
             }
         }

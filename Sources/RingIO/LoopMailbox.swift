@@ -35,29 +35,51 @@ package final class LoopMailbox: Sendable {
     deinit { close(event) }
 
     /// Queues a message; false when the queue is full or the loop has stopped.
-    package func post(_ message: @escaping Message) -> Bool { add(.message(message)) }
+    package func post(_ message: @escaping Message) -> Bool { add(.message(message)) == .queued }
 
-    /// Queues finished work, which is told on the loop.
-    func post(finished work: BlockingWork) -> Bool { add(.finished(work)) }
-
-    private func add(_ item: Item) -> Bool {
-        let (accepted, mustWake) = state.withLock { state in
-            guard !state.isClosed, state.items.count < Self.capacity else {
-                return (false, false)
-            }
-            state.items.append(item)
-            return (true, state.items.count == 1)
-        }
-        if mustWake { eventfd_write(event, 1) }
-        return accepted
+    /// Queues a message, and waits while the queue is full, which the loop soon changes. False
+    /// when the loop has stopped. Not for loops themselves.
+    @discardableResult
+    package func postWhenRoom(_ message: @escaping Message) -> Bool {
+        addWhenRoom(.message(message))
     }
 
-    /// Runs `body` on the loop and returns what it returned; nil when the loop does not take it.
+    /// Queues finished work, which is told on the loop.
+    func post(finished work: BlockingWork) { _ = addWhenRoom(.finished(work)) }
+
+    private enum Outcome {
+        case queued
+        case full
+        case closed
+    }
+
+    private func add(_ item: Item) -> Outcome {
+        let (outcome, mustWake) = state.withLock { state -> (Outcome, Bool) in
+            if state.isClosed { return (.closed, false) }
+            guard state.items.count < Self.capacity else { return (.full, false) }
+            state.items.append(item)
+            return (.queued, state.items.count == 1)
+        }
+        if mustWake { eventfd_write(event, 1) }
+        return outcome
+    }
+
+    private func addWhenRoom(_ item: Item) -> Bool {
+        while true {
+            switch add(item) {
+            case .queued: return true
+            case .closed: return false
+            case .full: sched_yield()
+            }
+        }
+    }
+
+    /// Runs `body` on the loop and returns what it returned; nil when the loop has stopped.
     package func run<Value: Sendable>(
         _ body: @escaping @Sendable (EventLoop) -> Value
     ) async -> Value? {
         await withCheckedContinuation { continuation in
-            let accepted = post { loop in continuation.resume(returning: body(loop)) }
+            let accepted = postWhenRoom { loop in continuation.resume(returning: body(loop)) }
             if !accepted { continuation.resume(returning: nil) }
         }
     }

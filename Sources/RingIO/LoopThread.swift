@@ -44,8 +44,7 @@ package final class LoopThread: Sendable {
             return thread
         }
         guard let handle else { return }
-        // A full mailbox drains by itself; the loop cannot have stopped before.
-        while !mailbox.post({ loop in loop.stop() }) { sched_yield() }
+        mailbox.postWhenRoom { loop in loop.stop() }
         pthread_join(handle, nil)
     }
 

@@ -65,9 +65,9 @@ enum Place: String, CaseIterable, Sendable {
         let folder = place.folder
         let harness = try await DeviceHarness(path: folder.file(size: 1 << 20))
         await withTaskGroup(of: Fault?.self) { group in
-            // 4096 writes of 16 bytes each, all in flight at once, shuffled over 64 KiB, and
+            // 2048 writes of 16 bytes each, all in flight at once, shuffled over 32 KiB, and
             // aligned writes behind them that must not be disturbed.
-            for number in (0..<4096).shuffled() {
+            for number in (0..<2048).shuffled() {
                 group.addTask {
                     await harness.write(
                         [UInt8](repeating: UInt8(number % 251 + 1), count: 16),
@@ -83,7 +83,7 @@ enum Place: String, CaseIterable, Sendable {
             for await fault in group { #expect(fault == nil) }
         }
         let bytes = await harness.read(128 << 10, at: 0)
-        for number in 0..<4096 {
+        for number in 0..<2048 {
             let expected = UInt8(number % 251 + 1)
             #expect(bytes[number * 16..<number * 16 + 16].allSatisfy { $0 == expected })
         }
