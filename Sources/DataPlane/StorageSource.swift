@@ -85,7 +85,9 @@ package final class StorageSource: Sendable {
         case .file(let descriptor, let isInline):
             access = isInline ? .inline(descriptor: descriptor) : .ring(descriptor: descriptor)
             mappedByteCount = 0
-            let step = min(max(limit / 16, 16 << 20), 1 << 30)
+            // tmpfs allocates page by page, about 1 us each: a step that took long would have
+            // writers wait for it.
+            let step = isInline ? 32 << 20 : min(max(limit / 16, 16 << 20), 1 << 30)
             space = StorageSpace(capacity: 0, limit: limit, growthStep: min(step, limit))
         case .blockDevice(let descriptor, let byteCount):
             access = .ring(descriptor: descriptor)
@@ -97,6 +99,8 @@ package final class StorageSource: Sendable {
             space = StorageSpace(capacity: byteCount, limit: byteCount, growthStep: 0)
         }
         state = Mutex(State(space: space))
+        // The first writer after the cut finds room instead of waiting for the first step.
+        if let growth = state.withLock({ $0.space.growthDue() }) { grow(by: growth) }
     }
 
     /// Space is handed out in extents: less than one is none at all.
@@ -164,10 +168,26 @@ package final class StorageSource: Sendable {
         if isLow { notify(.lowSpace) }
         if let growth { grow(by: growth) }
         switch answer {
-        case .granted(let byteOffset): return .success(byteOffset)
+        case .granted(let byteOffset):
+            if case .memory(let address) = access { populate(address + UInt(byteOffset)) }
+            return .success(byteOffset)
         case .full: return .failure(.noSpace)
         case .growing: return nil
         }
+    }
+
+    /// Has the pages of an extent of memory made ahead of the loop, which would spend more on
+    /// faults than on copying. It need not wait: whoever comes first makes the page.
+    private func populate(_ start: UInt) {
+        state.withLock { $0.jobCount += 1 }
+        let accepted = blocking.submit { [self] in
+            // In pieces, so that nobody who changes the address space waits long.
+            for piece in stride(from: 0, to: UInt(ExtentTable.extentByteCount), by: 256 << 10) {
+                _ = cl_populate(UnsafeMutableRawPointer(bitPattern: start + piece), 256 << 10)
+            }
+            jobEnded()
+        }
+        if !accepted { jobEnded() }
     }
 
     private func grow(by byteCount: UInt64) {
