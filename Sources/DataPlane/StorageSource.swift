@@ -168,26 +168,10 @@ package final class StorageSource: Sendable {
         if isLow { notify(.lowSpace) }
         if let growth { grow(by: growth) }
         switch answer {
-        case .granted(let byteOffset):
-            if case .memory(let address) = access { populate(address + UInt(byteOffset)) }
-            return .success(byteOffset)
+        case .granted(let byteOffset): return .success(byteOffset)
         case .full: return .failure(.noSpace)
         case .growing: return nil
         }
-    }
-
-    /// Has the pages of an extent of memory made ahead of the loop, which would spend more on
-    /// faults than on copying. It need not wait: whoever comes first makes the page.
-    private func populate(_ start: UInt) {
-        state.withLock { $0.jobCount += 1 }
-        let accepted = blocking.submit { [self] in
-            // In pieces, so that nobody who changes the address space waits long.
-            for piece in stride(from: 0, to: UInt(ExtentTable.extentByteCount), by: 256 << 10) {
-                _ = cl_populate(UnsafeMutableRawPointer(bitPattern: start + piece), 256 << 10)
-            }
-            jobEnded()
-        }
-        if !accepted { jobEnded() }
     }
 
     private func grow(by byteCount: UInt64) {
