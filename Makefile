@@ -8,7 +8,7 @@ BUILD := -c release --scratch-path $(SCRATCH)
 TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants demo bench-nbd format lint install clean
+.PHONY: help build build-tests test soak simulate mutants demo bench-nbd bench-snapshots format lint install clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,12 @@ bench-nbd: ## Measure against nbdkit and qemu-nbd
 	@$(MAKE) --no-print-directory build
 	swift build $(BUILD) --product nbd-load
 	@Scripts/bench-nbd $(PROGRAM)
+
+bench-snapshots: ## Measure what snapshots cost, and against QEMU's copy-before-write
+	@Scripts/ensure-packages build test
+	@$(MAKE) --no-print-directory build
+	swift build $(BUILD) --product nbd-load
+	@Scripts/bench-snapshots $(PROGRAM)
 
 lint: ## Check the format of all Swift sources
 	@echo "swift format lint --strict"

@@ -109,6 +109,13 @@ extension Device {
 
     private func readForCopy(_ copy: CopyIndex, offset: UInt64, length: UInt64) {
         let buffers = engine.buffers(of: copy)
+        if buffers.count == 1, length == blockByteCount, origin.facts.accessMode == .inline {
+            // The common case, an aligned 4 KiB write, without the vectors.
+            let result = pread(
+                origin.descriptor, preservation.address(of: buffers[0]), Int(length),
+                off_t(offset))
+            return copyReadCompleted(copy, result < 0 ? -errno : Int32(result))
+        }
         let vectors = preserver.copyVectors + Int(copy.rawValue) * Preserver.vectorsPerCopy
         var rest = Int(length)
         for (position, buffer) in buffers.enumerated() {

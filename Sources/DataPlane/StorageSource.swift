@@ -85,7 +85,9 @@ package final class StorageSource: Sendable {
         case .file(let descriptor, let isInline):
             access = isInline ? .inline(descriptor: descriptor) : .ring(descriptor: descriptor)
             mappedByteCount = 0
-            let step = min(max(limit / 16, 16 << 20), 1 << 30)
+            // tmpfs allocates page by page, about 1 us each: a step that took long would have
+            // writers wait for it.
+            let step = isInline ? 32 << 20 : min(max(limit / 16, 16 << 20), 1 << 30)
             space = StorageSpace(capacity: 0, limit: limit, growthStep: min(step, limit))
         case .blockDevice(let descriptor, let byteCount):
             access = .ring(descriptor: descriptor)
@@ -97,6 +99,8 @@ package final class StorageSource: Sendable {
             space = StorageSpace(capacity: byteCount, limit: byteCount, growthStep: 0)
         }
         state = Mutex(State(space: space))
+        // The first writer after the cut finds room instead of waiting for the first step.
+        if let growth = state.withLock({ $0.space.growthDue() }) { grow(by: growth) }
     }
 
     /// Space is handed out in extents: less than one is none at all.

@@ -4,9 +4,13 @@ import TestSupport
 // A client for benchmarks that costs little itself, so that what is measured is the server: one
 // thread, all requests of a turn in one send, all replies there are in one receive.
 //
-//   nbd-load SOCKET EXPORT read|write random|sequential BLOCKBYTES DEPTH SECONDS [SEED]
+//   nbd-load SOCKET EXPORT read|write random|sequential|shuffled BLOCKBYTES DEPTH SECONDS [SEED]
+//            [STRIDEBYTES [REQUESTS]]
 //
-// Writes end with a flush, whose time counts. Prints one JSON object.
+// Writes end with a flush, whose time counts. Prints one JSON object. `shuffled` visits each
+// place once in an order that SEED decides, then all over again. With STRIDEBYTES requests start
+// at its multiples only (4096 bytes at every 65536: the first overwrite of every chunk). REQUESTS
+// ends the run after that many instead of SECONDS, so that the same work can be repeated.
 
 /// What to do, from the command line.
 struct Load {
@@ -14,19 +18,25 @@ struct Load {
     let export: String
     let isWrite: Bool
     let isRandom: Bool
+    let isShuffled: Bool
     let blockBytes: Int
     let depth: Int
     let seconds: Double
     let seed: UInt64
+    let strideBytes: Int
+    let requests: Int?
 
     init?(_ arguments: [String]) {
-        guard arguments.count == 8 || arguments.count == 9,
+        guard (8...11).contains(arguments.count),
             ["read", "write"].contains(arguments[3]),
-            ["random", "sequential"].contains(arguments[4]),
+            ["random", "sequential", "shuffled"].contains(arguments[4]),
             let blockBytes = Int(arguments[5]), blockBytes > 0,
             let depth = Int(arguments[6]), depth > 0,
             let seconds = Double(arguments[7])
         else { return nil }
+        strideBytes = arguments.count > 9 ? Int(arguments[9]) ?? 0 : blockBytes
+        requests = arguments.count > 10 ? Int(arguments[10]) ?? 0 : nil
+        guard strideBytes >= blockBytes, requests ?? depth >= depth else { return nil }
         socket = arguments[1]
         export = arguments[2]
         isWrite = arguments[3] == "write"
@@ -34,7 +44,8 @@ struct Load {
         self.blockBytes = blockBytes
         self.depth = depth
         self.seconds = seconds
-        seed = arguments.count == 9 ? UInt64(arguments[8]) ?? 1 : 1
+        isShuffled = arguments[4] == "shuffled"
+        seed = arguments.count > 8 ? UInt64(arguments[8]) ?? 1 : 1
     }
 }
 
@@ -52,11 +63,14 @@ struct Runner {
     private var position: UInt64 = 0
     private var random: UInt64
     private var underway = 0
+    private var issued = 0
+    /// The order of the places of `shuffled`.
+    private var order: [UInt32] = []
 
     init(_ load: Load, descriptor: Int32, byteCount: UInt64) {
         self.load = load
         self.descriptor = descriptor
-        blockCount = byteCount / UInt64(load.blockBytes)
+        blockCount = byteCount / UInt64(load.strideBytes)
         out = .allocate(byteCount: load.depth * (28 + load.blockBytes), alignment: 64)
         memset(out, 0x5A, load.depth * (28 + load.blockBytes))
         inputCapacity = max(load.depth * (16 + load.blockBytes), 1 << 16)
@@ -64,6 +78,19 @@ struct Runner {
         started = Array(repeating: 0, count: load.depth)
         random = load.seed &* 0x9E37_79B9_7F4A_7C15 | 1
         latencies.reserveCapacity(1 << 22)
+        if load.isShuffled {
+            order = Array(0..<UInt32(blockCount))
+            for place in stride(from: order.count - 1, to: 0, by: -1) {
+                order.swapAt(place, Int(nextRandom() % UInt64(place + 1)))
+            }
+        }
+    }
+
+    private mutating func nextRandom() -> UInt64 {
+        random ^= random << 13
+        random ^= random >> 7
+        random ^= random << 17
+        return random
     }
 
     /// Runs for the time asked for and prints the outcome.
@@ -72,7 +99,11 @@ struct Runner {
         let end = begin + UInt64(load.seconds * 1e9)
         for slot in 0..<load.depth { add(slot) }
         flushOut()
-        while underway > 0 { receive(goOn: now() < end) }
+        if load.requests != nil {
+            while underway > 0 { receive(goOn: true) }
+        } else {
+            while underway > 0 { receive(goOn: now() < end) }
+        }
         if load.isWrite {
             putHeader(type: 3, cookie: 0, offset: 0, length: 0)
             flushOut()
@@ -84,19 +115,18 @@ struct Runner {
     private mutating func add(_ slot: Int) {
         var block = position
         if load.isRandom {
-            random ^= random << 13
-            random ^= random >> 7
-            random ^= random << 17
-            block = random % blockCount
+            block = nextRandom() % blockCount
         } else {
+            if load.isShuffled { block = UInt64(order[Int(position)]) }
             position = (position + 1) % blockCount
         }
         started[slot] = now()
         putHeader(
             type: load.isWrite ? 1 : 0, cookie: UInt64(slot),
-            offset: block * UInt64(load.blockBytes), length: UInt32(load.blockBytes))
+            offset: block * UInt64(load.strideBytes), length: UInt32(load.blockBytes))
         if load.isWrite { outCount += load.blockBytes }
         underway += 1
+        issued += 1
     }
 
     private mutating func putHeader(type: UInt16, cookie: UInt64, offset: UInt64, length: UInt32) {
@@ -139,7 +169,7 @@ struct Runner {
             latencies.append(UInt32(clamping: time - started[slot]))
             underway -= 1
             start += replyBytes
-            if goOn { add(slot) }
+            if goOn, load.requests.map({ issued < $0 }) ?? true { add(slot) }
         }
         if start > 0 {
             memmove(input, input + start, inputCount - start)
@@ -166,7 +196,8 @@ struct Runner {
         print(
             "{\"requests\": \(latencies.count), \"seconds\": \(seconds), \"iops\": "
                 + "\(Double(latencies.count) / seconds), \"mean_us\": \(mean), \"p50_us\": "
-                + "\(percentile(0.5)), \"p99_us\": \(percentile(0.99))}")
+                + "\(percentile(0.5)), \"p99_us\": \(percentile(0.99)), \"max_us\": "
+                + "\(percentile(1))}")
     }
 }
 
@@ -190,7 +221,8 @@ func complain(_ text: String) {
 
 guard let load = Load(CommandLine.arguments) else {
     complain(
-        "usage: nbd-load SOCKET EXPORT read|write random|sequential BLOCKBYTES DEPTH SECONDS [SEED]"
+        "usage: nbd-load SOCKET EXPORT read|write random|sequential|shuffled BLOCKBYTES DEPTH "
+            + "SECONDS [SEED [STRIDEBYTES [REQUESTS]]]"
     )
     exit(2)
 }
