@@ -40,7 +40,8 @@ struct `An image` {
                 undecidedCount += result.undecidedCount
             }
             held.append((name, images))
-            #expect(zip(loads, before).allSatisfy { $0.writeCount > $1 }, "nobody writes")
+            let isBusy = zip(loads, before).allSatisfy { $0.writeCount > $1 }
+            #expect(isBusy, "nobody writes")
             // The oldest is read again when two more cuts were made since, in other pieces.
             if held.count > 2 || number == snapshotCount - 1 {
                 for (name, first) in number == snapshotCount - 1 ? held : [held[0]] {
