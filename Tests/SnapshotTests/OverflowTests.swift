@@ -98,12 +98,12 @@ struct `Overflow` {
     @Test func `with throttle waits for storage, and storage in time saves the snapshot`() throws {
         let harness = try SnapshotHarness(loops: 1)
         let folder = try TemporaryDirectory(inMemory: true)
-        let byteCount = 32 * mebibyte
+        let byteCount = 64 * mebibyte
         try attach(harness, folder, ["a"], byteCount: byteCount)
         try harness.take("s", of: ["a"], storage: ["memory:8M"], onOverflow: "throttle:100")
         let writer = try TimedWriter(harness, "a", value: 2, byteCount: byteCount)
         try harness.awaitEvent("low-space", of: "s")
-        try harness.ask("POST", "/v1/snapshots/s/storage", ["storage": ["memory:64M"]])
+        try harness.ask("POST", "/v1/snapshots/s/storage", ["storage": ["memory:96M"]])
         print("throttle: the writer waited \(try writer.finish()) s at most")
         #expect(try harness.state(of: "s") == "held")
         let image = try harness.contents(of: "a@s")
@@ -115,7 +115,8 @@ struct `Overflow` {
     @Test func `with throttle ends when its time is over`() throws {
         let harness = try SnapshotHarness(loops: 1)
         let folder = try TemporaryDirectory(inMemory: true)
-        let byteCount = 16 * mebibyte
+        // More than the memory for data not yet stored takes, or nobody would wait.
+        let byteCount = 64 * mebibyte
         try attach(harness, folder, ["a"], byteCount: byteCount)
         try harness.take("s", of: ["a"], storage: ["memory:4M"], onOverflow: "throttle:1")
         let wait = try TimedWriter(harness, "a", value: 2, byteCount: byteCount).finish()
