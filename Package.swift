@@ -99,6 +99,9 @@ let package = Package(
             dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
+            name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
+            swiftSettings: strict),
+        .testTarget(
             name: "ControlTests",
             dependencies: ["Control", "TestSupport", "powercut-fs", "stillpoint"],
             swiftSettings: strict),

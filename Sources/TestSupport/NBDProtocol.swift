@@ -162,6 +162,11 @@ package struct NBDReply: Sendable {
     package var cookie: UInt64
     package var chunks: [NBDChunk]
 
+    package init(cookie: UInt64, chunks: [NBDChunk]) {
+        self.cookie = cookie
+        self.chunks = chunks
+    }
+
     /// The first error reported in it.
     package var error: UInt32? { chunks.lazy.compactMap(\.error).first }
 

@@ -1,0 +1,40 @@
+import Foundation
+import Glibc
+import TestSupport
+
+/// A small tmpfs of a test, unmounted when the object goes.
+final class MountedMemory: Sendable {
+    let path: String
+    let byteCount: Int
+    private let directory: TemporaryDirectory
+    private let ticket: Int
+
+    init(byteCount: Int) throws {
+        self.byteCount = byteCount
+        directory = try TemporaryDirectory()
+        path = directory.path("mount")
+        try FileManager.default.createDirectory(
+            atPath: path, withIntermediateDirectories: false)
+        ticket = Undertaker.shared.register("umount --lazy \(path)")
+        guard mount("tmpfs", path, "tmpfs", 0, "size=\(byteCount)") == 0 else {
+            throw TestFailure("cannot mount a tmpfs: \(errno)")
+        }
+    }
+
+    deinit {
+        umount2(path, Int32(MNT_DETACH))
+        Undertaker.shared.withdraw(ticket)
+    }
+
+    /// What `statvfs` says is free.
+    func freeByteCount() throws -> Int {
+        var status = statvfs()
+        guard statvfs(path, &status) == 0 else { throw TestFailure("statvfs: \(errno)") }
+        return Int(status.f_bfree) * Int(status.f_frsize)
+    }
+
+    /// Names in it.
+    func names() throws -> [String] {
+        try FileManager.default.contentsOfDirectory(atPath: path)
+    }
+}
