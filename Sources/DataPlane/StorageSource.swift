@@ -193,7 +193,9 @@ package final class StorageSource: Sendable {
     }
 
     private func grown(by byteCount: UInt64) {
-        if byteCount > 0 { notify(.grown(byteCount)) }
+        // The first step belongs to opening the source: only what follows is news.
+        let isFirst = state.withLock { $0.space.capacity == 0 }
+        if byteCount > 0, !isFirst { notify(.grown(byteCount)) }
         let answers = state.withLock { state -> [(Wish, Result<UInt64, Fault>)] in
             if byteCount > 0 {
                 state.space.grown(by: byteCount)

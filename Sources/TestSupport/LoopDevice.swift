@@ -17,7 +17,7 @@ package final class LoopDevice: Sendable {
         ticket = Undertaker.shared.register(
             (withPartitions ? "partx --delete \(path); " : "") + "losetup --detach \(path)")
         // By command, since not every kernel reads partition tables by itself.
-        if withPartitions { try Command.check("partx", ["--add", path]) }
+        if withPartitions { try Command.check("partx", ["--update", path]) }
     }
 
     deinit {
