@@ -2,8 +2,8 @@
 import PackageDescription
 
 // Every target of ours is built in Swift 6 mode with warnings as errors. Exclusivity of class
-// properties is enforced by the loops' thread confinement; the dynamic check costs the data path
-// several per cent, so release builds leave it to the debug build and the compiler.
+// properties is enforced by the loops' thread confinement; the dynamic check would run for every
+// request, so release builds leave it to the debug build and the compiler.
 let strict: [SwiftSetting] = [
     .treatAllWarnings(as: .error),
     .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release)),

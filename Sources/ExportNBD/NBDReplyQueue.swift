@@ -9,8 +9,8 @@ internal import CLinux
 final class NBDReplyQueue {
     /// Most replies of one sendmsg.
     static let batchCount = 64
-    /// Replies that are sent at once instead of at the end of the turn: measured on tmpfs at
-    /// depth 32, where smaller batches cost system calls and larger ones leave the client idle.
+    /// Replies that are sent at once instead of at the end of the turn: smaller batches cost
+    /// system calls, larger ones leave the client idle. Not tuned by measurement yet.
     static let eagerCount = 8
     /// Room for a header and an error message.
     static let headerByteCount = 128
