@@ -9,6 +9,12 @@ let strict: [SwiftSetting] = [
     .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release)),
 ]
 
+// What only tests run is not worth the optimiser's time.
+let strictTests: [SwiftSetting] = [
+    .treatAllWarnings(as: .error),
+    .unsafeFlags(["-Onone"], .when(configuration: .release)),
+]
+
 let package = Package(
     name: "stillpoint",
     products: [
@@ -72,13 +78,13 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(
-            name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strict),
+            name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strictTests),
         .testTarget(
-            name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strict),
+            name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strictTests),
         .testTarget(
             name: "DataPlaneTests",
             dependencies: ["BlockModel", "CLinux", "DataPlane", "RingIO"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
         .executableTarget(
@@ -90,32 +96,32 @@ let package = Package(
             dependencies: [
                 "CTestSupport", "TestSupport", "nbd-load", "powercut-fs", "stillpoint",
             ],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
             name: "ExportNBDTests",
             dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
             name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",
             dependencies: ["Control", "TestSupport", "powercut-fs", "stillpoint"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
             name: "CopyOnWriteTests", dependencies: ["BlockModel", "CopyOnWrite"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
             name: "SnapshotCoreTests",
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
-            swiftSettings: strict),
+            swiftSettings: strictTests),
         .testTarget(
-            name: "SimulationTests", dependencies: ["Simulation"], swiftSettings: strict),
+            name: "SimulationTests", dependencies: ["Simulation"], swiftSettings: strictTests),
     ]
 )

@@ -425,7 +425,7 @@ package actor DeviceRegistry {
             rotational: facts.isRotational, access: facts.accessMode.rawValue,
             loop: entry.device.loop.index, attachedAt: entry.attachedAt, connections: users,
             snapshots: (holders[entry.request.name] ?? []).map(\.id.description),
-            epoch: progress?.epoch.rawValue,
+            generation: progress?.generation.description, epoch: progress?.epoch.rawValue,
             counters: (progress?.counters).map(CountersDocument.init))
     }
 }

@@ -47,6 +47,8 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var connections: Int
     /// Ids of its snapshots, the oldest first.
     package var snapshots: [String]
+    /// UUID of its unbroken tracking history. Left out when the loop is too busy to answer.
+    package var generation: String?
     /// In which its changes are marked now. Left out when the loop is too busy to answer.
     package var epoch: UInt32?
     /// Left out when the loop is too busy to answer.

@@ -61,13 +61,15 @@ package final class AttachedDevice: Sendable {
         return await loop.mailbox.run { device.get(on: $0).userCount } ?? 0
     }
 
-    /// What the device has done since it was attached, and the epoch in which its changes are
-    /// marked now; nil when its loop does not answer.
-    package func progress() async -> (counters: DeviceCounters, epoch: Epoch)? {
+    /// What the device has done since it was attached, the history its changes belong to and the
+    /// epoch in which they are marked now; nil when its loop does not answer.
+    package func progress() async -> (
+        counters: DeviceCounters, generation: Generation, epoch: Epoch
+    )? {
         let device = device
         return await loop.mailbox.run { loop in
             let device = device.get(on: loop)
-            return (device.currentCounters, device.engine.epoch)
+            return (device.currentCounters, device.generation, device.engine.epoch)
         }
     }
 

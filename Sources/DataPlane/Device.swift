@@ -19,6 +19,8 @@ final class Device: BlockTarget {
     let engine: SnapshotEngine
     let preservation: LoopPreservation
     let mapMemory: ChangeMapMemory
+    /// The unbroken tracking history that the engine's epochs count in.
+    private(set) var generation = Generation(id: .random())
     /// The snapshots of this device by their index in the engine.
     var parts: [SnapshotPart?]
     /// The storage sources by their index in the engine.
