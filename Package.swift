@@ -90,11 +90,16 @@ let package = Package(
         .executableTarget(
             name: "nbd-load", dependencies: ["TestSupport"], swiftSettings: strict),
         .executableTarget(
+            name: "count-work",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .executableTarget(
             name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "InteropTests",
             dependencies: [
-                "CTestSupport", "TestSupport", "nbd-load", "powercut-fs", "stillpoint",
+                "CTestSupport", "TestSupport", "count-work", "nbd-load", "powercut-fs",
+                "stillpoint",
             ],
             swiftSettings: strictTests),
         .testTarget(
