@@ -36,7 +36,9 @@ extension NBDSession {
             }
             loop.receiveBuffers.release(buffer)
         }
-        if result == -ENOBUFS, isListening || phase == .lingering { return loop.callWhenRoom(handler) }
+        if result == -ENOBUFS, isListening || phase == .lingering {
+            return loop.callWhenRoom(handler)
+        }
         receiveEnded(result)
     }
 

@@ -12,6 +12,16 @@ extension SnapshotEngine {
             count: Int(batches[Int(batch.rawValue)].count))
     }
 
+    /// Preserved blocks of the device that are in memory only: queued, or being written.
+    package var unstoredBlockCount: Int {
+        var count = storeCount
+        for index in 0..<limits.batchCount
+        where batches[index].isUsed && batches[index].purpose == .preserving {
+            count += Int(batches[index].count)
+        }
+        return count
+    }
+
     /// A source for a prepared or held snapshot; nil at the bound.
     package func sourceAdded(to snapshot: SnapshotIndex) -> SourceIndex? {
         for index in 0..<limits.sourceCount where !sources[index].isUsed {
@@ -68,7 +78,8 @@ extension SnapshotEngine {
     }
 
     private func storageImproved() {
-        pumpStorage(isTurnEnd: false)
+        // As at the end of a turn: an extent is granted after this turn's end has asked for it.
+        pumpStorage(isTurnEnd: true)
         while let index = pop(&imageSpaceWaiters) { wake(index) }
         settle()
     }
@@ -138,7 +149,11 @@ extension SnapshotEngine {
         }
         var fault = Fault.noSpace
         for index in 0..<sourceEnd
-        where sources[index].isUsed && sources[index].state == .failed { fault = .inputOutput }
+        where sources[index].isUsed && sources[index].state == .failed
+            && !sources[index].isOutOfSpace
+        {
+            fault = .inputOutput
+        }
         shortage = fault
         var isPatient = false
         for position in 0..<chainCount where layerUses[Int(chain[position])].role == .live {
@@ -230,8 +245,10 @@ extension SnapshotEngine {
     }
 
     private func sourceFailed(_ source: SourceIndex, _ fault: Fault) {
+        // Also when it says ENOSPC: its extents have room, and would be tried again for ever.
         let record = sources + Int(source.rawValue)
-        record.pointee.state = fault == .noSpace ? .full : .failed
+        record.pointee.state = .failed
+        record.pointee.isOutOfSpace = fault == .noSpace
         closeOpenExtents(source)
     }
 

@@ -178,8 +178,8 @@ import Testing
         }
     }
 
-    @Test func `blocks wait for a newer source that grows, an older one helps when memory is short`()
-    {
+    @Test
+    func `blocks wait for a newer source that grows, an older one helps when memory is short`() {
         let harness = Harness(size: 4 << 20, bufferCount: 256)
         _ = harness.take()
         overwrite(harness)
@@ -202,6 +202,36 @@ import Testing
         #expect(harness.drain().contains { $0.hasPrefix("writeStorage 0 to 0 at 4096") })
         harness.engine.extentGranted(SourceIndex(1), .preserving, byteOffset: 0)
         #expect(harness.engine.buffers.freeCount < harness.buffers.capacity)
+    }
+
+    @Test func `a granted extent is used at once, whatever else happens or does not`() {
+        let harness = Harness()
+        _ = harness.take()
+        overwrite(harness)
+        #expect(harness.drain().contains("extent 0 preserving"))
+        #expect(harness.engine.unstoredBlockCount == 1)
+        harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
+        #expect(harness.drain() == ["writeStorage 0 to 0 at 0 blocks 1"])
+        #expect(harness.engine.unstoredBlockCount == 1)
+        harness.engine.storageWriteFinished(BatchIndex(0), byteCount: 4096, fault: nil)
+        #expect(harness.engine.unstoredBlockCount == 0)
+    }
+
+    @Test func `a source that fails with ENOSPC is left alone, and the loss says ENOSPC`() {
+        let harness = Harness()
+        _ = harness.take()
+        overwrite(harness)
+        harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
+        harness.engine.storageWriteFinished(BatchIndex(0), byteCount: 4096, fault: nil)
+        harness.write(1, 65536, 4096)
+        harness.copyDone(0, 4096)
+        harness.engine.turnEnded(now: 1)
+        _ = harness.drain()
+        harness.engine.storageWriteFinished(BatchIndex(0), byteCount: 0, fault: .noSpace)
+        harness.engine.turnEnded(now: 2)
+        let effects = harness.drain()
+        #expect(effects.contains("corrupted 0 errno 28"), "\(effects)")
+        #expect(!effects.contains { $0.hasPrefix("writeStorage") })
     }
 
     @Test func `a failed storage write is retried on another source`() {
