@@ -2,8 +2,10 @@
 #include "CLinux.h"
 
 #include <blkid/blkid.h>
+#include <linux/sockios.h>
 #include <linux/stat.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 
 #ifndef STATX_DIOALIGN
@@ -273,4 +275,11 @@ int32_t cl_peer_process(int fd) {
     socklen_t size = sizeof credentials;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return -1;
     return credentials.pid;
+}
+
+int cl_undelivered(int fd) {
+    int domain = 0, count = 0;
+    socklen_t size = sizeof domain;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain == AF_UNIX) return 0;
+    return ioctl(fd, SIOCOUTQ, &count) == 0 ? count : 0;
 }

@@ -52,10 +52,10 @@ package final class StillpointService: Service {
             throw ControlError(
                 .failed, "runtime directory cannot be made (\(error)); see --runtime-dir")
         }
-        let socket = try ControlSocket(claiming: configuration.control)
-        defer { socket.remove() }
         let blocking = try BlockingPool()
         defer { blocking.close() }
+        let socket = try await claimSocket(on: blocking)
+        defer { socket.remove() }
         let loops = try startLoops()
         let outcome: Result<Void, any Error>
         do {
@@ -66,6 +66,16 @@ package final class StillpointService: Service {
         await stop(loops, on: blocking)
         try outcome.get()
         logger.info("stopped")
+    }
+
+    /// Another service that starts on the same path is waited for: not on a thread of Swift's pool.
+    private func claimSocket(on blocking: BlockingPool) async throws -> ControlSocket {
+        let path = configuration.control
+        let outcome = await blocking.run { Result { try ControlSocket(claiming: path) } }
+        guard let outcome else {
+            preconditionFailure("nothing else waits in the blocking pool at the start")
+        }
+        return try outcome.get()
     }
 
     private func startLoops() throws -> [LoopThread] {

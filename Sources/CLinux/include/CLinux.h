@@ -238,6 +238,10 @@ bool cl_process_lives(int32_t pid);
 // The process that listens on the Unix socket this one is connected to; -1 on error.
 int32_t cl_peer_process(int fd);
 
+/* Bytes sent over a TCP connection that its peer's kernel has not taken yet; 0 on other sockets, and
+   when it cannot be told. */
+int cl_undelivered(int fd);
+
 // Blocks every signal on the calling thread: signals are the main thread's business.
 static inline void cl_block_signals(void) {
     sigset_t all;
