@@ -17,6 +17,8 @@ struct OpenedOrigin: Sendable {
     let honoursDataSync: Bool
     /// The device or file itself: what difference storage may not stand on.
     let foundations: Set<Foundation>
+    /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
+    let groundwork: Set<Foundation>
 
     /// Gives the origin up before a device took it.
     func close() { Glibc.close(descriptor) }
@@ -135,7 +137,8 @@ enum OriginOpener {
                     : Foundation(
                         device: cl_device_number(found.device_major, found.device_minor),
                         inode: found.inode)
-            ])
+            ],
+            groundwork: BlockTopology.foundations(of: descriptor))
     }
 
     private static func chooseSector(

@@ -270,4 +270,6 @@ uint32_t cl_crc32c(const void *bytes, size_t length);
 // True when all `length` bytes, a multiple of 64, are zero.
 bool cl_is_zero(const void *bytes, size_t length);
 
+#include "CLinuxFreeze.h"
+
 #endif
