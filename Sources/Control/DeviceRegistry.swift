@@ -4,6 +4,7 @@ internal import ExportNBD
 internal import FoundationEssentials
 internal import Logging
 internal import RingIO
+internal import SnapshotCore
 
 // The devices of the service: attach, list, show, detach.
 //
@@ -274,6 +275,15 @@ package actor DeviceRegistry {
         }
         for name in names { holders[name, default: []].append(snapshot) }
         return held
+    }
+
+    /// What the origins stand on: no filesystem of theirs is frozen.
+    func grounds() -> [ProtectedGround] {
+        entries.map { name, entry in
+            ProtectedGround(
+                what: "the origin of device \(name), \(entry.device.facts.path)",
+                devices: entry.device.ground)
+        }
     }
 
     /// The snapshot has left its devices.

@@ -17,6 +17,8 @@ package enum EventKind: String, Sendable {
     case overlayCorrupted = "overlay-corrupted"
     case lowSpace = "low-space"
     case storageGrown = "storage-grown"
+    case hookFailed = "hook-failed"
+    case freezeFailed = "freeze-failed"
     case deviceAttached = "device-attached"
     case deviceDetached = "device-detached"
 }

@@ -54,6 +54,7 @@ package final class StillpointService: Service {
         }
         let socket = try ControlSocket(claiming: configuration.control)
         defer { socket.remove() }
+        thawLeftovers(FrozenList(runtimeDirectory: configuration.runtimeDirectory))
         let blocking = try BlockingPool()
         defer { blocking.close() }
         let loops = try startLoops()
@@ -66,6 +67,21 @@ package final class StillpointService: Service {
         await stop(loops, on: blocking)
         try outcome.get()
         logger.info("stopped")
+    }
+
+    /// Thaws what a service left frozen that died in the middle of a take.
+    private func thawLeftovers(_ list: FrozenList) {
+        for thaw in list.thawAll() {
+            switch thaw.outcome {
+            case .thawed:
+                logger.warning("thawed \(thaw.mountPoint), which the last service left frozen")
+            case .wasNotFrozen: break
+            case .failed(let reason):
+                logger.error(
+                    "\(thaw.mountPoint) may be frozen still (\(errnoText(reason))); see fsfreeze(8)"
+                )
+            }
+        }
     }
 
     private func startLoops() throws -> [LoopThread] {
@@ -103,9 +119,9 @@ package final class StillpointService: Service {
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
             let cuts = try startCutThread()
-            let snapshots = SnapshotRegistry(
-                devices: registry, blocking: blocking, exports: exports, events: events,
-                cuts: cuts, defaultStorage: state.path, logger: logger)
+            let snapshots = snapshotRegistry(
+                devices: registry, state: state, cuts: cuts, blocking: blocking, exports: exports,
+                events: events)
             outcome = await runSnapshots(
                 Registries(devices: registry, snapshots: snapshots, events: events), exports,
                 socket: socket, loops: loops)
@@ -118,6 +134,31 @@ package final class StillpointService: Service {
         if !faults.isEmpty {
             throw ControlError(.failed, faults.joined(separator: "; "))
         }
+    }
+
+    private func snapshotRegistry(
+        devices: DeviceRegistry, state: StateDirectory, cuts: CutThread, blocking: BlockingPool,
+        exports: ExportTable, events: EventLog
+    ) -> SnapshotRegistry {
+        var limits = FreezeLimits()
+        if let limit = configuration.freezeLimitMilliseconds { limits.freezeMilliseconds = limit }
+        let freezing = FilesystemFreezing(
+            list: FrozenList(runtimeDirectory: configuration.runtimeDirectory),
+            quiet: state.quiet, log: .shared, blocking: blocking, cuts: cuts, limits: limits,
+            localBlockDevices: { [:] }, logger: logger)
+        return SnapshotRegistry(
+            devices: devices, blocking: blocking, exports: exports, events: events,
+            freezing: freezing,
+            hooks: HookRunner(
+                quiet: state.quiet, blocking: blocking, control: configuration.control),
+            ownDirectories: [
+                ("the state directory \(state.path)", state.path),
+                (
+                    "the runtime directory \(configuration.runtimeDirectory)",
+                    configuration.runtimeDirectory
+                ),
+            ],
+            defaultStorage: state.path, logger: logger)
     }
 
     private func startCutThread() throws(ControlError) -> CutThread {

@@ -55,7 +55,9 @@ package struct MountTable: Equatable, Sendable {
         for line in text.split(separator: 10, omittingEmptySubsequences: false) {
             number += 1
             if line.isEmpty { continue }
-            guard let mount = Self.mount(line, position: number) else { throw MountTableFault(line: number) }
+            guard let mount = Self.mount(line, position: number) else {
+                throw MountTableFault(line: number)
+            }
             mounts.append(mount)
         }
         self.mounts = mounts

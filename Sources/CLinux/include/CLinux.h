@@ -271,5 +271,6 @@ uint32_t cl_crc32c(const void *bytes, size_t length);
 bool cl_is_zero(const void *bytes, size_t length);
 
 #include "CLinuxFreeze.h"
+#include "CLinuxProcesses.h"
 
 #endif
