@@ -48,7 +48,15 @@ package final class BlockingPool: Sendable {
     private let available = Semaphore()
     private let threads: Mutex<[pthread_t]>
 
-    package init(threadCount: Int = 4) throws(RingError) {
+    private let ownsDescriptors: Bool
+
+    /// `ownsDescriptors`: its threads share no descriptor with the process. Work that waits for
+    /// I/O which this process itself serves belongs there: when the process is killed, such a
+    /// thread ends only after that I/O has failed, and that takes the descriptor it is served
+    /// through to be closed, which a thread that shares it would prevent for ever. The work opens
+    /// and closes what it needs.
+    package init(threadCount: Int = 4, ownsDescriptors: Bool = false) throws(RingError) {
+        self.ownsDescriptors = ownsDescriptors
         threads = Mutex([])
         state.withLock { $0.jobs = Array(repeating: nil, count: Self.capacity) }
         for _ in 0..<threadCount {
@@ -76,7 +84,10 @@ package final class BlockingPool: Sendable {
     package func submit(_ job: @escaping @Sendable () -> Void) -> Bool { add(.closure(job)) }
 
     /// Queues work, whose `finished` runs on its loop afterwards; false as above.
-    package func submit(_ work: BlockingWork) -> Bool { add(.work(work)) }
+    package func submit(_ work: BlockingWork) -> Bool {
+        precondition(!ownsDescriptors, "the loop is told through a descriptor of the process")
+        return add(.work(work))
+    }
 
     private func add(_ job: Job) -> Bool {
         let accepted = state.withLock { state in
@@ -109,6 +120,9 @@ package final class BlockingPool: Sendable {
     }
 
     private func run() {
+        // Refused (by a filter of system calls): the threads work all the same, and a process that
+        // is killed at the wrong moment needs its connections aborted by hand.
+        if ownsDescriptors { _ = cl_own_descriptors() }
         while true {
             available.wait()
             let job = state.withLock { state -> Job? in
