@@ -11,8 +11,6 @@ int cl_freeze_filesystem(int fd) { return ioctl(fd, FIFREEZE, 0); }
 
 int cl_thaw_filesystem(int fd) { return ioctl(fd, FITHAW, 0); }
 
-int cl_sync_filesystem(int fd) { return syncfs(fd); }
-
 int cl_mount_id(int fd, uint64_t *id) {
     // The kernel's struct statx (include/uapi/linux/stat.h): 256 bytes, the mount's number at 144.
     union {

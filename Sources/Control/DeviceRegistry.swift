@@ -253,6 +253,7 @@ package actor DeviceRegistry {
                 loop: loop.index,
                 features: RingFeatures.names.filter { loop.features.contains($0.feature) }
                     .map(\.name),
+                ioFlusher: loop.isIOFlusher,
                 devices: entries.values.count { $0.device.loop.index == loop.index })
         }
     }
@@ -292,6 +293,15 @@ package actor DeviceRegistry {
             holders[name]?.removeAll { $0 == snapshot }
             if holders[name]?.isEmpty ?? false { holders[name] = nil }
         }
+    }
+
+    /// Bytes of the sectors that users of a device see.
+    func sectorBytes(of name: ObjectName) throws(ControlError) -> UInt32 {
+        guard let entry = entries[name] else {
+            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
+            throw isMissing(name.text, missing)
+        }
+        return entry.device.facts.sectorBytes
     }
 
     // -- detach

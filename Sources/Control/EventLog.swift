@@ -21,6 +21,8 @@ package enum EventKind: String, Sendable {
     case freezeFailed = "freeze-failed"
     case deviceAttached = "device-attached"
     case deviceDetached = "device-detached"
+    case blockAttached = "block-attached"
+    case blockDetached = "block-detached"
 }
 
 /// A snapshot's id and its name, if it has one.

@@ -39,7 +39,7 @@ struct FreezeSummary: Sendable {
 
 /// Freezes filesystems; see the head of this file.
 actor FilesystemFreezing {
-    private let list: FrozenList
+    private let listPath: String
     private let quiet: Turns
     private let log: QuietLog
     private let blocking: BlockingPool
@@ -48,15 +48,18 @@ actor FilesystemFreezing {
     private let localBlockDevices: LocalBlockDevices
     private let logger: Logger
     private let turn = Turns()
+    /// Replies of filesystems' threads.
+    private let relay: RelayThread
     /// Filesystems whose threads are stuck in a call, by number: where those are mounted that may
     /// be frozen when they come back, nothing for others.
     private var stuck: [DeviceNumber: [UInt8]?] = [:]
 
     init(
-        list: FrozenList, quiet: Turns, log: QuietLog, blocking: BlockingPool, cuts: CutThread,
+        listPath: String, quiet: Turns, log: QuietLog, blocking: BlockingPool, cuts: CutThread,
         limits: FreezeLimits, localBlockDevices: @escaping LocalBlockDevices, logger: Logger
-    ) {
-        self.list = list
+    ) throws(RingError) {
+        self.listPath = listPath
+        relay = try RelayThread()
         self.quiet = quiet
         self.log = log
         self.blocking = blocking
@@ -190,10 +193,9 @@ actor FilesystemFreezing {
             thawLimitNanoseconds: limits.freezeMilliseconds * 1_000_000)
         await quiet.takeAlone()
         defer { quiet.giveBack() }
-        // The last one frozen is the first to be thawed.
         try await replaceList(
-            freezers.reversed().compactMap { $0.target.mounts.first?.path }
-                + stuck.values.compactMap(\.self))
+            stuck.values.compactMap(\.self)
+                + freezers.compactMap { $0.target.mounts.first?.path })
         log.begin()
         let outcome = await cuts.makeCut(members, freezing: job)
         let dropped = log.end()
@@ -215,19 +217,17 @@ actor FilesystemFreezing {
     }
 
     private func replaceList(_ mountPoints: [[UInt8]]) async throws {
-        let list = list
-        let failure = await blocking.run { () -> SystemFailure? in
-            do throws(SystemFailure) {
-                try list.replace(with: mountPoints)
-                return nil
-            } catch { return error }
+        let listPath = listPath
+        let failure = await blocking.run {
+            FrozenFilesystems.replace(listPath, with: mountPoints)
         }
         guard let failure else { throw ControlError.tooManyOperations }
-        if let failure {
+        guard failure == 0 else {
             throw ControlError(
                 .failed,
-                "the list of frozen filesystems cannot be written (\(failure)), so nothing is "
-                    + "frozen; make room in the runtime directory, or use --freeze none")
+                "the list of frozen filesystems, \(listPath), cannot be written "
+                    + "(\(errnoText(failure))), so nothing is frozen; mend the runtime directory, "
+                    + "or use --freeze none")
         }
     }
 
@@ -290,7 +290,7 @@ actor FilesystemFreezing {
                     + "its disk is slow or hangs; try again later, or without it")
         }
         do throws(RingError) {
-            return try FilesystemFreezer(target)
+            return try FilesystemFreezer(target, listPath: listPath, relay: relay)
         } catch { throw ControlError(.failed, "\(target.name) cannot be frozen: \(error)") }
     }
 

@@ -432,6 +432,9 @@ package actor SnapshotRegistry {
         }
     }
 
+    /// What the snapshot's exports are called after: its name, or its id.
+    func label(of text: String) throws(ControlError) -> SnapshotLabel { try find(text).label }
+
     // -- helpers
 
     /// The snapshot of that name, id or unique prefix of the id.

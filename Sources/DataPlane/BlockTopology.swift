@@ -38,6 +38,8 @@ enum BlockTopology {
     static func descend(major: UInt32, minor: UInt32, into found: inout Set<Foundation>) {
         let entry = Foundation(device: cl_device_number(major, minor), inode: 0)
         guard found.insert(entry).inserted else { return }
+        // Below it is a file that we answer for ourselves.
+        guard !ServedBlockDevices.contains(entry.device) else { return }
         let folder = "/sys/dev/block/\(major):\(minor)"
         if SystemFile.read("\(folder)/partition") != nil {
             descend(numbers: SystemFile.read("\(folder)/../dev"), into: &found)

@@ -13,6 +13,10 @@ internal import Synchronization
 //   that was ordered while a freeze was under way thaws what that freeze froze, whenever it comes
 //   back.
 // - Nothing is thawed that was not frozen here.
+// - The thread shares no descriptor with the process, for it may wait for I/O that this process
+//   itself serves (see `BlockingPool`). Of the lock beside the list of frozen filesystems it holds
+//   a share until it ends, also where the process is killed meanwhile: only then is it known that
+//   nothing will be frozen any more.
 // - The descriptor is opened before the first freeze, through a mount of that filesystem and no
 //   other, and lives until the thread has been dismissed and all before that is done.
 
@@ -29,12 +33,19 @@ package final class FilesystemFreezer: Sendable {
     }
 
     package let target: FreezePlan.Target
+    private let lockPath: String
+    private let relay: RelayThread
     private let orders = Mutex<[Order]>([])
     private let available = Semaphore()
 
-    /// Starts the thread.
-    package init(_ target: FreezePlan.Target) throws(RingError) {
+    /// Starts the thread. `listPath`: of the list of frozen filesystems; `relay`: calls the
+    /// replies to `prepare` and `dismiss`.
+    package init(
+        _ target: FreezePlan.Target, listPath: String, relay: RelayThread
+    ) throws(RingError) {
         self.target = target
+        self.relay = relay
+        lockPath = FrozenFilesystems.lockPath(of: listPath)
         try ServiceThread.start("freezer") { [self] in work() }
     }
 
@@ -42,9 +53,10 @@ package final class FilesystemFreezer: Sendable {
     /// more.
     package func prepare(_ reply: @escaping Reply) { order(.prepare(reply)) }
 
+    /// Replies on the thread itself: to one that waits and is no task.
     func freeze(_ reply: @escaping Reply) { order(.freeze(reply)) }
 
-    /// EINVAL when somebody else has thawed it; 0 without doing anything when it was not frozen
+    /// Replies as `freeze` does: EINVAL when somebody else has thawed it; 0 without doing anything when it was not frozen
     /// here.
     func thaw(_ reply: @escaping Reply) { order(.thaw(reply)) }
 
@@ -57,15 +69,25 @@ package final class FilesystemFreezer: Sendable {
     }
 
     private func work() {
+        // Refused (by a filter of system calls): it works all the same, and a process that is
+        // killed at the wrong moment needs its FUSE connections aborted by hand.
+        _ = cl_own_descriptors()
+        var lock: Int32 = -1
         var descriptor: Int32 = -1
         var isFrozen = false
         while true {
             available.wait()
             switch orders.withLock({ $0.removeFirst() }) {
             case .prepare(let reply):
-                descriptor = open()
-                reply(
-                    descriptor < 0 ? ESTALE : Self.failure(cl_sync_filesystem(descriptor)))
+                lock = FrozenFilesystems.share(lockPath)
+                var failure = lock < 0 ? errno : 0
+                if failure == 0 {
+                    descriptor = open()
+                    failure =
+                        descriptor < 0 ? ESTALE : Self.failure(cl_sync_filesystem(descriptor))
+                }
+                let answer = failure
+                relay.post { reply(answer) }
             case .freeze(let reply):
                 let failure = Self.failure(cl_freeze_filesystem(descriptor))
                 isFrozen = failure == 0
@@ -75,7 +97,8 @@ package final class FilesystemFreezer: Sendable {
                 isFrozen = false
             case .dismiss(let gone):
                 if descriptor >= 0 { close(descriptor) }
-                gone()
+                if lock >= 0 { close(lock) }
+                relay.post(gone)
                 return
             }
         }

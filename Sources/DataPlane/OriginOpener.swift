@@ -98,6 +98,12 @@ enum OriginOpener {
         guard cl_file_facts(descriptor, &found) == 0 else {
             throw AttachError(.failed, "origin \(path): statx: \(text(of: errno))")
         }
+        guard !ServedBlockDevices.carry(BlockTopology.foundations(of: descriptor)) else {
+            throw AttachError(
+                .unsuitable,
+                "origin \(path) lies on a block device of this service: its requests would wait "
+                    + "for themselves; serve it from another service")
+        }
         let isBlockDevice = found.mode & UInt32(Glibc.S_IFMT) == UInt32(Glibc.S_IFBLK)
         var size = found.size
         var naturalSectorBytes: UInt32 = 512

@@ -7,7 +7,6 @@
 // Each takes a descriptor of any file of the filesystem; all can block for as long as its disk does.
 int cl_freeze_filesystem(int fd);
 int cl_thaw_filesystem(int fd);
-int cl_sync_filesystem(int fd);
 
 // The number that /proc/self/mountinfo gives to the mount the file was opened through.
 int cl_mount_id(int fd, uint64_t *id);
