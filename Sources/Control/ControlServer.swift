@@ -128,6 +128,7 @@ struct ControlServer: Sendable {
         addDevices(to: router)
         addSnapshots(to: router)
         addEvents(to: router)
+        addBlocks(to: router)
         return router
     }
 
@@ -144,6 +145,7 @@ struct ControlServer: Sendable {
         router.delete("v1/devices/{name}") { [registries] request, context in
             let isForced = try Self.flag("force", of: request)
             let name = try context.parameters.require("name")
+            try await registries.blocks.clear(device: name, isForced: isForced)
             let last = try await registry.detach(
                 name, isForced: isForced, destroying: registries.snapshots.destroyAll)
             guard let last else {

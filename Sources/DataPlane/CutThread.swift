@@ -32,6 +32,10 @@ package struct CutOutcome: Sendable {
     package var epochs: [Epoch] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
+    /// How the filesystems fared that were to be frozen for it.
+    package var freeze = FreezeOutcome()
+    /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
+    package var isCalledOffByFreeze = false
 }
 
 /// The thread that makes cuts.
@@ -39,6 +43,7 @@ package final class CutThread: Sendable {
     private struct Job: Sendable {
         var members: [CutMember]
         var limitNanoseconds: UInt64
+        var freeze: FreezeJob?
         var finish: @Sendable (CutOutcome) -> Void
     }
 
@@ -67,12 +72,16 @@ package final class CutThread: Sendable {
     }
 
     /// Makes a cut over the members. `limitNanoseconds`: longest time writers wait behind closed
-    /// gates; beyond it everything is undone.
+    /// gates; beyond it everything is undone. `freeze`: filesystems to freeze before and to thaw
+    /// after it.
     package func makeCut(
-        _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000
+        _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000,
+        freezing freeze: FreezeJob? = nil
     ) async -> CutOutcome {
         await withCheckedContinuation { continuation in
-            let job = Job(members: members, limitNanoseconds: limitNanoseconds) {
+            let job = Job(
+                members: members, limitNanoseconds: limitNanoseconds, freeze: freeze
+            ) {
                 continuation.resume(returning: $0)
             }
             let accepted = jobs.withLock { jobs in
@@ -110,7 +119,12 @@ package final class CutThread: Sendable {
             }
             guard let job else { return }
             var run = CutRun(job.members, limitNanoseconds: job.limitNanoseconds)
-            job.finish(run.perform())
+            if let freeze = job.freeze {
+                var freezing = FreezeRun(freeze)
+                job.finish(freezing.perform { run.perform() })
+            } else {
+                job.finish(run.perform())
+            }
         }
     }
 }
@@ -214,7 +228,7 @@ private struct CutRun {
 }
 
 /// Answers of loops to the thread that waits for them.
-private final class Answers<Answer: Sendable>: Sendable {
+final class Answers<Answer: Sendable>: Sendable {
     private let queue = Mutex<[Answer]>([])
     private let available = Semaphore()
 

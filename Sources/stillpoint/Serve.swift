@@ -54,7 +54,7 @@ struct Serve: AsyncParsableCommand {
     mutating func run() async throws {
         let configuration = try serviceConfiguration()
         Self.prepareProcess()
-        LoggingSystem.bootstrap { StreamLogHandler.standardError(label: $0) }
+        LoggingSystem.bootstrap { QuietLogHandler(StreamLogHandler.standardError(label: $0)) }
         var logger = Logger(label: "stillpoint")
         logger.logLevel = logLevel
         let service = StillpointService(configuration, logger: logger) {
@@ -88,7 +88,9 @@ struct Serve: AsyncParsableCommand {
             nbd: addresses.isEmpty ? [.unix(path: directory + "/nbd.sock")] : addresses,
             attach: try attach.map(Self.attachRequest), loopCount: loops,
             allowsPlaintext: allowPlaintext, withoutRingFeatures: without ?? [],
-            notifySocket: Defaults.environment("NOTIFY_SOCKET"))
+            notifySocket: Defaults.environment("NOTIFY_SOCKET"),
+            freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")
+                .flatMap { UInt64($0) })
     }
 
     private static func attachRequest(_ text: String) throws -> AttachRequest {
