@@ -29,6 +29,7 @@ let package = Package(
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     ],
     targets: [
         .target(
@@ -75,8 +76,10 @@ let package = Package(
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "Yams", package: "Yams"),
             ],
             swiftSettings: strict),
+        .executableTarget(name: "manual", swiftSettings: strict),
         .testTarget(
             name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strictTests),
         .testTarget(
@@ -109,7 +112,7 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",
-            dependencies: ["Control", "TestSupport", "powercut-fs", "stillpoint"],
+            dependencies: ["Control", "TestSupport", "manual", "powercut-fs", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],

@@ -256,6 +256,39 @@ package actor DeviceRegistry {
         }
     }
 
+    /// What all devices did, by name; those whose loop does not answer are left out.
+    func activity() async -> [(document: DeviceDocument, activity: DeviceActivity)] {
+        var all: [(document: DeviceDocument, activity: DeviceActivity)] = []
+        for (_, entry) in entries.sorted(by: { $0.key < $1.key }) {
+            guard let activity = await entry.device.activity() else { continue }
+            all.append((await document(of: entry), activity))
+        }
+        return all
+    }
+
+    /// What this machine offers, and how an origin would be reached.
+    func probe(_ path: String?) async throws -> MachineProbe {
+        if let path {
+            guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+                throw ControlError(.invalid, "path=\(path): give an absolute path")
+            }
+        }
+        let probe = await blocking.run { Result { try MachineProbe.run(path: path) } }
+        guard let probe else {
+            throw ControlError(.busy, "too many operations wait; try again")
+        }
+        return try probe.get()
+    }
+
+    /// What the loops have handed out.
+    func loopUsage() async -> [(index: Int, usage: LoopUsage)] {
+        var all: [(index: Int, usage: LoopUsage)] = []
+        for loop in loops {
+            if let usage = await LoopUsage.of(loop) { all.append((loop.index, usage)) }
+        }
+        return all
+    }
+
     // -- hold
 
     /// Keeps devices from being detached until `release`; all or none.

@@ -23,6 +23,7 @@ struct Registries: Sendable {
     let devices: DeviceRegistry
     let snapshots: SnapshotRegistry
     let events: EventLog
+    let cuts: CutThread
 }
 
 /// The running service; see the head of this file.
@@ -31,6 +32,7 @@ package final class StillpointService: Service {
     private let logger: Logger
     private let whenReady: @Sendable () -> Void
     private let startedAt = Date()
+    private let counts = RequestCounts()
 
     /// `whenReady` is called once, when all is reachable.
     package init(
@@ -107,7 +109,8 @@ package final class StillpointService: Service {
                 devices: registry, blocking: blocking, exports: exports, events: events,
                 cuts: cuts, defaultStorage: state.path, logger: logger)
             outcome = await runSnapshots(
-                Registries(devices: registry, snapshots: snapshots, events: events), exports,
+                Registries(devices: registry, snapshots: snapshots, events: events, cuts: cuts),
+                exports,
                 socket: socket, loops: loops)
             // No cut is under way any more: this joins a thread that has nothing left to do.
             if await blocking.run({ cuts.close() }) == nil { cuts.close() }
@@ -169,7 +172,9 @@ package final class StillpointService: Service {
     /// Serves HTTP until the graceful stop, which lets requests under way finish.
     private func runHTTP(_ registries: Registries, socket: ControlSocket) async throws {
         let server = ControlServer(
-            registries: registries, status: { await self.status(registries) }, logger: logger)
+            registries: registries, status: { await self.status(registries) },
+            metrics: { await self.metrics(registries) },
+            probe: { try await registries.devices.probe($0) }, counts: counts, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
         let application = server.application(path: configuration.control) {
             do {
@@ -221,21 +226,21 @@ package final class StillpointService: Service {
             control: configuration.control, stateDirectory: configuration.stateDirectory,
             runtimeDirectory: configuration.runtimeDirectory,
             nbd: configuration.nbd.map(\.description), loops: await registry.listLoops(),
-            memory: MemoryDocument(residentBytes: residentBytes()),
+            memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
             missing: await registry.listMissing())
     }
 
-    /// Resident memory of this process; 0 when the kernel does not say.
-    private func residentBytes() -> UInt64 {
-        guard let file = fopen("/proc/self/statm", "re") else { return 0 }
-        defer { fclose(file) }
-        var line = [CChar](repeating: 0, count: 256)
-        guard fgets(&line, Int32(line.count), file) != nil else { return 0 }
-        let text = String(
-            decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
-        let fields = text.split(separator: " ")
-        guard fields.count > 1, let pages = UInt64(fields[1]) else { return 0 }
-        return pages * UInt64(sysconf(Int32(_SC_PAGESIZE)))
+    private func metrics(_ registries: Registries) async -> String {
+        let devices = registries.devices
+        let activity = await devices.activity()
+        return ServiceMetrics(
+            version: stillpointVersion,
+            process: .now(startedAt: startedAt.timeIntervalSince1970),
+            loops: await devices.loopUsage(), devices: activity,
+            missingCount: await devices.listMissing().count,
+            snapshots: await registries.snapshots.list(), cuts: registries.cuts.cuts,
+            events: registries.events.counts(), requests: counts.all()
+        ).text
     }
 }

@@ -73,6 +73,12 @@ package final class AttachedDevice: Sendable {
         }
     }
 
+    /// What the device and its images did, for metrics; nil when its loop does not answer.
+    package func activity() async -> DeviceActivity? {
+        let device = device
+        return await loop.mailbox.run { device.get(on: $0).activity }
+    }
+
     /// Closes the exports' sessions, waits for requests under way, flushes (unless read-only) and
     /// closes the origin. No snapshot of it may be left. Returns the fault of that flush. Once only.
     package func detach() async -> Fault? {

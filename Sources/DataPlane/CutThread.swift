@@ -45,6 +45,7 @@ package final class CutThread: Sendable {
     private let jobs = Mutex<[Job]?>([])
     private let available = Semaphore()
     private let thread = Mutex<pthread_t?>(nil)
+    private let history = Mutex(CutHistory())
 
     package init() throws(RingError) {
         var handle = pthread_t()
@@ -72,8 +73,9 @@ package final class CutThread: Sendable {
         _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000
     ) async -> CutOutcome {
         await withCheckedContinuation { continuation in
-            let job = Job(members: members, limitNanoseconds: limitNanoseconds) {
-                continuation.resume(returning: $0)
+            let job = Job(members: members, limitNanoseconds: limitNanoseconds) { outcome in
+                self.history.withLock { $0.add(outcome) }
+                continuation.resume(returning: outcome)
             }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
@@ -87,6 +89,9 @@ package final class CutThread: Sendable {
             }
         }
     }
+
+    /// How the cuts so far went.
+    package var cuts: CutHistory { history.withLock { $0 } }
 
     /// Finishes the cuts that wait and ends the thread.
     package func close() {

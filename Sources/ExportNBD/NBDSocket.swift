@@ -123,7 +123,7 @@ enum NBDSocket {
         return socket
     }
 
-    private static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {
+    static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {
         switch Int32(address.pointee.sa_family) {
         case AF_INET:
             address.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {

@@ -11,7 +11,9 @@ struct EventsCommand: AsyncParsableCommand {
             event if there was none. The end of a snapshot ends the events of that snapshot. When \
             the time runs out it ends with 0.
 
-            Example: stillpoint events --follow --snapshot nightly --json
+            Examples:
+              stillpoint events --after 100
+              stillpoint events --follow --snapshot nightly --json
             """)
 
     @Flag(help: "Go on with what happens from now on; with --json one document per line.")
