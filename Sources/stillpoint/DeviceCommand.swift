@@ -11,6 +11,7 @@ struct DeviceCommand: AsyncParsableCommand {
     struct Attach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Attach an origin, a disk image or block device, under a name.",
+            usage: "stillpoint device attach NAME PATH [OPTIONS]",
             discussion: """
                 The same again is done already and succeeds.
 

@@ -6,6 +6,7 @@ struct EventsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "events",
         abstract: "Print what happened, and what happens.",
+        usage: "stillpoint events [--follow] [OPTIONS]",
         discussion: """
             Without --follow it prints what has happened; with --timeout it waits for the first \
             event if there was none. The end of a snapshot ends the events of that snapshot. When \

@@ -9,6 +9,7 @@ import ServiceLifecycle
 struct Serve: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run the service in the foreground.",
+        usage: "stillpoint serve [OPTIONS]",
         discussion: """
             Logs go to standard error; "ready" is printed on standard output when all is \
             reachable. SIGTERM or SIGINT stops it: requests in flight finish, origins are flushed. \

@@ -19,6 +19,7 @@ struct SnapshotCommand: AsyncParsableCommand {
     struct Create: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Make a snapshot of one or more devices and take it; print its id.",
+            usage: "stillpoint snapshot create --device NAME... [OPTIONS]",
             discussion: """
                 Examples:
                   stillpoint snapshot create --device vm1 --name before-upgrade
@@ -198,6 +199,7 @@ struct SnapshotCommand: AsyncParsableCommand {
     struct AppendStorage: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Give a snapshot more storage while it is held.",
+            usage: "stillpoint snapshot append-storage SNAPSHOT --storage PLACE... [OPTIONS]",
             discussion: """
                 Examples:
                   stillpoint snapshot append-storage nightly --storage /srv/more --limit 20G

@@ -93,7 +93,7 @@ struct `The configuration file` {
         ("attach:\n  vm1:\n    read-only: true\n", 3, "path is missing"),
         ("attach:\n  vm1:\n    path: /x\n    sector-size: 513\n", 3, "513"),
         ("loops: 1\nloops: 2\n", 1, "loops"), ("- loops\n", 1, "keys and values"),
-        ("loops: 1\n  state-dir: [\n", 2, ""), ("state-dir: ~\n", 1, "one value"),
+        ("loops: 1\n  state-dir: [\n", 2, "mapping"), ("state-dir: ~\n", 1, "one value"),
     ])
     func `is refused with 2 and the line where it is wrong`(
         text: String, line: Int, words: String

@@ -56,7 +56,7 @@ struct `Manual pages and completions` {
             #expect(outcome.status == 0)
             #expect(outcome.output.contains("USAGE: " + path.joined(separator: " ")))
             let widest = outcome.output.split(separator: "\n").map(\.count).max() ?? 0
-            #expect(widest <= 100, "\(path): \(widest) columns")
+            #expect(widest <= 80, "\(path): \(widest) columns")
         }
     }
 
