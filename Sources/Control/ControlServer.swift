@@ -143,6 +143,8 @@ struct ControlServer: Sendable {
         addDevices(to: router)
         addSnapshots(to: router)
         addEvents(to: router)
+        addCheckpoints(to: router)
+        addChanges(to: router)
         refuseOtherMethods(on: router)
         return router
     }
