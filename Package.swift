@@ -58,9 +58,12 @@ let package = Package(
             // Its tests look at the protocol's inner types, in the same build as everybody else's.
             swiftSettings: strict + [.unsafeFlags(["-enable-testing"])]),
         .target(
+            name: "ExportBlock", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            swiftSettings: strict),
+        .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO",
+                "BlockModel", "CLinux", "DataPlane", "ExportBlock", "ExportNBD", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -109,6 +112,9 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "BlockTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",

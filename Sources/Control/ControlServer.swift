@@ -145,6 +145,7 @@ struct ControlServer: Sendable {
         addEvents(to: router)
         addCheckpoints(to: router)
         addChanges(to: router)
+        addBlocks(to: router)
         refuseOtherMethods(on: router)
         return router
     }
@@ -181,6 +182,7 @@ struct ControlServer: Sendable {
         router.delete("v1/devices/{name}") { [registries] request, context in
             let isForced = try Self.flag("force", of: request)
             let name = try context.parameters.require("name")
+            try await registries.blocks.clear(device: name, isForced: isForced)
             let last = try await registry.detach(
                 name, isForced: isForced, destroying: registries.snapshots.destroyAll)
             guard let last else {

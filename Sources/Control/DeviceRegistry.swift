@@ -4,6 +4,7 @@ internal import ExportNBD
 internal import FoundationEssentials
 internal import Logging
 internal import RingIO
+internal import SnapshotCore
 
 // The devices of the service: attach, list, show, detach.
 //
@@ -262,6 +263,7 @@ package actor DeviceRegistry {
                 loop: loop.index,
                 features: RingFeatures.names.filter { loop.features.contains($0.feature) }
                     .map(\.name),
+                ioFlusher: loop.isIOFlusher,
                 devices: entries.values.count { $0.device.loop.index == loop.index })
         }
     }
@@ -365,12 +367,30 @@ package actor DeviceRegistry {
     /// The device of that name, if it is attached.
     func attached(_ name: ObjectName) -> AttachedDevice? { entries[name]?.device }
 
+    /// What the origins stand on: no filesystem of theirs is frozen.
+    func grounds() -> [ProtectedGround] {
+        entries.map { name, entry in
+            ProtectedGround(
+                what: "the origin of device \(name), \(entry.device.facts.path)",
+                devices: entry.device.ground)
+        }
+    }
+
     /// The snapshot has left its devices.
     func release(_ snapshot: SnapshotLabel) {
         for name in holders.keys {
             holders[name]?.removeAll { $0 == snapshot }
             if holders[name]?.isEmpty ?? false { holders[name] = nil }
         }
+    }
+
+    /// Bytes of the sectors that users of a device see.
+    func sectorBytes(of name: ObjectName) throws(ControlError) -> UInt32 {
+        guard let entry = entries[name] else {
+            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
+            throw isMissing(name.text, missing)
+        }
+        return entry.device.facts.sectorBytes
     }
 
     // -- detach

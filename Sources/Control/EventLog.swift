@@ -17,8 +17,12 @@ package enum EventKind: String, CaseIterable, Sendable {
     case overlayCorrupted = "overlay-corrupted"
     case lowSpace = "low-space"
     case storageGrown = "storage-grown"
+    case hookFailed = "hook-failed"
+    case freezeFailed = "freeze-failed"
     case deviceAttached = "device-attached"
     case deviceDetached = "device-detached"
+    case blockAttached = "block-attached"
+    case blockDetached = "block-detached"
 }
 
 /// A snapshot's id and its name, if it has one.

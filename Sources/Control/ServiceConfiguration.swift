@@ -16,6 +16,8 @@ package struct ServiceConfiguration: Sendable {
     package var withoutRingFeatures: RingFeatures
     /// Socket of the service manager to be told when all is reachable.
     package var notifySocket: String?
+    /// Longest freeze of filesystems, for tests; nil: 10 s.
+    package var freezeLimitMilliseconds: UInt64?
 
     /// Most loops.
     package static let loopCountMax = 64
@@ -23,7 +25,8 @@ package struct ServiceConfiguration: Sendable {
     package init(
         control: String, stateDirectory: String, runtimeDirectory: String, nbd: [ListenAddress],
         attach: [AttachRequest], loopCount: Int? = nil, allowsPlaintext: Bool = false,
-        withoutRingFeatures: RingFeatures = [], notifySocket: String? = nil
+        withoutRingFeatures: RingFeatures = [], notifySocket: String? = nil,
+        freezeLimitMilliseconds: UInt64? = nil
     ) throws(ControlError) {
         try checkSocketPath(control)
         for path in [stateDirectory, runtimeDirectory] where !path.hasPrefix("/") {
@@ -50,6 +53,7 @@ package struct ServiceConfiguration: Sendable {
         self.allowsPlaintext = allowsPlaintext
         self.withoutRingFeatures = withoutRingFeatures
         self.notifySocket = notifySocket
+        self.freezeLimitMilliseconds = freezeLimitMilliseconds
     }
 }
 

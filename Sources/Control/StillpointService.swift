@@ -10,7 +10,7 @@ internal import ServiceLifecycle
 // The service as a whole: what must exist before what, and the way back.
 //
 //   state directory locked -> control socket claimed -> loops -> devices -> cut thread and
-//   snapshots -> NBD -> HTTP -> ready
+//   snapshots -> block devices -> NBD -> HTTP -> ready
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
@@ -23,6 +23,7 @@ struct Registries: Sendable {
     let devices: DeviceRegistry
     let snapshots: SnapshotRegistry
     let checkpoints: CheckpointRegistry
+    let blocks: BlockRegistry
     let events: EventLog
     let cuts: CutThread
 
@@ -63,6 +64,7 @@ package final class StillpointService: Service {
         }
         let socket = try ControlSocket(claiming: configuration.control)
         defer { socket.remove() }
+        thawLeftovers()
         let blocking = try BlockingPool()
         defer { blocking.close() }
         let loops = try startLoops()
@@ -76,6 +78,14 @@ package final class StillpointService: Service {
         await stop(loops, on: blocking)
         try outcome.get()
         logger.info("stopped")
+    }
+
+    /// Thaws what a service left frozen that died in the middle of a take.
+    private func thawLeftovers() {
+        let list = configuration.runtimeDirectory + "/" + FrozenFilesystems.listName
+        for mountPoint in FrozenFilesystems.thaw(listedIn: list) {
+            logger.warning("thawed \(mountPoint), which a killed service had left frozen")
+        }
     }
 
     private func startLoops() throws -> [LoopThread] {
@@ -114,14 +124,19 @@ package final class StillpointService: Service {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
             let cuts = try startCutThread()
             let checkpoints = CheckpointRegistry(
-                store: store, devices: registry, blocking: blocking, cuts: cuts, logger: logger)
-            let snapshots = SnapshotRegistry(
-                devices: registry, checkpoints: checkpoints, blocking: blocking, exports: exports,
-                events: events, cuts: cuts, defaultStorage: state.path, logger: logger)
+                store: store, devices: registry, blocking: blocking, cuts: cuts,
+                quiet: state.quiet, logger: logger)
+            let snapshots = try snapshotRegistry(
+                devices: registry, checkpoints: checkpoints, state: state, cuts: cuts,
+                blocking: blocking, exports: exports, events: events)
+            let blocks = BlockRegistry(
+                directory: configuration.runtimeDirectory + "/block", devices: registry,
+                snapshots: snapshots, exports: exports, events: events, blocking: blocking,
+                logger: logger)
             outcome = await runSnapshots(
                 Registries(
                     devices: registry, snapshots: snapshots, checkpoints: checkpoints,
-                    events: events, cuts: cuts),
+                    blocks: blocks, events: events, cuts: cuts),
                 exports, socket: socket, loops: loops)
             // No cut is under way any more: this joins a thread that has nothing left to do.
             if await blocking.run({ cuts.close() }) == nil { cuts.close() }
@@ -134,22 +149,53 @@ package final class StillpointService: Service {
         }
     }
 
+    private func snapshotRegistry(
+        devices: DeviceRegistry, checkpoints: CheckpointRegistry, state: StateDirectory,
+        cuts: CutThread, blocking: BlockingPool, exports: ExportTable, events: EventLog
+    ) throws(ControlError) -> SnapshotRegistry {
+        var limits = FreezeLimits()
+        if let limit = configuration.freezeLimitMilliseconds { limits.freezeMilliseconds = limit }
+        let freezing: FilesystemFreezing
+        do throws(RingError) {
+            freezing = try FilesystemFreezing(
+                listPath: configuration.runtimeDirectory + "/" + FrozenFilesystems.listName,
+                quiet: state.quiet, log: .shared, blocking: blocking, cuts: cuts, limits: limits,
+                localBlockDevices: { ServedBlockDevices.byDevice() }, logger: logger)
+        } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
+        return SnapshotRegistry(
+            devices: devices, checkpoints: checkpoints, blocking: blocking, exports: exports,
+            events: events, freezing: freezing,
+            hooks: HookRunner(
+                quiet: state.quiet, blocking: blocking, control: configuration.control),
+            ownDirectories: [
+                ("the state directory \(state.path)", state.path),
+                (
+                    "the runtime directory \(configuration.runtimeDirectory)",
+                    configuration.runtimeDirectory
+                ),
+            ],
+            defaultStorage: state.path, logger: logger)
+    }
+
     private func startCutThread() throws(ControlError) -> CutThread {
         do throws(RingError) {
             return try CutThread()
         } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
     }
 
-    /// Serves, and destroys the snapshots at the end: they do not outlive the service.
+    /// Serves, and takes block devices and snapshots away at the end: they do not outlive the
+    /// service.
     private func runSnapshots(
         _ registries: Registries, _ exports: ExportTable, socket: ControlSocket,
         loops: [LoopThread]
     ) async -> Result<Void, any Error> {
         let outcome: Result<Void, any Error>
         do {
+            try await registries.blocks.removeLeftovers()
             outcome = .success(
                 try await runExports(exports, registries, socket: socket, loops: loops))
         } catch { outcome = .failure(error) }
+        await registries.blocks.closeAll()
         await registries.snapshots.closeAll()
         return outcome
     }
@@ -239,7 +285,7 @@ package final class StillpointService: Service {
             nbd: configuration.nbd.map(\.description), loops: await registry.listLoops(),
             memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
-            missing: await registry.listMissing())
+            missing: await registry.listMissing(), blocks: await registries.blocks.list())
     }
 
     private func metrics(_ registries: Registries) async -> String {

@@ -11,13 +11,16 @@ package final class AttachedDevice: Sendable {
     let device: LoopConfined<Device>
     /// The origin as the kernel identifies it: difference storage may not stand on it.
     let foundations: Set<Foundation>
+    /// All that the origin stands on.
+    let groundwork: Set<Foundation>
 
     private init(
-        facts: OriginFacts, foundations: Set<Foundation>, loop: LoopThread,
-        device: LoopConfined<Device>
+        facts: OriginFacts, foundations: Set<Foundation>, groundwork: Set<Foundation>,
+        loop: LoopThread, device: LoopConfined<Device>
     ) {
         self.facts = facts
         self.foundations = foundations
+        self.groundwork = groundwork
         self.loop = loop
         self.device = device
         target = device.map { $0 }
@@ -52,7 +55,8 @@ package final class AttachedDevice: Sendable {
                 .busy, "origin \(path): the loop has as many devices as it may; detach one")
         }
         return AttachedDevice(
-            facts: origin.facts, foundations: origin.foundations, loop: loop, device: device)
+            facts: origin.facts, foundations: origin.foundations,
+            groundwork: origin.groundwork, loop: loop, device: device)
     }
 
     /// Users at this moment: connections and block attachments.

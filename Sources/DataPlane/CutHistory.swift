@@ -12,7 +12,7 @@ package struct CutHistory: Sendable {
     package init() {}
 
     mutating func add(_ outcome: CutOutcome) {
-        guard outcome.fault == nil else {
+        guard outcome.fault == nil, !outcome.isCalledOffByFreeze else {
             calledOffCount += 1
             return
         }

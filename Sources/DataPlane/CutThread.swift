@@ -34,6 +34,10 @@ package struct CutOutcome: Sendable {
     package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
+    /// How the filesystems fared that were to be frozen for it.
+    package var freeze = FreezeOutcome()
+    /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
+    package var isCalledOffByFreeze = false
 
     /// What is remembered of the cut of the device at `index`.
     package func base(at index: Int) -> TrackingBase {
@@ -47,6 +51,7 @@ package final class CutThread: Sendable {
         var members: [CutMember]
         var isBase: Bool
         var limitNanoseconds: UInt64
+        var freeze: FreezeJob?
         var finish: @Sendable (CutOutcome) -> Void
     }
 
@@ -76,14 +81,16 @@ package final class CutThread: Sendable {
     }
 
     /// Makes a cut over the members. `isBase`: later queries of changes can name it.
-    /// `limitNanoseconds`: longest time writers wait behind closed
-    /// gates; beyond it everything is undone.
+    /// `limitNanoseconds`: longest time writers wait behind closed gates; beyond it everything is
+    /// undone. `freeze`: filesystems to freeze before and to thaw after it.
     package func makeCut(
-        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000,
+        freezing freeze: FreezeJob? = nil
     ) async -> CutOutcome {
         await withCheckedContinuation { continuation in
             let job = Job(
-                members: members, isBase: isBase, limitNanoseconds: limitNanoseconds
+                members: members, isBase: isBase, limitNanoseconds: limitNanoseconds,
+                freeze: freeze
             ) { outcome in
                 self.history.withLock { $0.add(outcome) }
                 continuation.resume(returning: outcome)
@@ -127,7 +134,12 @@ package final class CutThread: Sendable {
             guard let job else { return }
             var run = CutRun(
                 job.members, isBase: job.isBase, limitNanoseconds: job.limitNanoseconds)
-            job.finish(run.perform())
+            if let freeze = job.freeze {
+                var freezing = FreezeRun(freeze)
+                job.finish(freezing.perform { run.perform() })
+            } else {
+                job.finish(run.perform())
+            }
         }
     }
 }
@@ -242,7 +254,7 @@ private struct CutRun {
 }
 
 /// Answers of loops to the thread that waits for them.
-private final class Answers<Answer: Sendable>: Sendable {
+final class Answers<Answer: Sendable>: Sendable {
     private let queue = Mutex<[Answer]>([])
     private let available = Semaphore()
 

@@ -17,6 +17,8 @@ struct OpenedOrigin: Sendable {
     let honoursDataSync: Bool
     /// The device or file itself: what difference storage may not stand on.
     let foundations: Set<Foundation>
+    /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
+    let groundwork: Set<Foundation>
 
     /// Gives the origin up before a device took it.
     func close() { Glibc.close(descriptor) }
@@ -96,6 +98,12 @@ enum OriginOpener {
         guard cl_file_facts(descriptor, &found) == 0 else {
             throw AttachError(.failed, "origin \(path): statx: \(text(of: errno))")
         }
+        guard !ServedBlockDevices.carry(BlockTopology.foundations(of: descriptor)) else {
+            throw AttachError(
+                .unsuitable,
+                "origin \(path) lies on a block device of this service: its requests would wait "
+                    + "for themselves; serve it from another service")
+        }
         let isBlockDevice = found.mode & UInt32(Glibc.S_IFMT) == UInt32(Glibc.S_IFBLK)
         var size = found.size
         var naturalSectorBytes: UInt32 = 512
@@ -135,7 +143,8 @@ enum OriginOpener {
                     : Foundation(
                         device: cl_device_number(found.device_major, found.device_minor),
                         inode: found.inode)
-            ])
+            ],
+            groundwork: BlockTopology.foundations(of: descriptor))
     }
 
     private static func chooseSector(

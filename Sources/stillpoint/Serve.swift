@@ -76,7 +76,7 @@ struct Serve: AsyncParsableCommand {
         let configuration = try serviceConfiguration(file)
         guard !check else { return try Self.report(configuration.problems()) }
         Self.prepareProcess()
-        LoggingSystem.bootstrap { StreamLogHandler.standardError(label: $0) }
+        LoggingSystem.bootstrap { QuietLogHandler(StreamLogHandler.standardError(label: $0)) }
         var logger = Logger(label: "stillpoint")
         logger.logLevel = logLevel
         let service = StillpointService(configuration, logger: logger) {
@@ -137,7 +137,9 @@ struct Serve: AsyncParsableCommand {
             nbd: addresses.isEmpty ? [.unix(path: directory + "/nbd.sock")] : addresses,
             attach: devices, loopCount: loops ?? fileLoops,
             allowsPlaintext: allowPlaintext || filePlaintext, withoutRingFeatures: without ?? [],
-            notifySocket: Defaults.environment("NOTIFY_SOCKET"))
+            notifySocket: Defaults.environment("NOTIFY_SOCKET"),
+            freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")
+                .flatMap { UInt64($0) })
     }
 
     private static func attachRequest(_ text: String) throws -> AttachRequest {

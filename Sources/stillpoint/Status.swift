@@ -34,6 +34,7 @@ struct Status: AsyncParsableCommand {
         facts.append(("memory", "\(sizeText(status.memory.residentBytes)) resident"))
         var text = factLines(facts) + "\n" + deviceTable(status.devices)
         if !status.snapshots.isEmpty { text += "\n" + snapshotTable(status.snapshots) }
+        if !status.blocks.isEmpty { text += "\n" + blockTable(status.blocks) }
         for device in status.missing {
             text += "missing: \(device.name), \(device.path): \(device.reason)\n"
         }
