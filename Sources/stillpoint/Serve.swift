@@ -18,6 +18,7 @@ struct Serve: AsyncParsableCommand {
             Examples:
               stillpoint serve --attach vm1=/srv/vm1.img
               stillpoint serve --nbd tcp:127.0.0.1:10809 --attach data=/dev/sdb1
+              stillpoint serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
             """)
 
     @Option(help: "Control socket (or STILLPOINT_CONTROL).")
@@ -47,6 +48,30 @@ struct Serve: AsyncParsableCommand {
 
     @Flag(help: "Serve NBD over TCP without TLS on addresses beyond loopback too.")
     var allowPlaintext = false
+
+    @Option(
+        help: ArgumentHelp(
+            "TLS on TCP: off, allow (clients may ask for it) or require (nothing without it). "
+                + "Default: require with a certificate or keys, else off.",
+            valueName: "mode"))
+    var tls: String?
+
+    @Option(help: ArgumentHelp("Certificate chain of the service, PEM.", valueName: "file"))
+    var tlsCert: String?
+
+    @Option(help: ArgumentHelp("Private key of the certificate, PEM.", valueName: "file"))
+    var tlsKey: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Authority, PEM: clients must show a certificate that it signed.", valueName: "file"))
+    var tlsCa: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Pre-shared keys instead of certificates: lines NAME:HEXKEY, mode 0600.",
+            valueName: "file"))
+    var tlsPsk: String?
 
     @Option(help: "Least important messages to log: trace, debug, info, notice, warning or error.")
     var logLevel: Logger.Level = .info
@@ -87,7 +112,12 @@ struct Serve: AsyncParsableCommand {
                 ?? (directory.isEmpty ? "/" : directory),
             nbd: addresses.isEmpty ? [.unix(path: directory + "/nbd.sock")] : addresses,
             attach: try attach.map(Self.attachRequest), loopCount: loops,
-            allowsPlaintext: allowPlaintext, withoutRingFeatures: without ?? [],
+            allowsPlaintext: allowPlaintext,
+            encryption: try EncryptionSettings(
+                checking: EncryptionSettings.Options(
+                    mode: tls, certificate: tlsCert, key: tlsKey, authority: tlsCa,
+                    preSharedKeys: tlsPsk)),
+            withoutRingFeatures: without ?? [],
             notifySocket: Defaults.environment("NOTIFY_SOCKET"))
     }
 
