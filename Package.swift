@@ -28,6 +28,7 @@ let package = Package(
             url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     ],
@@ -61,9 +62,18 @@ let package = Package(
             name: "ExportBlock", dependencies: ["BlockModel", "CLinux", "RingIO"],
             swiftSettings: strict),
         .target(
+            name: "Encryption",
+            dependencies: [
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            ],
+            swiftSettings: strict),
+        .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "ExportBlock", "ExportNBD", "RingIO",
+                "BlockModel", "CLinux", "DataPlane", "Encryption", "ExportBlock", "ExportNBD",
+                "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -102,6 +112,9 @@ let package = Package(
             dependencies: [
                 "CTestSupport", "TestSupport", "nbd-load", "powercut-fs", "stillpoint",
             ],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "EncryptionTests", dependencies: ["Encryption", "TestSupport", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],

@@ -22,7 +22,8 @@ extension ServiceConfiguration {
         }
         for address in nbd {
             if let reason = NBDServer.whyNot(
-                address.endpoint, allowsPlaintext: allowsPlaintext)
+                address.endpoint,
+                allowsPlaintext: allowsPlaintext || encryption?.isRequired ?? false)
             {
                 problems.append(reason)
             }

@@ -148,7 +148,8 @@ actor FilesystemFreezing {
         let outcome: CutOutcome
         do {
             outcome = try await makeCut(
-                members, isBase: isBase, prepared.map(\.freezer), isBestEffort: isBestEffort, &summary)
+                members, isBase: isBase, prepared.map(\.freezer), isBestEffort: isBestEffort,
+                &summary)
         } catch {
             for (_, freezer) in prepared { await gone(freezer) }
             throw error

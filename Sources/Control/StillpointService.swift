@@ -206,7 +206,23 @@ package final class StillpointService: Service {
     ) async throws {
         var server = NBDServerConfiguration(endpoints: configuration.nbd.map(\.endpoint))
         server.allowsPlaintext = configuration.allowsPlaintext
+        let gateway = try configuration.encryption?.gateway(
+            threadCount: loops.count, logger: logger)
+        if let gateway, let settings = configuration.encryption {
+            server.encryption = NBDEncryption(mode: settings.mode, gateway: gateway)
+        }
         let nbd = NBDServer(directory: exports, loops: loops, configuration: server)
+        let outcome: Result<Void, any Error>
+        do {
+            outcome = .success(try await runNBD(nbd, registries, socket: socket))
+        } catch { outcome = .failure(error) }
+        await gateway?.close()
+        try outcome.get()
+    }
+
+    private func runNBD(
+        _ nbd: NBDServer, _ registries: Registries, socket: ControlSocket
+    ) async throws {
         do {
             try await nbd.start()
         } catch let error as NBDServerError { throw Self.refusal(of: error) }

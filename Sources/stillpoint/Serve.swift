@@ -23,6 +23,7 @@ struct Serve: AsyncParsableCommand {
               stillpoint serve --attach vm1=/srv/vm1.img
               stillpoint serve --nbd tcp:127.0.0.1:10809 --attach data=/dev/sdb1
               stillpoint serve --config /etc/stillpoint.yaml --check
+              stillpoint serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
             """)
 
     @Option(help: "Control socket (or STILLPOINT_CONTROL).")
@@ -53,6 +54,35 @@ struct Serve: AsyncParsableCommand {
 
     @Flag(help: "Serve NBD over TCP without TLS on addresses beyond loopback too.")
     var allowPlaintext = false
+
+    @Option(
+        help: ArgumentHelp(
+            "TLS on TCP: off, allow (clients may ask for it) or require (nothing without it). "
+                + "Default: require with a certificate or keys, else off.",
+            valueName: "mode"))
+    var tls: String?
+
+    @Option(
+        help: ArgumentHelp("Certificate chain of the service, PEM.", valueName: "file"),
+        completion: .file())
+    var tlsCert: String?
+
+    @Option(
+        help: ArgumentHelp("Private key of the certificate, PEM.", valueName: "file"),
+        completion: .file())
+    var tlsKey: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Authority, PEM: clients must show a certificate that it signed.", valueName: "file"),
+        completion: .file())
+    var tlsCa: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Pre-shared keys instead of certificates: lines NAME:HEXKEY, mode 0600.",
+            valueName: "file"), completion: .file())
+    var tlsPsk: String?
 
     @Option(
         help: ArgumentHelp(
@@ -120,6 +150,10 @@ struct Serve: AsyncParsableCommand {
         let fileLoops = file?.number("loops")
         let filePlaintext = file?.flag("allow-plaintext") ?? false
         let fileDevices = file?.attachRequests("attach") ?? []
+        let encryption = EncryptionSettings.Options(
+            mode: tls ?? file?.text("tls"), certificate: tlsCert ?? file?.path("tls-cert"),
+            key: tlsKey ?? file?.path("tls-key"), authority: tlsCa ?? file?.path("tls-ca"),
+            preSharedKeys: tlsPsk ?? file?.path("tls-psk"))
         try file?.finish()
         let addresses =
             try nbd.isEmpty
@@ -136,7 +170,9 @@ struct Serve: AsyncParsableCommand {
                 ?? (directory.isEmpty ? "/" : directory),
             nbd: addresses.isEmpty ? [.unix(path: directory + "/nbd.sock")] : addresses,
             attach: devices, loopCount: loops ?? fileLoops,
-            allowsPlaintext: allowPlaintext || filePlaintext, withoutRingFeatures: without ?? [],
+            allowsPlaintext: allowPlaintext || filePlaintext,
+            encryption: try EncryptionSettings(checking: encryption),
+            withoutRingFeatures: without ?? [],
             notifySocket: Defaults.environment("NOTIFY_SOCKET"),
             freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")
                 .flatMap { UInt64($0) })
