@@ -28,7 +28,9 @@ let package = Package(
             url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     ],
     targets: [
         .target(
@@ -60,9 +62,18 @@ let package = Package(
             name: "ExportBlock", dependencies: ["BlockModel", "CLinux", "RingIO"],
             swiftSettings: strict),
         .target(
+            name: "Encryption",
+            dependencies: [
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            ],
+            swiftSettings: strict),
+        .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "ExportBlock", "ExportNBD", "RingIO",
+                "BlockModel", "CLinux", "DataPlane", "Encryption", "ExportBlock", "ExportNBD",
+                "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -73,13 +84,15 @@ let package = Package(
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "Control",
+                "BlockModel", "Control",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "Yams", package: "Yams"),
             ],
             swiftSettings: strict),
+        .executableTarget(name: "manual", swiftSettings: strict),
         .testTarget(
             name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strictTests),
         .testTarget(
@@ -106,6 +119,9 @@ let package = Package(
             ],
             swiftSettings: strictTests),
         .testTarget(
+            name: "EncryptionTests", dependencies: ["Encryption", "TestSupport", "stillpoint"],
+            swiftSettings: strictTests),
+        .testTarget(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
@@ -120,7 +136,7 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",
-            dependencies: ["Control", "TestSupport", "powercut-fs", "stillpoint"],
+            dependencies: ["Control", "TestSupport", "manual", "powercut-fs", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],

@@ -13,7 +13,8 @@ internal import SnapshotCore
 //   awaits inside an operation see nobody else touch that name.
 // - A device is published to exports only after it is attached and remembered.
 // - An operation that fails leaves data plane, state file and exports as they were.
-// - A device with a holder (a snapshot) is not detached before the holder has released it.
+// - A device with a holder (a snapshot) is not detached before the holder has released it, one that
+//   is pinned (a cut or a question about its changes is under way) not before that has ended.
 
 /// How a device is asked for.
 package struct AttachRequest: Equatable, Sendable {
@@ -73,12 +74,15 @@ package actor DeviceRegistry {
     package static let capacity = 1024
 
     private let loops: [LoopThread]
-    private let blocking: BlockingPool
+    nonisolated let blocking: BlockingPool
     private let state: StateDirectory
     private let exports: ExportTable
     private let events: EventLog
+    private let checkpoints: CheckpointStore
     private let logger: Logger
     private var entries: [ObjectName: Entry] = [:]
+    private var pins: [ObjectName: Int] = [:]
+    private var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
     private var missing: [ObjectName: Missing] = [:]
     private var reserved: Set<ObjectName> = []
     private var holders: [ObjectName: [SnapshotLabel]] = [:]
@@ -86,7 +90,7 @@ package actor DeviceRegistry {
 
     init(
         loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
-        events: EventLog, logger: Logger
+        events: EventLog, checkpoints: CheckpointStore, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
@@ -94,6 +98,7 @@ package actor DeviceRegistry {
         self.state = state
         self.exports = exports
         self.events = events
+        self.checkpoints = checkpoints
         self.logger = logger
     }
 
@@ -195,6 +200,11 @@ package actor DeviceRegistry {
         } catch {
             throw ControlError(error)
         }
+        // Before anybody can write: marks are exact for the newest checkpoint.
+        if let history = await device.history() {
+            await device.setNewestBase(
+                checkpoints.newestBase(of: request.name, in: history), of: history)
+        }
         let facts = device.facts
         let export = ExportDescription(
             name: request.name.text,
@@ -258,6 +268,39 @@ package actor DeviceRegistry {
         }
     }
 
+    /// What all devices did, by name; those whose loop does not answer are left out.
+    func activity() async -> [(document: DeviceDocument, activity: DeviceActivity)] {
+        var all: [(document: DeviceDocument, activity: DeviceActivity)] = []
+        for (_, entry) in entries.sorted(by: { $0.key < $1.key }) {
+            guard let activity = await entry.device.activity() else { continue }
+            all.append((await document(of: entry), activity))
+        }
+        return all
+    }
+
+    /// What this machine offers, and how an origin would be reached.
+    func probe(_ path: String?) async throws -> MachineProbe {
+        if let path {
+            guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+                throw ControlError(.invalid, "path=\(path): give an absolute path")
+            }
+        }
+        let probe = await blocking.run { Result { try MachineProbe.run(path: path) } }
+        guard let probe else {
+            throw ControlError(.busy, "too many operations wait; try again")
+        }
+        return try probe.get()
+    }
+
+    /// What the loops have handed out.
+    func loopUsage() async -> [(index: Int, usage: LoopUsage)] {
+        var all: [(index: Int, usage: LoopUsage)] = []
+        for loop in loops {
+            if let usage = await LoopUsage.of(loop) { all.append((loop.index, usage)) }
+        }
+        return all
+    }
+
     // -- hold
 
     /// Keeps devices from being detached until `release`; all or none.
@@ -266,17 +309,63 @@ package actor DeviceRegistry {
     ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
         var held: [(ObjectName, AttachedDevice)] = []
-        for name in names {
-            guard let entry = entries[name] else {
-                guard let missing = missing[name] else { throw noSuchDevice(name.text) }
-                throw isMissing(name.text, missing)
-            }
-            guard !reserved.contains(name) else { throw isReserved(name) }
-            held.append((name, entry.device))
-        }
+        for name in names { held.append((name, try free(name))) }
         for name in names { holders[name, default: []].append(snapshot) }
         return held
     }
+
+    private func free(_ name: ObjectName) throws(ControlError) -> AttachedDevice {
+        guard let entry = entries[name] else {
+            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
+            throw isMissing(name.text, missing)
+        }
+        guard !reserved.contains(name) else { throw isReserved(name) }
+        return entry.device
+    }
+
+    /// Keeps devices attached for as long as `body` runs; all or none. A detach waits for it.
+    nonisolated(nonsending) func pinning<Value: Sendable>(
+        _ names: [ObjectName],
+        _ body: ([AttachedDevice]) async throws -> Value
+    ) async throws -> Value {
+        let devices = try await pin(names)
+        let outcome: Result<Value, any Error>
+        do { outcome = .success(try await body(devices)) } catch { outcome = .failure(error) }
+        await unpin(names)
+        return try outcome.get()
+    }
+
+    private func pin(_ names: [ObjectName]) throws(ControlError) -> [AttachedDevice] {
+        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        var devices: [AttachedDevice] = []
+        for name in names { devices.append(try free(name)) }
+        for name in names { pins[name, default: 0] += 1 }
+        return devices
+    }
+
+    private func unpin(_ names: [ObjectName]) {
+        for name in names {
+            guard let count = pins[name] else { preconditionFailure("a pin is taken out once") }
+            pins[name] = count == 1 ? nil : count - 1
+            if count == 1 { pinWaiters.removeValue(forKey: name)?.resume() }
+        }
+    }
+
+    /// Returns when nobody pins the device, whose name is reserved: no new pin comes.
+    private func unpinned(_ name: ObjectName) async {
+        guard pins[name] != nil else { return }
+        await withCheckedContinuation { pinWaiters[name] = $0 }
+    }
+
+    /// The histories of the attached devices that queries can name now.
+    func histories() async -> [ObjectName: Generation] {
+        var histories: [ObjectName: Generation] = [:]
+        for (name, entry) in entries { histories[name] = await entry.device.history() }
+        return histories
+    }
+
+    /// The device of that name, if it is attached.
+    func attached(_ name: ObjectName) -> AttachedDevice? { entries[name]?.device }
 
     /// What the origins stand on: no filesystem of theirs is frozen.
     func grounds() -> [ProtectedGround] {
@@ -325,6 +414,7 @@ package actor DeviceRegistry {
             }
             return nil
         }
+        await unpinned(checked)
         if let held = holders[checked] {
             guard isForced else { throw isHeld(checked, by: held) }
             await destroy(held)

@@ -30,18 +30,26 @@ package struct CutOutcome: Sendable {
     package var closedMicroseconds: UInt64 = 0
     /// The epoch that ended, by device.
     package var epochs: [Epoch] = []
+    /// The history that epoch belongs to, by device.
+    package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
     /// How the filesystems fared that were to be frozen for it.
     package var freeze = FreezeOutcome()
     /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
     package var isCalledOffByFreeze = false
+
+    /// What is remembered of the cut of the device at `index`.
+    package func base(at index: Int) -> TrackingBase {
+        TrackingBase(generation: generations[index], epoch: epochs[index], size: sizes[index])
+    }
 }
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
     private struct Job: Sendable {
         var members: [CutMember]
+        var isBase: Bool
         var limitNanoseconds: UInt64
         var freeze: FreezeJob?
         var finish: @Sendable (CutOutcome) -> Void
@@ -50,6 +58,7 @@ package final class CutThread: Sendable {
     private let jobs = Mutex<[Job]?>([])
     private let available = Semaphore()
     private let thread = Mutex<pthread_t?>(nil)
+    private let history = Mutex(CutHistory())
 
     package init() throws(RingError) {
         var handle = pthread_t()
@@ -71,18 +80,20 @@ package final class CutThread: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Makes a cut over the members. `limitNanoseconds`: longest time writers wait behind closed
-    /// gates; beyond it everything is undone. `freeze`: filesystems to freeze before and to thaw
-    /// after it.
+    /// Makes a cut over the members. `isBase`: later queries of changes can name it.
+    /// `limitNanoseconds`: longest time writers wait behind closed gates; beyond it everything is
+    /// undone. `freeze`: filesystems to freeze before and to thaw after it.
     package func makeCut(
-        _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000,
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000,
         freezing freeze: FreezeJob? = nil
     ) async -> CutOutcome {
         await withCheckedContinuation { continuation in
             let job = Job(
-                members: members, limitNanoseconds: limitNanoseconds, freeze: freeze
-            ) {
-                continuation.resume(returning: $0)
+                members: members, isBase: isBase, limitNanoseconds: limitNanoseconds,
+                freeze: freeze
+            ) { outcome in
+                self.history.withLock { $0.add(outcome) }
+                continuation.resume(returning: outcome)
             }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
@@ -96,6 +107,9 @@ package final class CutThread: Sendable {
             }
         }
     }
+
+    /// How the cuts so far went.
+    package var cuts: CutHistory { history.withLock { $0 } }
 
     /// Finishes the cuts that wait and ends the thread.
     package func close() {
@@ -118,7 +132,8 @@ package final class CutThread: Sendable {
                 return jobs?.removeFirst()
             }
             guard let job else { return }
-            var run = CutRun(job.members, limitNanoseconds: job.limitNanoseconds)
+            var run = CutRun(
+                job.members, isBase: job.isBase, limitNanoseconds: job.limitNanoseconds)
             if let freeze = job.freeze {
                 var freezing = FreezeRun(freeze)
                 job.finish(freezing.perform { run.perform() })
@@ -133,24 +148,28 @@ package final class CutThread: Sendable {
 private struct CutRun {
     private enum Answer: Sendable {
         case drained(Int)
-        case switched(Int, Epoch, UInt64)
+        case switched(Int, TrackingBase)
         case opened(Int)
         case undone(Int)
     }
 
     private let members: [CutMember]
+    private let isBase: Bool
     private let answers = Answers<Answer>()
     private var coordinator: CutCoordinator
     private var outcome = CutOutcome()
     private var closedAt: UInt64 = 0
     private var openCount = 0
 
-    init(_ members: [CutMember], limitNanoseconds: UInt64) {
+    init(_ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64) {
         self.members = members
+        self.isBase = isBase
         coordinator = CutCoordinator(
             deviceCount: members.count, limitNanoseconds: limitNanoseconds)
         outcome.epochs = Array(repeating: .first, count: members.count)
         outcome.sizes = Array(repeating: 0, count: members.count)
+        outcome.generations = Array(
+            repeating: Generation(id: UniqueID(high: 0, low: 0)), count: members.count)
     }
 
     mutating func perform() -> CutOutcome {
@@ -181,9 +200,15 @@ private struct CutRun {
             if closedAt == 0 { closedAt = cl_now_nanoseconds() }
             send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
         case .switchEpoch(let index):
+            let isBase = isBase
             send(index) { device, part in
-                let ended = device.switchEpoch(holding: part, isBase: true)
-                answers.add(.switched(index, ended, device.size))
+                // The history that ends here, should the cut begin a new one.
+                let generation = device.generation
+                let ended = device.switchEpoch(holding: part, isBase: isBase)
+                answers.add(
+                    .switched(
+                        index,
+                        TrackingBase(generation: generation, epoch: ended, size: device.size)))
             }
         case .openGate(let index):
             send(index) { device, _ in
@@ -215,9 +240,10 @@ private struct CutRun {
         case .drained(let index):
             outcome.drainMicroseconds = elapsed
             coordinator.gateDrained(device: index)
-        case .switched(let index, let epoch, let size):
-            outcome.epochs[index] = epoch
-            outcome.sizes[index] = size
+        case .switched(let index, let base):
+            outcome.epochs[index] = base.epoch
+            outcome.sizes[index] = base.size
+            outcome.generations[index] = base.generation
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed

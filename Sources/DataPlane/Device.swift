@@ -35,6 +35,9 @@ final class Device: BlockTarget {
     private var preserverStorage: Preserver?
     private var underway = 0
     private var counters = DeviceCounters()
+    private let meter = RequestMeter()
+    /// What came through images.
+    let imageMeter = RequestMeter()
     private var closing: Closing?
 
     private struct Closing {
@@ -81,6 +84,7 @@ final class Device: BlockTarget {
     override func submit(_ index: RequestIndex) {
         let request = requests.pointer(to: index)
         underway += 1
+        request.pointee.submittedNanoseconds = loop.now
         guard closing == nil else { return finish(index, .shutdown) }
         precondition(
             request.pointee.operation == .flush || request.pointee.range.end <= size,
@@ -145,6 +149,7 @@ final class Device: BlockTarget {
     /// Tells the owner.
     func finish(_ index: RequestIndex, _ fault: Fault?) {
         if fault != nil { counters.failures &+= 1 }
+        meter.finished(requests[index], now: loop.now, isFailure: fault != nil)
         underway -= 1
         requests.finish(index, fault)
         if closing != nil { continueClosing() }
@@ -156,6 +161,13 @@ final class Device: BlockTarget {
         counters.copiedBytes = engine.counters.copiedByteCount
         counters.parkedWrites = engine.counters.delayedRequestCount
         return counters
+    }
+
+    /// The same with how long requests took.
+    var activity: DeviceActivity {
+        DeviceActivity(
+            counters: currentCounters, requests: meter.report, imageRequests: imageMeter.report,
+            epoch: engine.epoch)
     }
 
     // MARK: Turns
