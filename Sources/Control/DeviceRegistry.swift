@@ -178,7 +178,7 @@ package actor DeviceRegistry {
     }
 
     private func published(_ entry: Entry) {
-        exports.publish(entry.export)
+        exports.publish(entry.export, history: .device(entry.request.name))
         events.record(
             .deviceAttached, device: entry.request.name,
             "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
@@ -199,7 +199,7 @@ package actor DeviceRegistry {
             name: request.name.text,
             summary: "\(facts.isBlockDevice ? "block device" : "disk image") \(facts.path)",
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
-            canDiscard: !facts.isReadOnly, contexts: [], loop: loop, target: device.target)
+            canDiscard: !facts.isReadOnly, loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
     }
 
@@ -313,7 +313,7 @@ package actor DeviceRegistry {
         exports.withdraw(name)
         let last = await document(of: entry)
         if last.connections > 0 && !isForced {
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw ControlError(
                 .busy,
                 "device \(name) has \(last.connections) connection(s) open; close them, or detach "
@@ -325,7 +325,7 @@ package actor DeviceRegistry {
             try await save()
         } catch {
             entries[checked] = entry
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw error
         }
         if let fault = await entry.device.detach() {

@@ -171,11 +171,11 @@ package actor SnapshotRegistry {
                             + (suffix.isEmpty ? "" : ", writable"),
                         size: outcome.sizes[index], isReadOnly: suffix.isEmpty,
                         isRotational: part.device.facts.isRotational, canDiscard: false,
-                        contexts: [], loop: part.device.loop, target: target))
+                        loop: part.device.loop, target: target))
             }
             entry.parts[index].exports = [name, name + ":rw"]
         }
-        for export in published { exports.publish(export) }
+        for export in published { exports.publish(export, history: .none) }
         events.record(
             .taken, snapshot: entry.label,
             "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")

@@ -59,7 +59,12 @@ final class ImageDevice: BlockTarget {
             // An overlay ends with the service: there is nothing that could outlive it.
             device.requests.finish(index, nil)
         case .discard: device.requests.finish(index, .notSupported)
-        case .blockStatus: statusArrived(index)
+        case .blockStatus:
+            guard let base = request.pointee.statusBase else { return statusArrived(index) }
+            // What was written through the image is no change of the device: it cannot be told.
+            guard !isWritable else { return device.requests.finish(index, .invalid) }
+            device.requests.finish(
+                index, device.tellChanges(index, since: base, until: snapshot))
         }
     }
 
