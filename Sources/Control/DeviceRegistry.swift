@@ -12,7 +12,8 @@ internal import RingIO
 //   awaits inside an operation see nobody else touch that name.
 // - A device is published to exports only after it is attached and remembered.
 // - An operation that fails leaves data plane, state file and exports as they were.
-// - A device with a holder (a snapshot) is not detached before the holder has released it.
+// - A device with a holder (a snapshot) is not detached before the holder has released it, one that
+//   is pinned (a cut or a question about its changes is under way) not before that has ended.
 
 /// How a device is asked for.
 package struct AttachRequest: Equatable, Sendable {
@@ -72,12 +73,15 @@ package actor DeviceRegistry {
     package static let capacity = 1024
 
     private let loops: [LoopThread]
-    private let blocking: BlockingPool
+    nonisolated let blocking: BlockingPool
     private let state: StateDirectory
     private let exports: ExportTable
     private let events: EventLog
+    private let checkpoints: CheckpointStore
     private let logger: Logger
     private var entries: [ObjectName: Entry] = [:]
+    private var pins: [ObjectName: Int] = [:]
+    private var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
     private var missing: [ObjectName: Missing] = [:]
     private var reserved: Set<ObjectName> = []
     private var holders: [ObjectName: [SnapshotLabel]] = [:]
@@ -85,7 +89,7 @@ package actor DeviceRegistry {
 
     init(
         loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
-        events: EventLog, logger: Logger
+        events: EventLog, checkpoints: CheckpointStore, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
@@ -93,6 +97,7 @@ package actor DeviceRegistry {
         self.state = state
         self.exports = exports
         self.events = events
+        self.checkpoints = checkpoints
         self.logger = logger
     }
 
@@ -194,6 +199,13 @@ package actor DeviceRegistry {
         } catch {
             throw ControlError(error)
         }
+        // Before anybody can write: marks are exact for the newest checkpoint.
+        if let history = await device.history() {
+            await device.setNewestBase(
+                checkpoints.newestBase(of: request.name, in: history), of: history)
+            exports.setBases(
+                checkpoints.exportBases(of: request.name, in: history), of: request.name)
+        }
         let facts = device.facts
         let export = ExportDescription(
             name: request.name.text,
@@ -264,17 +276,75 @@ package actor DeviceRegistry {
     ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
         var held: [(ObjectName, AttachedDevice)] = []
-        for name in names {
-            guard let entry = entries[name] else {
-                guard let missing = missing[name] else { throw noSuchDevice(name.text) }
-                throw isMissing(name.text, missing)
-            }
-            guard !reserved.contains(name) else { throw isReserved(name) }
-            held.append((name, entry.device))
-        }
+        for name in names { held.append((name, try free(name))) }
         for name in names { holders[name, default: []].append(snapshot) }
         return held
     }
+
+    private func free(_ name: ObjectName) throws(ControlError) -> AttachedDevice {
+        guard let entry = entries[name] else {
+            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
+            throw isMissing(name.text, missing)
+        }
+        guard !reserved.contains(name) else { throw isReserved(name) }
+        return entry.device
+    }
+
+    /// Keeps devices attached for as long as `body` runs; all or none. A detach waits for it.
+    nonisolated(nonsending) func pinning<Value: Sendable>(
+        _ names: [ObjectName],
+        _ body: ([AttachedDevice]) async throws -> Value
+    ) async throws -> Value {
+        let devices = try await pin(names)
+        let outcome: Result<Value, any Error>
+        do { outcome = .success(try await body(devices)) } catch { outcome = .failure(error) }
+        await unpin(names)
+        return try outcome.get()
+    }
+
+    private func pin(_ names: [ObjectName]) throws(ControlError) -> [AttachedDevice] {
+        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        var devices: [AttachedDevice] = []
+        for name in names { devices.append(try free(name)) }
+        for name in names { pins[name, default: 0] += 1 }
+        return devices
+    }
+
+    private func unpin(_ names: [ObjectName]) {
+        for name in names {
+            guard let count = pins[name] else { preconditionFailure("a pin is taken out once") }
+            pins[name] = count == 1 ? nil : count - 1
+            if count == 1 { pinWaiters.removeValue(forKey: name)?.resume() }
+        }
+    }
+
+    /// Returns when nobody pins the device, whose name is reserved: no new pin comes.
+    private func unpinned(_ name: ObjectName) async {
+        guard pins[name] != nil else { return }
+        await withCheckedContinuation { pinWaiters[name] = $0 }
+    }
+
+    /// From now on the exports of these devices name the checkpoints that are remembered now.
+    func publishBases(of names: [ObjectName]) async {
+        for name in names {
+            guard let device = entries[name]?.device else { continue }
+            let history = await device.history()
+            // Detached meanwhile, or attached again, which published them too.
+            guard entries[name]?.device === device else { continue }
+            // Nothing is waited for from here on, so a later call never loses against this one.
+            exports.setBases(history.map { checkpoints.exportBases(of: name, in: $0) }, of: name)
+        }
+    }
+
+    /// The histories of the attached devices that queries can name now.
+    func histories() async -> [ObjectName: Generation] {
+        var histories: [ObjectName: Generation] = [:]
+        for (name, entry) in entries { histories[name] = await entry.device.history() }
+        return histories
+    }
+
+    /// The device of that name, if it is attached.
+    func attached(_ name: ObjectName) -> AttachedDevice? { entries[name]?.device }
 
     /// The snapshot has left its devices.
     func release(_ snapshot: SnapshotLabel) {
@@ -305,6 +375,7 @@ package actor DeviceRegistry {
             }
             return nil
         }
+        await unpinned(checked)
         if let held = holders[checked] {
             guard isForced else { throw isHeld(checked, by: held) }
             await destroy(held)
@@ -334,6 +405,7 @@ package actor DeviceRegistry {
                 "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
                     + "failed (errno \(fault.errnoValue)): what was not flushed may be lost")
         }
+        exports.setBases(nil, of: checked)
         events.record(.deviceDetached, device: checked, "device \(name) detached")
         logger.info("detached device \(name)")
         return last

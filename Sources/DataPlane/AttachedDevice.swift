@@ -73,6 +73,15 @@ package final class AttachedDevice: Sendable {
         }
     }
 
+    /// The history that queries can name now; nil when it was lost.
+    package func history() async -> Generation? {
+        let device = device
+        return await loop.mailbox.run { loop in
+            let device = device.get(on: loop)
+            return device.engine.isTrackingLost ? nil : device.generation
+        } ?? nil
+    }
+
     /// Closes the exports' sessions, waits for requests under way, flushes (unless read-only) and
     /// closes the origin. No snapshot of it may be left. Returns the fault of that flush. Once only.
     package func detach() async -> Fault? {

@@ -30,14 +30,22 @@ package struct CutOutcome: Sendable {
     package var closedMicroseconds: UInt64 = 0
     /// The epoch that ended, by device.
     package var epochs: [Epoch] = []
+    /// The history that epoch belongs to, by device.
+    package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
+
+    /// What is remembered of the cut of the device at `index`.
+    package func base(at index: Int) -> TrackingBase {
+        TrackingBase(generation: generations[index], epoch: epochs[index], size: sizes[index])
+    }
 }
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
     private struct Job: Sendable {
         var members: [CutMember]
+        var isBase: Bool
         var limitNanoseconds: UInt64
         var finish: @Sendable (CutOutcome) -> Void
     }
@@ -66,15 +74,16 @@ package final class CutThread: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Makes a cut over the members. `limitNanoseconds`: longest time writers wait behind closed
+    /// Makes a cut over the members. `isBase`: later queries of changes can name it.
+    /// `limitNanoseconds`: longest time writers wait behind closed
     /// gates; beyond it everything is undone.
     package func makeCut(
-        _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000
     ) async -> CutOutcome {
         await withCheckedContinuation { continuation in
-            let job = Job(members: members, limitNanoseconds: limitNanoseconds) {
-                continuation.resume(returning: $0)
-            }
+            let job = Job(
+                members: members, isBase: isBase, limitNanoseconds: limitNanoseconds
+            ) { continuation.resume(returning: $0) }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
                 jobs?.append(job)
@@ -109,7 +118,8 @@ package final class CutThread: Sendable {
                 return jobs?.removeFirst()
             }
             guard let job else { return }
-            var run = CutRun(job.members, limitNanoseconds: job.limitNanoseconds)
+            var run = CutRun(
+                job.members, isBase: job.isBase, limitNanoseconds: job.limitNanoseconds)
             job.finish(run.perform())
         }
     }
@@ -119,24 +129,28 @@ package final class CutThread: Sendable {
 private struct CutRun {
     private enum Answer: Sendable {
         case drained(Int)
-        case switched(Int, Epoch, UInt64)
+        case switched(Int, TrackingBase)
         case opened(Int)
         case undone(Int)
     }
 
     private let members: [CutMember]
+    private let isBase: Bool
     private let answers = Answers<Answer>()
     private var coordinator: CutCoordinator
     private var outcome = CutOutcome()
     private var closedAt: UInt64 = 0
     private var openCount = 0
 
-    init(_ members: [CutMember], limitNanoseconds: UInt64) {
+    init(_ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64) {
         self.members = members
+        self.isBase = isBase
         coordinator = CutCoordinator(
             deviceCount: members.count, limitNanoseconds: limitNanoseconds)
         outcome.epochs = Array(repeating: .first, count: members.count)
         outcome.sizes = Array(repeating: 0, count: members.count)
+        outcome.generations = Array(
+            repeating: Generation(id: UniqueID(high: 0, low: 0)), count: members.count)
     }
 
     mutating func perform() -> CutOutcome {
@@ -167,9 +181,15 @@ private struct CutRun {
             if closedAt == 0 { closedAt = cl_now_nanoseconds() }
             send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
         case .switchEpoch(let index):
+            let isBase = isBase
             send(index) { device, part in
-                let ended = device.switchEpoch(holding: part, isBase: true)
-                answers.add(.switched(index, ended, device.size))
+                // The history that ends here, should the cut begin a new one.
+                let generation = device.generation
+                let ended = device.switchEpoch(holding: part, isBase: isBase)
+                answers.add(
+                    .switched(
+                        index,
+                        TrackingBase(generation: generation, epoch: ended, size: device.size)))
             }
         case .openGate(let index):
             send(index) { device, _ in
@@ -201,9 +221,10 @@ private struct CutRun {
         case .drained(let index):
             outcome.drainMicroseconds = elapsed
             coordinator.gateDrained(device: index)
-        case .switched(let index, let epoch, let size):
-            outcome.epochs[index] = epoch
-            outcome.sizes[index] = size
+        case .switched(let index, let base):
+            outcome.epochs[index] = base.epoch
+            outcome.sizes[index] = base.size
+            outcome.generations[index] = base.generation
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed

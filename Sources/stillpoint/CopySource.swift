@@ -13,9 +13,6 @@ struct CopySource: Sendable {
     /// Where the service serves it, the best first.
     let addresses: [NBDServerAddress]
 
-    /// Most ranges of a page of changes.
-    private static let pageRangeCount = 65536
-
     /// Asks the service for `DEVICE@SNAPSHOT`.
     static func find(_ text: String, with client: ControlClient) async throws -> CopySource {
         let parts = text.split(separator: "@", maxSplits: 1, omittingEmptySubsequences: false)
@@ -86,42 +83,27 @@ struct CopySource: Sendable {
 
     /// What changed since the cut called `name`, all of it.
     func changes(since name: String) async throws -> (base: CopyWish.Base, ranges: [ByteRange]) {
-        var target =
-            "/v1/devices/\(ControlClient.escaped(device))/changes"
-            + "?since=\(ControlClient.escaped(name))&until=\(cut.snapshotId)"
-            + "&limit=\(Self.pageRangeCount)"
-        let stable = target
-        var ranges: [ByteRange] = []
-        while true {
-            let page = try await client.call(.GET, target, as: ChangesDocument.self)
-            guard let since = page.since, page.generation == cut.generation,
-                page.until.epoch == cut.epoch, page.size == cut.size
-            else {
-                throw ControlError(
-                    .failed, "the service answered about another cut than \(device)@\(cut.snapshot)"
-                )
-            }
-            for range in page.ranges {
-                guard
-                    let range = ByteRange(
-                        checking: range.offset, length: range.length, within: cut.size),
-                    range.offset >= ranges.last?.end ?? 0, !range.isEmpty
-                else {
-                    throw ControlError(
-                        .failed, "the service named changes that are none of \(device)")
-                }
-                ranges.append(range)
-            }
-            guard let next = page.nextOffset else {
-                return (
-                    CopyWish.Base(name: name, generation: page.generation, epoch: since.epoch),
-                    ranges
-                )
-            }
-            target =
-                stable + "&offset=\(next)&generation=\(page.generation)"
-                + "&since_epoch=\(since.epoch)&until_epoch=\(page.until.epoch)"
+        let changes = try await ChangesReader(
+            client: client, device: device, since: name, until: cut.snapshotId
+        ).read()
+        let document = changes.document
+        guard let since = document.since, document.generation == cut.generation,
+            document.until.epoch == cut.epoch, document.size == cut.size
+        else {
+            throw ControlError(
+                .failed, "the service answered about another cut than \(device)@\(cut.snapshot)")
         }
+        var ranges: [ByteRange] = []
+        try changes.ranges.forEach { range in
+            guard range.end <= cut.size else {
+                throw ControlError(
+                    .failed, "the service names changes beyond the end of \(device)")
+            }
+            ranges.append(range)
+        }
+        return (
+            CopyWish.Base(name: name, generation: document.generation, epoch: since.epoch), ranges
+        )
     }
 
     // -- connections
