@@ -136,8 +136,9 @@ package enum CopyPlan: Equatable, Sendable {
 
     // MARK: Increment
 
-    private static func unfit(_ text: String) -> CopyError {
-        CopyError(.unfit, "\(text); make a full copy, without --since")
+    private static func unfit(_ text: String, wayOut: String? = nil) -> CopyError {
+        let first = wayOut.map { "\($0), or " } ?? ""
+        return CopyError(.unfit, "\(text); \(first)make a full copy, without --since")
     }
 
     private static func increment(
@@ -184,8 +185,8 @@ package enum CopyPlan: Equatable, Sendable {
         guard equals.epoch == since.epoch else {
             throw unfit(
                 "target \(target.path) equals the cut of \(equals.snapshot) (epoch "
-                    + "\(equals.epoch)), not that of \(since.name) (epoch \(since.epoch)): name the "
-                    + "cut it equals with --since, or")
+                    + "\(equals.epoch)), not that of \(since.name) (epoch \(since.epoch))",
+                wayOut: "name the cut it equals with --since")
         }
         return .increment(from: equals)
     }
@@ -207,15 +208,15 @@ package enum CopyPlan: Equatable, Sendable {
         guard from.epoch == since.epoch else {
             throw unfit(
                 "target \(target.path) was interrupted on its way from the cut of "
-                    + "\(from.snapshot) (epoch \(from.epoch)) to that of \(to.snapshot): finish it "
-                    + "with --since \(from.snapshot), or")
+                    + "\(from.snapshot) (epoch \(from.epoch)) to that of \(to.snapshot)",
+                wayOut: "finish it with --since \(from.snapshot)")
         }
         // Blocks of the later cut are there already, and changes until an earlier one lack them.
         guard to.epoch <= wish.cut.epoch else {
             throw unfit(
                 "target \(target.path) was interrupted on its way to the cut of \(to.snapshot) "
-                    + "(epoch \(to.epoch)), which is later than that of \(wish.cut.snapshot): finish "
-                    + "it with that one or a newer one, or")
+                    + "(epoch \(to.epoch)), which is later than that of \(wish.cut.snapshot)",
+                wayOut: "finish it with that snapshot or a newer one")
         }
         let isSized =
             target.file.isBlockDevice || target.file.size == from.size

@@ -173,7 +173,7 @@ import Testing
     @Test func `reads the record that the first release wrote`() throws {
         let golden = """
             {
-              "checksum" : "CHECKSUM",
+              "checksum" : "94222623",
               "device" : "vm1",
               "equals" : {
                 "epoch" : 3,
