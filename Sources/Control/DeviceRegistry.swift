@@ -51,7 +51,7 @@ package struct AttachRequest: Equatable, Sendable {
 
 /// The devices of the service; see the head of this file.
 package actor DeviceRegistry {
-    private struct Entry {
+    struct Entry {
         let request: AttachRequest
         let device: AttachedDevice
         let attachedAt: Date
@@ -64,7 +64,7 @@ package actor DeviceRegistry {
         }
     }
 
-    private struct Missing {
+    struct Missing {
         let remembered: RememberedDevice
         let reason: String
     }
@@ -79,13 +79,13 @@ package actor DeviceRegistry {
     private let events: EventLog
     private let checkpoints: CheckpointStore
     private let logger: Logger
-    private var entries: [ObjectName: Entry] = [:]
-    private var pins: [ObjectName: Int] = [:]
-    private var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
-    private var missing: [ObjectName: Missing] = [:]
-    private var reserved: Set<ObjectName> = []
-    private var holders: [ObjectName: [SnapshotLabel]] = [:]
-    private var isStopping = false
+    var entries: [ObjectName: Entry] = [:]
+    var pins: [ObjectName: Int] = [:]
+    var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
+    var missing: [ObjectName: Missing] = [:]
+    var reserved: Set<ObjectName> = []
+    var holders: [ObjectName: [SnapshotLabel]] = [:]
+    var isStopping = false
 
     init(
         loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
@@ -268,92 +268,6 @@ package actor DeviceRegistry {
         }
     }
 
-    // -- hold
-
-    /// Keeps devices from being detached until `release`; all or none.
-    func hold(
-        _ names: [ObjectName], by snapshot: SnapshotLabel
-    ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        var held: [(ObjectName, AttachedDevice)] = []
-        for name in names { held.append((name, try free(name))) }
-        for name in names { holders[name, default: []].append(snapshot) }
-        return held
-    }
-
-    private func free(_ name: ObjectName) throws(ControlError) -> AttachedDevice {
-        guard let entry = entries[name] else {
-            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
-            throw isMissing(name.text, missing)
-        }
-        guard !reserved.contains(name) else { throw isReserved(name) }
-        return entry.device
-    }
-
-    /// Keeps devices attached for as long as `body` runs; all or none. A detach waits for it.
-    nonisolated(nonsending) func pinning<Value: Sendable>(
-        _ names: [ObjectName],
-        _ body: ([AttachedDevice]) async throws -> Value
-    ) async throws -> Value {
-        let devices = try await pin(names)
-        let outcome: Result<Value, any Error>
-        do { outcome = .success(try await body(devices)) } catch { outcome = .failure(error) }
-        await unpin(names)
-        return try outcome.get()
-    }
-
-    private func pin(_ names: [ObjectName]) throws(ControlError) -> [AttachedDevice] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        var devices: [AttachedDevice] = []
-        for name in names { devices.append(try free(name)) }
-        for name in names { pins[name, default: 0] += 1 }
-        return devices
-    }
-
-    private func unpin(_ names: [ObjectName]) {
-        for name in names {
-            guard let count = pins[name] else { preconditionFailure("a pin is taken out once") }
-            pins[name] = count == 1 ? nil : count - 1
-            if count == 1 { pinWaiters.removeValue(forKey: name)?.resume() }
-        }
-    }
-
-    /// Returns when nobody pins the device, whose name is reserved: no new pin comes.
-    private func unpinned(_ name: ObjectName) async {
-        guard pins[name] != nil else { return }
-        await withCheckedContinuation { pinWaiters[name] = $0 }
-    }
-
-    /// From now on the exports of these devices name the checkpoints that are remembered now.
-    func publishBases(of names: [ObjectName]) async {
-        for name in names {
-            guard let device = entries[name]?.device else { continue }
-            let history = await device.history()
-            // Detached meanwhile, or attached again, which published them too.
-            guard entries[name]?.device === device else { continue }
-            // Nothing is waited for from here on, so a later call never loses against this one.
-            exports.setBases(history.map { checkpoints.exportBases(of: name, in: $0) }, of: name)
-        }
-    }
-
-    /// The histories of the attached devices that queries can name now.
-    func histories() async -> [ObjectName: Generation] {
-        var histories: [ObjectName: Generation] = [:]
-        for (name, entry) in entries { histories[name] = await entry.device.history() }
-        return histories
-    }
-
-    /// The device of that name, if it is attached.
-    func attached(_ name: ObjectName) -> AttachedDevice? { entries[name]?.device }
-
-    /// The snapshot has left its devices.
-    func release(_ snapshot: SnapshotLabel) {
-        for name in holders.keys {
-            holders[name]?.removeAll { $0 == snapshot }
-            if holders[name]?.isEmpty ?? false { holders[name] = nil }
-        }
-    }
-
     // -- detach
 
     /// Detaches a device and forgets it; returns it as it last was. Refused while it has users or
@@ -438,12 +352,12 @@ package actor DeviceRegistry {
         guard reserved.insert(name).inserted else { throw isReserved(name) }
     }
 
-    private func isReserved(_ name: ObjectName) -> ControlError {
+    func isReserved(_ name: ObjectName) -> ControlError {
         ControlError(
             .busy, "device \(name) is being attached or detached; try again in a moment")
     }
 
-    private func isMissing(_ name: String, _ missing: Missing) -> ControlError {
+    func isMissing(_ name: String, _ missing: Missing) -> ControlError {
         ControlError(
             .notFound,
             "device \(name) is remembered but could not be attached: \(missing.reason)")
@@ -480,7 +394,7 @@ package actor DeviceRegistry {
         return loops[place]
     }
 
-    private func noSuchDevice(_ name: String) -> ControlError {
+    func noSuchDevice(_ name: String) -> ControlError {
         ControlError(
             .notFound, "there is no device \(name); `stillpoint device list` names those there are")
     }
