@@ -81,10 +81,14 @@ let package = Package(
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ],
             swiftSettings: strict),
+        .target(name: "NBDAccess", swiftSettings: strict),
+        .target(
+            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "NBDAccess"],
+            swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "Control",
+                "BlockModel", "Control", "ImageCopy", "NBDAccess", "RingIO",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -133,6 +137,10 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "BlockTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "ImageCopyTests",
+            dependencies: ["BlockModel", "ImageCopy", "TestSupport", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",

@@ -184,7 +184,7 @@ package actor DeviceRegistry {
     }
 
     private func published(_ entry: Entry) {
-        exports.publish(entry.export)
+        exports.publish(entry.export, history: .device(entry.request.name))
         events.record(
             .deviceAttached, device: entry.request.name,
             "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
@@ -204,13 +204,15 @@ package actor DeviceRegistry {
         if let history = await device.history() {
             await device.setNewestBase(
                 checkpoints.newestBase(of: request.name, in: history), of: history)
+            exports.setBases(
+                checkpoints.exportBases(of: request.name, in: history), of: request.name)
         }
         let facts = device.facts
         let export = ExportDescription(
             name: request.name.text,
             summary: "\(facts.isBlockDevice ? "block device" : "disk image") \(facts.path)",
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
-            canDiscard: !facts.isReadOnly, contexts: [], loop: loop, target: device.target)
+            canDiscard: !facts.isReadOnly, loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
     }
 
@@ -349,7 +351,7 @@ package actor DeviceRegistry {
         exports.withdraw(name)
         let last = await document(of: entry)
         if last.connections > 0 && !isForced {
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw ControlError(
                 .busy,
                 "device \(name) has \(last.connections) connection(s) open; close them, or detach "
@@ -361,7 +363,7 @@ package actor DeviceRegistry {
             try await save()
         } catch {
             entries[checked] = entry
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw error
         }
         if let fault = await entry.device.detach() {
@@ -370,6 +372,7 @@ package actor DeviceRegistry {
                 "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
                     + "failed (errno \(fault.errnoValue)): what was not flushed may be lost")
         }
+        exports.setBases(nil, of: checked)
         events.record(.deviceDetached, device: checked, "device \(name) detached")
         logger.info("detached device \(name)")
         return last

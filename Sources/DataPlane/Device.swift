@@ -111,7 +111,9 @@ final class Device: BlockTarget {
         case .prefetch:
             // The page cache is not ours to fill: direct origins have none, tmpfs is memory.
             finish(index, nil)
-        case .blockStatus: origin.statusArrived(index)
+        case .blockStatus:
+            guard let base = request.pointee.statusBase else { return origin.statusArrived(index) }
+            finish(index, tellChanges(index, since: base, until: nil))
         }
     }
 
