@@ -59,7 +59,7 @@ let package = Package(
         .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO",
+                "BlockModel", "ChangeTracking", "CLinux", "DataPlane", "ExportNBD", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),

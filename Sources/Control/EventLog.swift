@@ -19,6 +19,8 @@ package enum EventKind: String, Sendable {
     case storageGrown = "storage-grown"
     case deviceAttached = "device-attached"
     case deviceDetached = "device-detached"
+    case deviceResized = "device-resized"
+    case historyNew = "history-new"
 }
 
 /// A snapshot's id and its name, if it has one.

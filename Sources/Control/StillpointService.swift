@@ -9,8 +9,8 @@ internal import ServiceLifecycle
 
 // The service as a whole: what must exist before what, and the way back.
 //
-//   state directory locked -> control socket claimed -> loops -> devices -> cut thread and
-//   snapshots -> NBD -> HTTP -> ready
+//   state and runtime directory locked -> control socket claimed -> loops -> cut thread, guardian
+//   -> devices -> snapshots -> NBD -> HTTP -> ready
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
@@ -52,6 +52,8 @@ package final class StillpointService: Service {
             throw ControlError(
                 .failed, "runtime directory cannot be made (\(error)); see --runtime-dir")
         }
+        let runtime = try RuntimeDirectory(claiming: configuration.runtimeDirectory)
+        defer { withExtendedLifetime(runtime) {} }
         let socket = try ControlSocket(claiming: configuration.control)
         defer { socket.remove() }
         let blocking = try BlockingPool()
@@ -96,23 +98,32 @@ package final class StillpointService: Service {
     ) async throws {
         let exports = ExportTable()
         let events = EventLog()
+        let cuts = try startCutThread()
+        let guardian = Guardian(
+            stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
+            blocking: blocking, logger: logger)
+        await guardian.start()
         let registry = DeviceRegistry(
-            loops: loops, blocking: blocking, state: state, exports: exports, events: events,
-            logger: logger)
+            loops: loops, blocking: blocking, cuts: cuts,
+            histories: HistoryPlaces(
+                runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
+                guardian: guardian),
+            state: state, exports: exports, events: events, logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
-            let cuts = try startCutThread()
             let snapshots = SnapshotRegistry(
                 devices: registry, blocking: blocking, exports: exports, events: events,
                 cuts: cuts, defaultStorage: state.path, logger: logger)
             outcome = await runSnapshots(
                 Registries(devices: registry, snapshots: snapshots, events: events), exports,
                 socket: socket, loops: loops)
-            // No cut is under way any more: this joins a thread that has nothing left to do.
-            if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         } catch { outcome = .failure(error) }
+        await registry.stopping()
+        // The cuts under way end; those that come are refused.
+        if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         let faults = await registry.closeAll()
+        await guardian.dismiss()
         for fault in faults { logger.error("\(fault)") }
         try outcome.get()
         if !faults.isEmpty {

@@ -1,3 +1,4 @@
+internal import ChangeTracking
 internal import CLinux
 internal import Glibc
 
@@ -18,8 +19,14 @@ struct OpenedOrigin: Sendable {
     /// The device or file itself: what difference storage may not stand on.
     let foundations: Set<Foundation>
 
-    /// Gives the origin up before a device took it.
+    /// Gives the origin up: no device has it, or has it any longer.
     func close() { Glibc.close(descriptor) }
+
+    /// Which one it is and how it stands, while nobody writes to it. Blocks.
+    func record() -> OriginRecord? {
+        OriginSighting.record(
+            of: descriptor, probe: facts.accessMode == .direct ? descriptor : nil)
+    }
 }
 
 enum OriginOpener {
