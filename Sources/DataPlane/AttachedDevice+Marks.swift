@@ -54,7 +54,7 @@ extension AttachedDevice {
                     pages.formUnion(
                         device.engine.unreservedPages(of: range, countMax: Self.pagesPerJob))
                 }
-                return (pages.sorted(), device.mapMemory)
+                return (pages.sorted(), device.keeper.memory)
             }
             guard let (pages, memory) = wanted else { return .busy }
             guard !pages.isEmpty else { return nil }
@@ -64,7 +64,7 @@ extension AttachedDevice {
             let told: Void? = await loop.mailbox.run { loop in
                 let device = device.get(on: loop)
                 // Pages of a map that is not the device's any more are of no use.
-                guard device.mapMemory === memory else { return }
+                guard device.keeper.memory === memory else { return }
                 for page in pages { device.engine.mapPageReserved(page) }
                 device.engineTouched()
             }
