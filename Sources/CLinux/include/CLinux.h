@@ -48,14 +48,10 @@ enum {
     cl_feat_nodrop = IORING_FEAT_NODROP,
 };
 
-static inline int cl_ring_open(struct io_uring *ring, unsigned entries, unsigned cq_entries,
-                               unsigned flags) {
-    struct io_uring_params params;
-    memset(&params, 0, sizeof params);
-    params.flags = flags | IORING_SETUP_CQSIZE;
-    params.cq_entries = cq_entries;
-    return io_uring_queue_init_params(entries, ring, &params);
-}
+// Opens a ring, in memory of the process's own where the kernel offers that (Linux 6.5): the mapping
+// of a ring's memory holds the ring, and what it polls and reads, for as long as any thread of the
+// process lives. A thread that waits for I/O which the ring serves would then outlive a kill.
+int cl_ring_open(struct io_uring *ring, unsigned entries, unsigned cq_entries, unsigned flags);
 
 static inline unsigned cl_ring_features(const struct io_uring *ring) { return ring->features; }
 
