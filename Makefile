@@ -70,8 +70,11 @@ lint: ## Check the format of all Swift sources
 format: ## Format all Swift sources in place
 	swift format -i --parallel -r Sources Tests Package.swift
 
-install: build ## Install the program under PREFIX (default /usr/local)
+install: build ## Install program, manual pages and completions under PREFIX (default /usr/local)
+	swift build $(BUILD) --product manual
 	install -D -m 0755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/stillpoint
+	$(SCRATCH)/release/manual $(PROGRAM) $(DESTDIR)$(PREFIX)/share/man/man1
+	@Scripts/install-completions $(PROGRAM) $(DESTDIR)$(PREFIX)/share
 
 clean: ## Remove what was built
 	rm -rf $(SCRATCH)

@@ -56,6 +56,15 @@ final class SnapshotPart {
         writableImage = ImageDevice(of: device, snapshot: index, isWritable: true)
     }
 
+    /// What can be said of the image's cut.
+    enum Standing { case prepared, held, corrupted, destroyed }
+
+    var standing: Standing {
+        if isDestroyed { return .destroyed }
+        if !isHeld { return .prepared }
+        return device.engine.report(on: index).isCorrupted ? .corrupted : .held
+    }
+
     func corrupted(_ fault: Fault) { notify(.corrupted(fault)) }
 
     func overlayCorrupted(_ fault: Fault) { notify(.overlayCorrupted(fault)) }
@@ -131,14 +140,6 @@ extension Device {
         gateDrained = drained
         engine.gateClosed(now: loop.now)
         engineTouched()
-    }
-
-    /// The cut: cannot fail. Returns the epoch that ended.
-    func switchEpoch(holding part: SnapshotPart?, isBase: Bool) -> Epoch {
-        let ended = engine.cutSwitched(snapshot: part?.index, isBase: isBase)
-        part?.held()
-        engineTouched()
-        return ended
     }
 
     /// Changes go on, after a switch or instead of one.
