@@ -59,12 +59,17 @@ extension ControlServer {
 
     private func eventWish(of request: Request) async throws -> EventWish {
         let timeout = try Self.number("timeout", of: request)
+        if let timeout, timeout > EventWish.timeoutSecondsMax {
+            throw ControlError(
+                .invalid, "timeout=\(timeout): use at most \(EventWish.timeoutSecondsMax) s, a week"
+            )
+        }
         return EventWish(
             events: registries.events,
             snapshot: try await snapshotID(request.uri.queryParameters.get("snapshot")),
             after: try Self.number("after", of: request) ?? Self.lastSeen(request) ?? 0,
             follows: try Self.flag("follow", of: request, otherwise: true),
-            deadline: timeout.map { .now + .seconds(min($0, EventWish.timeoutSecondsMax)) })
+            deadline: timeout.map { .now + .seconds($0) })
     }
 
     private func snapshotID(_ text: String?) async throws -> UniqueID? {
