@@ -73,7 +73,7 @@ struct ControlClient {
     ) async throws -> (document: ChangesDocument, ranges: [ByteRange]) {
         var request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
         request.headers.add(name: "accept", value: CompactChanges.mediaType)
-        let (status, bytes) = try await exchange(request)
+        let (status, bytes) = try await exchange(request, Self.timeLimit)
         guard (200..<300).contains(status.code) else { throw refusal(status, bytes) }
         do {
             guard let page = try CompactChanges.decoded(bytes) else {
