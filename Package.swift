@@ -72,8 +72,8 @@ let package = Package(
         .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "Encryption", "ExportBlock", "ExportNBD",
-                "RingIO",
+                "BlockModel", "ChangeTracking", "CLinux", "DataPlane", "Encryption", "ExportBlock",
+                "ExportNBD", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -81,10 +81,14 @@ let package = Package(
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ],
             swiftSettings: strict),
+        .target(name: "NBDAccess", swiftSettings: strict),
+        .target(
+            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "NBDAccess"],
+            swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "Control",
+                "BlockModel", "Control", "ImageCopy", "NBDAccess", "RingIO",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -106,11 +110,16 @@ let package = Package(
         .executableTarget(
             name: "nbd-load", dependencies: ["TestSupport"], swiftSettings: strict),
         .executableTarget(
+            name: "count-work",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .executableTarget(
             name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "InteropTests",
             dependencies: [
-                "CTestSupport", "TestSupport", "nbd-load", "powercut-fs", "stillpoint",
+                "CTestSupport", "TestSupport", "count-work", "nbd-load", "powercut-fs",
+                "stillpoint",
             ],
             swiftSettings: strictTests),
         .testTarget(
@@ -128,6 +137,10 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "BlockTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "ImageCopyTests",
+            dependencies: ["BlockModel", "ImageCopy", "TestSupport", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",

@@ -76,6 +76,7 @@ package actor CheckpointRegistry {
             throw error
         }
         store.names.add(checkpoint.name, for: .checkpoint)
+        await devices.publishBases(of: checkpoint.parts.map(\.device))
         logger.info("recorded checkpoint \(checkpoint.name)")
     }
 
@@ -91,6 +92,7 @@ package actor CheckpointRegistry {
             store.removing(name), otherwise: "checkpoint \(name) could not be deleted")
         store.names.release(name, of: .checkpoint)
         await removed(checkpoint)
+        await devices.publishBases(of: checkpoint.parts.map(\.device))
         logger.info("deleted checkpoint \(name)")
         return last
     }

@@ -6,7 +6,7 @@ internal import Logging
 internal import RingIO
 internal import SnapshotCore
 
-// The devices of the service: attach, list, show, detach.
+// The devices of the service: attach, list, show, resize, detach.
 //
 // Invariants
 // - A name under operation is in `reserved`: a second operation on it is refused as busy, so the
@@ -24,10 +24,13 @@ package struct AttachRequest: Equatable, Sendable {
     package let isReadOnly: Bool
     /// 512 or 4096; nil: what the origin says.
     package let sectorBytes: UInt32?
+    /// The operator's word that nobody else writes to the origin.
+    package let isExclusive: Bool
 
     /// Checks what came from outside.
     package init(
-        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil
+        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil,
+        isExclusive: Bool = false
     ) throws(ControlError) {
         guard let checked = ObjectName(name) else {
             throw ControlError(
@@ -47,25 +50,26 @@ package struct AttachRequest: Equatable, Sendable {
         self.path = path
         self.isReadOnly = isReadOnly
         self.sectorBytes = sectorBytes
+        self.isExclusive = isExclusive
     }
 }
 
 /// The devices of the service; see the head of this file.
 package actor DeviceRegistry {
-    private struct Entry {
+    struct Entry {
         let request: AttachRequest
         let device: AttachedDevice
         let attachedAt: Date
-        let export: ExportDescription
+        var export: ExportDescription
 
         var remembered: RememberedDevice {
             RememberedDevice(
                 name: request.name.text, path: device.facts.path, readOnly: request.isReadOnly,
-                sectorSize: request.sectorBytes)
+                sectorSize: request.sectorBytes, exclusive: request.isExclusive ? true : nil)
         }
     }
 
-    private struct Missing {
+    struct Missing {
         let remembered: RememberedDevice
         let reason: String
     }
@@ -75,26 +79,33 @@ package actor DeviceRegistry {
 
     private let loops: [LoopThread]
     nonisolated let blocking: BlockingPool
+    let cuts: CutThread
+    private let places: HistoryPlaces
     private let state: StateDirectory
-    private let exports: ExportTable
-    private let events: EventLog
-    private let checkpoints: CheckpointStore
-    private let logger: Logger
-    private var entries: [ObjectName: Entry] = [:]
-    private var pins: [ObjectName: Int] = [:]
-    private var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
-    private var missing: [ObjectName: Missing] = [:]
-    private var reserved: Set<ObjectName> = []
-    private var holders: [ObjectName: [SnapshotLabel]] = [:]
-    private var isStopping = false
+    let exports: ExportTable
+    let events: EventLog
+    let checkpoints: CheckpointStore
+    let logger: Logger
+    var entries: [ObjectName: Entry] = [:]
+    var pins: [ObjectName: Int] = [:]
+    var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
+    var missing: [ObjectName: Missing] = [:]
+    var reserved: Set<ObjectName> = []
+    var holders: [ObjectName: [SnapshotLabel]] = [:]
+    var isStopping = false
+    /// When tracking that was lost began anew the last time.
+    var renewedAt: [ObjectName: ContinuousClock.Instant] = [:]
 
     init(
-        loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
-        events: EventLog, checkpoints: CheckpointStore, logger: Logger
+        loops: [LoopThread], blocking: BlockingPool, cuts: CutThread, histories: HistoryPlaces,
+        state: StateDirectory, exports: ExportTable, events: EventLog,
+        checkpoints: CheckpointStore, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
         self.blocking = blocking
+        self.cuts = cuts
+        places = histories
         self.state = state
         self.exports = exports
         self.events = events
@@ -114,12 +125,13 @@ package actor DeviceRegistry {
         let path = await resolved(request.path)
         if let entry = entries[request.name] {
             guard entry.device.facts.path == path, entry.request.isReadOnly == request.isReadOnly,
+                entry.request.isExclusive == request.isExclusive,
                 request.sectorBytes == nil || request.sectorBytes == entry.device.facts.sectorBytes
             else {
                 throw ControlError(
                     .busy,
-                    "device \(request.name) exists with origin \(entry.device.facts.path); "
-                        + "choose another name or detach it first")
+                    "device \(request.name) exists with origin \(entry.device.facts.path) or other "
+                        + "options; choose another name or detach it first")
             }
             return (await document(of: entry), false)
         }
@@ -139,6 +151,7 @@ package actor DeviceRegistry {
             if let fault = await entry.device.detach() {
                 logger.error("flush of origin \(path) failed: \(fault)")
             }
+            await places.guardian.forget(request.name)
             throw error
         }
         published(entry)
@@ -155,7 +168,7 @@ package actor DeviceRegistry {
             do {
                 let request = try AttachRequest(
                     name: device.name, path: device.path, isReadOnly: device.readOnly,
-                    sectorBytes: device.sectorSize)
+                    sectorBytes: device.sectorSize, isExclusive: device.exclusive ?? false)
                 let entry = try await open(request)
                 entries[request.name] = entry
                 published(entry)
@@ -170,24 +183,30 @@ package actor DeviceRegistry {
             }
         }
         for request in requests {
-            if let old = remembered.first(where: { $0.name == request.name.text }),
-                old.path != request.path, await resolved(request.path) != old.path
-            {
-                logger.warning(
-                    """
-                    device \(request.name) was remembered with origin \(old.path); the command \
-                    line says \(request.path)
-                    """)
+            var request = request
+            if let old = remembered.first(where: { $0.name == request.name.text }) {
+                if old.path == request.path {
+                    request = try request.remembering(old)
+                } else if await resolved(request.path) == old.path {
+                    request = try request.remembering(old)
+                } else {
+                    logger.warning(
+                        """
+                        device \(request.name) was remembered with origin \(old.path); the \
+                        command line says \(request.path)
+                        """)
+                }
             }
             _ = try await attach(request)
         }
     }
 
     private func published(_ entry: Entry) {
-        exports.publish(entry.export)
+        exports.publish(entry.export, history: .device(entry.request.name))
         events.record(
             .deviceAttached, device: entry.request.name,
             "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
+        tellHistory(of: entry)
     }
 
     private func open(_ request: AttachRequest) async throws -> Entry {
@@ -196,22 +215,35 @@ package actor DeviceRegistry {
         do throws(AttachError) {
             device = try await AttachedDevice.attach(
                 path: request.path, isReadOnly: request.isReadOnly,
-                sectorBytes: request.sectorBytes, on: loop, blocking: blocking)
+                sectorBytes: request.sectorBytes, tracking: tracking(request), on: loop,
+                blocking: blocking)
         } catch {
+            await places.guardian.forget(request.name)
             throw ControlError(error)
         }
         // Before anybody can write: marks are exact for the newest checkpoint.
         if let history = await device.history() {
             await device.setNewestBase(
                 checkpoints.newestBase(of: request.name, in: history), of: history)
+            exports.setBases(
+                checkpoints.exportBases(of: request.name, in: history), of: request.name)
         }
         let facts = device.facts
         let export = ExportDescription(
             name: request.name.text,
             summary: "\(facts.isBlockDevice ? "block device" : "disk image") \(facts.path)",
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
-            canDiscard: !facts.isReadOnly, contexts: [], loop: loop, target: device.target)
+            canDiscard: !facts.isReadOnly, loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
+    }
+
+    private func tracking(_ request: AttachRequest) -> TrackingRequest {
+        let (name, guardian) = (request.name, places.guardian)
+        return TrackingRequest(
+            name: name, stateDirectory: state.path, runtimeDirectory: places.runtimeDirectory,
+            bootID: places.bootID, isExclusive: request.isExclusive,
+            watch: { await guardian.watch($0) },
+            notify: { notice in Task { await self.noticed(notice, of: name) } })
     }
 
     /// The data plane refuses a second attach too, by its locks; this names who has it.
@@ -301,86 +333,12 @@ package actor DeviceRegistry {
         return all
     }
 
-    // -- hold
-
-    /// Keeps devices from being detached until `release`; all or none.
-    func hold(
-        _ names: [ObjectName], by snapshot: SnapshotLabel
-    ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        var held: [(ObjectName, AttachedDevice)] = []
-        for name in names { held.append((name, try free(name))) }
-        for name in names { holders[name, default: []].append(snapshot) }
-        return held
-    }
-
-    private func free(_ name: ObjectName) throws(ControlError) -> AttachedDevice {
-        guard let entry = entries[name] else {
-            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
-            throw isMissing(name.text, missing)
-        }
-        guard !reserved.contains(name) else { throw isReserved(name) }
-        return entry.device
-    }
-
-    /// Keeps devices attached for as long as `body` runs; all or none. A detach waits for it.
-    nonisolated(nonsending) func pinning<Value: Sendable>(
-        _ names: [ObjectName],
-        _ body: ([AttachedDevice]) async throws -> Value
-    ) async throws -> Value {
-        let devices = try await pin(names)
-        let outcome: Result<Value, any Error>
-        do { outcome = .success(try await body(devices)) } catch { outcome = .failure(error) }
-        await unpin(names)
-        return try outcome.get()
-    }
-
-    private func pin(_ names: [ObjectName]) throws(ControlError) -> [AttachedDevice] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        var devices: [AttachedDevice] = []
-        for name in names { devices.append(try free(name)) }
-        for name in names { pins[name, default: 0] += 1 }
-        return devices
-    }
-
-    private func unpin(_ names: [ObjectName]) {
-        for name in names {
-            guard let count = pins[name] else { preconditionFailure("a pin is taken out once") }
-            pins[name] = count == 1 ? nil : count - 1
-            if count == 1 { pinWaiters.removeValue(forKey: name)?.resume() }
-        }
-    }
-
-    /// Returns when nobody pins the device, whose name is reserved: no new pin comes.
-    private func unpinned(_ name: ObjectName) async {
-        guard pins[name] != nil else { return }
-        await withCheckedContinuation { pinWaiters[name] = $0 }
-    }
-
-    /// The histories of the attached devices that queries can name now.
-    func histories() async -> [ObjectName: Generation] {
-        var histories: [ObjectName: Generation] = [:]
-        for (name, entry) in entries { histories[name] = await entry.device.history() }
-        return histories
-    }
-
-    /// The device of that name, if it is attached.
-    func attached(_ name: ObjectName) -> AttachedDevice? { entries[name]?.device }
-
     /// What the origins stand on: no filesystem of theirs is frozen.
     func grounds() -> [ProtectedGround] {
         entries.map { name, entry in
             ProtectedGround(
                 what: "the origin of device \(name), \(entry.device.facts.path)",
                 devices: entry.device.ground)
-        }
-    }
-
-    /// The snapshot has left its devices.
-    func release(_ snapshot: SnapshotLabel) {
-        for name in holders.keys {
-            holders[name]?.removeAll { $0 == snapshot }
-            if holders[name]?.isEmpty ?? false { holders[name] = nil }
         }
     }
 
@@ -423,7 +381,7 @@ package actor DeviceRegistry {
         exports.withdraw(name)
         let last = await document(of: entry)
         if last.connections > 0 && !isForced {
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw ControlError(
                 .busy,
                 "device \(name) has \(last.connections) connection(s) open; close them, or detach "
@@ -435,19 +393,25 @@ package actor DeviceRegistry {
             try await save()
         } catch {
             entries[checked] = entry
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw error
         }
-        if let fault = await entry.device.detach() {
+        let fault = await entry.device.detach()
+        await places.guardian.forget(checked)
+        if let fault {
             throw ControlError(
                 .failed,
                 "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
                     + "failed (errno \(fault.errnoValue)): what was not flushed may be lost")
         }
+        exports.setBases(nil, of: checked)
         events.record(.deviceDetached, device: checked, "device \(name) detached")
         logger.info("detached device \(name)")
         return last
     }
+
+    /// From now on operations are refused.
+    func stopping() { isStopping = true }
 
     /// Closes all devices for the service's end and keeps them remembered. Returns what went
     /// wrong, one sentence each.
@@ -471,17 +435,17 @@ package actor DeviceRegistry {
 
     // -- helpers
 
-    private func reserve(_ name: ObjectName) throws(ControlError) {
+    func reserve(_ name: ObjectName) throws(ControlError) {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
         guard reserved.insert(name).inserted else { throw isReserved(name) }
     }
 
-    private func isReserved(_ name: ObjectName) -> ControlError {
+    func isReserved(_ name: ObjectName) -> ControlError {
         ControlError(
             .busy, "device \(name) is being attached or detached; try again in a moment")
     }
 
-    private func isMissing(_ name: String, _ missing: Missing) -> ControlError {
+    func isMissing(_ name: String, _ missing: Missing) -> ControlError {
         ControlError(
             .notFound,
             "device \(name) is remembered but could not be attached: \(missing.reason)")
@@ -518,12 +482,12 @@ package actor DeviceRegistry {
         return loops[place]
     }
 
-    private func noSuchDevice(_ name: String) -> ControlError {
+    func noSuchDevice(_ name: String) -> ControlError {
         ControlError(
             .notFound, "there is no device \(name); `stillpoint device list` names those there are")
     }
 
-    private func document(of entry: Entry) async -> DeviceDocument {
+    func document(of entry: Entry) async -> DeviceDocument {
         let facts = entry.device.facts
         let users = await entry.device.userCount()
         let progress = await entry.device.progress()
@@ -535,7 +499,14 @@ package actor DeviceRegistry {
             rotational: facts.isRotational, access: facts.accessMode.rawValue,
             loop: entry.device.loop.index, attachedAt: entry.attachedAt, connections: users,
             snapshots: (holders[entry.request.name] ?? []).map(\.id.description),
+            exclusive: entry.request.isExclusive,
+            history: progress.map { $0.history.isContinued ? "continued" : "new" },
+            historyReason: progress?.history.reason,
             generation: progress?.generation.description, epoch: progress?.epoch.rawValue,
+            lastCut: progress.flatMap { progress in
+                progress.lastCutSeconds == 0
+                    ? nil : Date(timeIntervalSince1970: TimeInterval(progress.lastCutSeconds))
+            },
             counters: (progress?.counters).map(CountersDocument.init))
     }
 }

@@ -82,6 +82,7 @@ final class HeldSnapshot {
                     image: part.exports.first, error: loss.map { errnoText($0.fault.errnoValue) },
                     corruptedAt: loss?.time, copiedBytes: report?.copiedBytes ?? 0,
                     storedBytes: (report?.storedBlocks ?? 0) * blockByteCount,
+                    unstoredBytes: (report?.unstoredBlocks ?? 0) * blockByteCount,
                     zeroBlocks: report?.zeroBlocks ?? 0))
         }
         let sources = storages.flatMap(\.sources).map { source in

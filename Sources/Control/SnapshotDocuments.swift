@@ -56,6 +56,8 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         /// Bytes of old data read on this device since the cut in order to preserve it.
         package var copiedBytes: UInt64
         package var storedBytes: UInt64
+        /// Bytes preserved on this device, for whichever snapshot, that are in memory only.
+        package var unstoredBytes: UInt64
         /// Blocks preserved that are all zero and take no space.
         package var zeroBlocks: UInt64
     }

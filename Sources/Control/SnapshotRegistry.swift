@@ -245,7 +245,7 @@ package actor SnapshotRegistry {
         entry.outcome = outcome
         entry.freeze = freeze
         try await leaveCheckpoint(entry, outcome)
-        var published: [ExportDescription] = []
+        var published: [(export: ExportDescription, history: ExportHistory)] = []
         for index in entry.parts.indices {
             let part = entry.parts[index]
             guard let images = await part.snapshot.images() else {
@@ -256,18 +256,20 @@ package actor SnapshotRegistry {
             }
             let name = "\(part.name)@\(entry.label)"
             for (suffix, target) in [("", images.readOnly), (":rw", images.writable)] {
-                published.append(
-                    ExportDescription(
-                        name: name + suffix,
-                        summary: "device \(part.name) as it was at snapshot \(entry.label)"
-                            + (suffix.isEmpty ? "" : ", writable"),
-                        size: outcome.sizes[index], isReadOnly: suffix.isEmpty,
-                        isRotational: part.device.facts.isRotational, canDiscard: false,
-                        contexts: [], loop: part.device.loop, target: target))
+                let export = ExportDescription(
+                    name: name + suffix,
+                    summary: "device \(part.name) as it was at snapshot \(entry.label)"
+                        + (suffix.isEmpty ? "" : ", writable"),
+                    size: outcome.sizes[index], isReadOnly: suffix.isEmpty,
+                    isRotational: part.device.facts.isRotational, canDiscard: false,
+                    loop: part.device.loop, target: target)
+                let history: ExportHistory =
+                    suffix.isEmpty ? .image(part.name, cut: outcome.base(at: index)) : .none
+                published.append((export, history))
             }
             entry.parts[index].exports = [name, name + ":rw"]
         }
-        for export in published { exports.publish(export) }
+        for (export, history) in published { exports.publish(export, history: history) }
         events.record(
             .taken, snapshot: entry.label,
             "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")

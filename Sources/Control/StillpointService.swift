@@ -9,8 +9,8 @@ internal import ServiceLifecycle
 
 // The service as a whole: what must exist before what, and the way back.
 //
-//   state directory locked -> control socket claimed -> loops -> devices -> cut thread and
-//   snapshots -> block devices -> NBD -> HTTP -> ready
+//   state and runtime directory locked -> control socket claimed -> loops -> cut thread, guardian
+//   -> devices -> snapshots -> block devices -> NBD -> HTTP -> ready
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
@@ -62,11 +62,12 @@ package final class StillpointService: Service {
             throw ControlError(
                 .failed, "runtime directory cannot be made (\(error)); see --runtime-dir")
         }
-        let socket = try ControlSocket(claiming: configuration.control)
-        defer { socket.remove() }
-        thawLeftovers()
+        let runtime = try RuntimeDirectory(claiming: configuration.runtimeDirectory)
+        defer { withExtendedLifetime(runtime) {} }
         let blocking = try BlockingPool()
         defer { blocking.close() }
+        let socket = try await claimSocket(on: blocking)
+        defer { socket.remove() }
         let loops = try startLoops()
         let outcome: Result<Void, any Error>
         do {
@@ -80,12 +81,14 @@ package final class StillpointService: Service {
         logger.info("stopped")
     }
 
-    /// Thaws what a service left frozen that died in the middle of a take.
-    private func thawLeftovers() {
-        let list = configuration.runtimeDirectory + "/" + FrozenFilesystems.listName
-        for mountPoint in FrozenFilesystems.thaw(listedIn: list) {
-            logger.warning("thawed \(mountPoint), which a killed service had left frozen")
+    /// Another service that starts on the same path is waited for: not on a thread of Swift's pool.
+    private func claimSocket(on blocking: BlockingPool) async throws -> ControlSocket {
+        let path = configuration.control
+        let outcome = await blocking.run { Result { try ControlSocket(claiming: path) } }
+        guard let outcome else {
+            preconditionFailure("nothing else waits in the blocking pool at the start")
         }
+        return try outcome.get()
     }
 
     private func startLoops() throws -> [LoopThread] {
@@ -116,13 +119,20 @@ package final class StillpointService: Service {
     ) async throws {
         let exports = ExportTable()
         let events = EventLog()
+        let cuts = try startCutThread()
+        let guardian = Guardian(
+            stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
+            blocking: blocking, logger: logger)
+        await guardian.start()
         let registry = DeviceRegistry(
-            loops: loops, blocking: blocking, state: state, exports: exports, events: events,
-            checkpoints: store, logger: logger)
+            loops: loops, blocking: blocking, cuts: cuts,
+            histories: HistoryPlaces(
+                runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
+                guardian: guardian),
+            state: state, exports: exports, events: events, checkpoints: store, logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
-            let cuts = try startCutThread()
             let checkpoints = CheckpointRegistry(
                 store: store, devices: registry, blocking: blocking, cuts: cuts,
                 quiet: state.quiet, logger: logger)
@@ -138,10 +148,12 @@ package final class StillpointService: Service {
                     devices: registry, snapshots: snapshots, checkpoints: checkpoints,
                     blocks: blocks, events: events, cuts: cuts),
                 exports, socket: socket, loops: loops)
-            // No cut is under way any more: this joins a thread that has nothing left to do.
-            if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         } catch { outcome = .failure(error) }
+        await registry.stopping()
+        // The cuts under way end; those that come are refused.
+        if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         let faults = await registry.closeAll()
+        await guardian.dismiss()
         for fault in faults { logger.error("\(fault)") }
         try outcome.get()
         if !faults.isEmpty {

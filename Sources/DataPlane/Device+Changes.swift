@@ -96,8 +96,7 @@ extension Device {
             return .success(slice)
         case .unknown: return .failure(.historyUnknown)
         case .damaged:
-            engine.trackingLost()
-            engineTouched()
+            mapFoundDamaged()
             return .failure(.damaged)
         }
     }

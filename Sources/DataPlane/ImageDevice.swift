@@ -60,7 +60,11 @@ final class ImageDevice: BlockTarget {
             // An overlay ends with the service: there is nothing that could outlive it.
             finish(index, nil)
         case .discard: finish(index, .notSupported)
-        case .blockStatus: statusArrived(index)
+        case .blockStatus:
+            guard let base = request.pointee.statusBase else { return statusArrived(index) }
+            // What was written through the image is no change of the device: it cannot be told.
+            guard !isWritable else { return finish(index, .invalid) }
+            finish(index, device.tellChanges(index, since: base, until: snapshot))
         }
     }
 

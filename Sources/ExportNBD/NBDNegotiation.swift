@@ -1,3 +1,5 @@
+internal import BlockModel
+
 // The handshake of fixed newstyle as a state machine: bytes in, bytes out.
 //
 //   greeting sent ──client flags──► options ──EXPORT_NAME, GO──► opened
@@ -39,14 +41,17 @@ struct NBDNegotiation {
 
         struct Context: Sendable {
             var id: UInt32
-            var statusContext: UInt16
+            /// What it says: what changed since this cut, or allocation when nil.
+            var base: TrackingBase?
         }
     }
 
     /// Most options of one handshake.
     static let optionCountMax = 4096
-    /// Most queries of one option: each is held against every context of the export.
+    /// Most queries of one option.
     static let queryCountMax: UInt32 = 256
+    /// Most meta contexts that are listed, those of the newest cuts; all can be selected.
+    static let listedCountMax = 1024
     /// Most meta contexts selected by a connection.
     static let contextCountMax = 64
 
@@ -313,35 +318,23 @@ struct NBDNegotiation {
             return reply(option, .unknown, "there is no such export")
         }
         let isSetting = option == .setMetaContext
-        var chosen: [Opening.Context] = []
-        for (index, context) in contexts(of: export).enumerated() {
-            let isMatch =
-                isSetting
-                ? queries.contains(context.name)
-                : queries.isEmpty || queries.contains { Self.lists($0, context.name) }
-            guard isMatch, chosen.count < Self.contextCountMax else { continue }
-            let id = UInt32(index + 1)
-            chosen.append(Opening.Context(id: id, statusContext: context.statusContext))
+        let chosen =
+            isSetting
+            ? NBDMetaContexts.selected(by: queries, of: export)
+            : NBDMetaContexts.listed(by: queries, of: export)
+        for (index, context) in chosen.enumerated() {
             var body = NBDBytes()
-            body.append(isSetting ? id : 0)
+            body.append(isSetting ? UInt32(index + 1) : 0)
             body.append(context.name)
             reply(option, .metaContext, body)
         }
         if isSetting {
             selectedExport = export.name
-            selected = chosen
+            selected = chosen.enumerated().map { index, context in
+                Opening.Context(id: UInt32(index + 1), base: context.base)
+            }
         }
         reply(option, .acknowledge)
-    }
-
-    /// A query of LIST matches a name, or all names below a namespace that ends with a colon.
-    private static func lists(_ query: String, _ name: String) -> Bool {
-        query == name || (query.hasSuffix(":") && name.hasPrefix(query))
-    }
-
-    private func contexts(of export: ExportDescription) -> [ExportDescription.MetaContext] {
-        [ExportDescription.MetaContext(name: "base:allocation", statusContext: 0)]
-            + export.contexts
     }
 
     // MARK: Helpers

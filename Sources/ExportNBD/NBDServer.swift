@@ -260,7 +260,7 @@ final class NBDSessionTable {
 
     func drainAll() {
         isClosed = true
-        for session in sessions.values { session.drain() }
+        for session in sessions.values { session.leave() }
     }
 
     func abortAll() { for session in sessions.values { session.abort() } }

@@ -18,7 +18,7 @@ import Testing
             $0.append(
                 ExportDescription(
                     name: "disk", summary: "a disk", size: 1 << 20, isReadOnly: false,
-                    isRotational: false, canDiscard: true, contexts: [], loop: thread,
+                    isRotational: false, canDiscard: true, loop: thread,
                     target: target))
         }
         thread.stopAndJoin()
