@@ -41,11 +41,20 @@ extension ControlServer {
     /// what has happened; with a `timeout` in seconds it waits so long for the first one.
     func addEvents(to router: Router<ControlContext>) {
         router.get("v1/events") { request, _ in
-            Self.stream(try await eventWish(of: request), answering: request)
+            let wish = try await eventWish(of: request)
+            guard let place = FollowerPlace(taking: counts) else {
+                throw ControlError(
+                    .busy,
+                    "\(ControlLimits.followersMax) clients wait for events, the most there may be; "
+                        + "end one")
+            }
+            return Self.stream(wish, keeping: place, answering: request)
         }
     }
 
-    private static func stream(_ wish: EventWish, answering request: Request) -> Response {
+    private static func stream(
+        _ wish: EventWish, keeping place: FollowerPlace, answering request: Request
+    ) -> Response {
         Response(
             status: .ok,
             headers: [.contentType: "text/event-stream", .cacheControl: "no-store"],
@@ -53,6 +62,7 @@ extension ControlServer {
                 try await request.body.consumeWithCancellationOnInboundClose { _ in
                     try await wish.write(to: &writer)
                 }
+                withExtendedLifetime(place) {}
                 try await writer.finish(nil)
             })
     }
