@@ -15,6 +15,11 @@ let strictTests: [SwiftSetting] = [
     .unsafeFlags(["-Onone"], .when(configuration: .release)),
 ]
 
+// Set by `make bench` alone, which compares the program with a build of it that marks nothing.
+let tracking: [SwiftSetting] =
+    Context.environment["STILLPOINT_WITHOUT_TRACKING"] == nil
+    ? [] : [.define("BENCHMARK_WITHOUT_TRACKING")]
+
 let package = Package(
     name: "stillpoint",
     products: [
@@ -41,7 +46,7 @@ let package = Package(
         .target(name: "CopyOnWrite", swiftSettings: strict),
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
-            swiftSettings: strict),
+            swiftSettings: strict + tracking),
         .target(
             name: "Simulation",
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],

@@ -29,7 +29,12 @@ package final class SnapshotEngine {
     package let buffers: BlockBuffers
     var map: ChangeMap
     /// Marking stopped: a map page could not be reserved. Ends with a new map at a cut.
-    package internal(set) var isTrackingLost = false
+    #if BENCHMARK_WITHOUT_TRACKING
+        // A build of `make bench` that marks nothing, to see what marking costs.
+        package internal(set) var isTrackingLost = true
+    #else
+        package internal(set) var isTrackingLost = false
+    #endif
     /// Bytes of the device.
     package internal(set) var size: UInt64
     /// Latest time the engine was told, monotonic nanoseconds.
