@@ -14,6 +14,8 @@ enum ControlLimits {
     static let headByteCountMax = 16 << 10
     /// Connections at once; more wait in the backlog.
     static let connectionsMax = 128
+    /// Of these, those that wait for events: they must not keep others from being answered.
+    static let followersMax = 64
     /// Time for a client to send the next part of a request, or a next request.
     static let idleSeconds: Int64 = 30
     /// Time for a request's body as a whole.
