@@ -27,7 +27,7 @@ package enum FrozenFilesystems {
         guard !mountPoints.isEmpty else {
             return unlink(path) == 0 || errno == ENOENT ? 0 : errno
         }
-        let bytes = mountPoints.flatMap { escaped($0) + [10] }
+        let bytes = mountPoints.flatMap { path -> [UInt8] in escaped(path) + [10] }
         let temporary = path + ".new"
         let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard file >= 0 else { return errno }
@@ -53,8 +53,11 @@ package enum FrozenFilesystems {
             waitForFreezers(lockPath(of: path))
             thawed += mountPoints.filter { !thawed.contains($0) }.filter(thaw)
         }
-        unlink(path)
-        unlink(lockPath(of: path))
+        // What may still come is left to the next one who thaws.
+        if !hasFreezers(lockPath(of: path)) {
+            unlink(path)
+            unlink(lockPath(of: path))
+        }
         return thawed.map { String(decoding: $0, as: UTF8.self) }
     }
 
