@@ -62,7 +62,8 @@ let package = Package(
         .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "ExportBlock", "ExportNBD", "RingIO",
+                "BlockModel", "ChangeTracking", "CLinux", "DataPlane", "ExportBlock", "ExportNBD",
+                "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),

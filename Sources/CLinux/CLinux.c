@@ -5,6 +5,7 @@
 #include <linux/blkpg.h>
 #include <linux/stat.h>
 #include <sched.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/sysmacros.h>
@@ -31,6 +32,7 @@ struct cl_statx {
 _Static_assert(sizeof(struct cl_statx) == 256, "struct statx is 256 bytes");
 
 const int cl_o_direct = O_DIRECT;
+const int cl_o_path = O_PATH;
 const int cl_rwf_dsync = RWF_DSYNC;
 const int cl_seek_data = SEEK_DATA;
 const int cl_seek_hole = SEEK_HOLE;
@@ -50,6 +52,10 @@ int cl_file_facts(int fd, struct cl_file_facts *facts) {
     facts->mode = answer.mode;
     facts->birth_seconds = answer.birth.seconds;
     facts->birth_nanoseconds = answer.birth.nanoseconds;
+    facts->modify_seconds = answer.modify.seconds;
+    facts->modify_nanoseconds = answer.modify.nanoseconds;
+    facts->change_seconds = answer.change.seconds;
+    facts->change_nanoseconds = answer.change.nanoseconds;
     facts->direct_known = (answer.mask & STATX_DIOALIGN) != 0;
     facts->direct_memory_alignment = answer.direct_memory_alignment;
     facts->direct_offset_alignment = answer.direct_offset_alignment;
@@ -76,6 +82,49 @@ bool cl_block_device_is_read_only(int fd) {
     int read_only = 0;
     return ioctl(fd, BLKROGET, &read_only) == 0 && read_only != 0;
 }
+
+#ifndef BLKGETDISKSEQ
+#define BLKGETDISKSEQ _IOR(0x12, 128, uint64_t)
+#endif
+
+int cl_disk_sequence(int fd, uint64_t *sequence) { return ioctl(fd, BLKGETDISKSEQ, sequence); }
+
+int cl_allocate(int fd, uint64_t offset, uint64_t length) {
+    return fallocate(fd, 0, (off_t)offset, (off_t)length);
+}
+
+int cl_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
+
+int cl_spawn_companion(const char *path, char *const arguments[], int socket, int32_t *pid) {
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t signals;
+    int result = posix_spawn_file_actions_init(&actions);
+    if (result) return result;
+    result = posix_spawnattr_init(&attributes);
+    if (result) {
+        posix_spawn_file_actions_destroy(&actions);
+        return result;
+    }
+    for (int fd = 0; fd < 3 && !result; fd++)
+        result = posix_spawn_file_actions_addopen(&actions, fd, "/dev/null", O_RDWR, 0);
+    if (!result) result = posix_spawn_file_actions_adddup2(&actions, socket, 3);
+    sigemptyset(&signals);
+    if (!result) result = posix_spawnattr_setsigmask(&attributes, &signals);
+    sigfillset(&signals);
+    if (!result) result = posix_spawnattr_setsigdefault(&attributes, &signals);
+    if (!result)
+        result = posix_spawnattr_setflags(
+            &attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    pid_t child = 0;
+    if (!result) result = posix_spawn(&child, path, &actions, &attributes, arguments, environ);
+    *pid = child;
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    return result;
+}
+
+int cl_close_from(int first) { return close_range((unsigned)first, ~0u, 0); }
 
 int cl_lock_byte_shared(int fd, int64_t offset) {
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};

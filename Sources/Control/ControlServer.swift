@@ -142,6 +142,9 @@ struct ControlServer: Sendable {
         router.get("v1/devices/{name}") { _, context in
             Answer(try await registry.show(try context.parameters.require("name")))
         }
+        router.post("v1/devices/{name}/resize") { _, context in
+            Answer(try await registry.resize(try context.parameters.require("name")))
+        }
         router.delete("v1/devices/{name}") { [registries] request, context in
             let isForced = try Self.flag("force", of: request)
             let name = try context.parameters.require("name")
@@ -174,7 +177,7 @@ struct ControlServer: Sendable {
             AttachDocument.self, keys: AttachDocument.keys, from: request)
         return try AttachRequest(
             name: document.name, path: document.path, isReadOnly: document.readOnly ?? false,
-            sectorBytes: document.sectorSize)
+            sectorBytes: document.sectorSize, isExclusive: document.exclusive ?? false)
     }
 
     /// Reads a request's body: whole, in time, and with no key that would silently do nothing.

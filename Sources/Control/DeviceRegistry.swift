@@ -6,7 +6,7 @@ internal import Logging
 internal import RingIO
 internal import SnapshotCore
 
-// The devices of the service: attach, list, show, detach.
+// The devices of the service: attach, list, show, resize, detach.
 //
 // Invariants
 // - A name under operation is in `reserved`: a second operation on it is refused as busy, so the
@@ -23,10 +23,13 @@ package struct AttachRequest: Equatable, Sendable {
     package let isReadOnly: Bool
     /// 512 or 4096; nil: what the origin says.
     package let sectorBytes: UInt32?
+    /// The operator's word that nobody else writes to the origin.
+    package let isExclusive: Bool
 
     /// Checks what came from outside.
     package init(
-        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil
+        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil,
+        isExclusive: Bool = false
     ) throws(ControlError) {
         guard let checked = ObjectName(name) else {
             throw ControlError(
@@ -46,25 +49,26 @@ package struct AttachRequest: Equatable, Sendable {
         self.path = path
         self.isReadOnly = isReadOnly
         self.sectorBytes = sectorBytes
+        self.isExclusive = isExclusive
     }
 }
 
 /// The devices of the service; see the head of this file.
 package actor DeviceRegistry {
-    private struct Entry {
+    struct Entry {
         let request: AttachRequest
         let device: AttachedDevice
         let attachedAt: Date
-        let export: ExportDescription
+        var export: ExportDescription
 
         var remembered: RememberedDevice {
             RememberedDevice(
                 name: request.name.text, path: device.facts.path, readOnly: request.isReadOnly,
-                sectorSize: request.sectorBytes)
+                sectorSize: request.sectorBytes, exclusive: request.isExclusive ? true : nil)
         }
     }
 
-    private struct Missing {
+    struct Missing {
         let remembered: RememberedDevice
         let reason: String
     }
@@ -74,23 +78,29 @@ package actor DeviceRegistry {
 
     private let loops: [LoopThread]
     private let blocking: BlockingPool
+    let cuts: CutThread
+    private let histories: HistoryPlaces
     private let state: StateDirectory
-    private let exports: ExportTable
-    private let events: EventLog
-    private let logger: Logger
-    private var entries: [ObjectName: Entry] = [:]
-    private var missing: [ObjectName: Missing] = [:]
-    private var reserved: Set<ObjectName> = []
-    private var holders: [ObjectName: [SnapshotLabel]] = [:]
-    private var isStopping = false
+    let exports: ExportTable
+    let events: EventLog
+    let logger: Logger
+    var entries: [ObjectName: Entry] = [:]
+    var missing: [ObjectName: Missing] = [:]
+    var reserved: Set<ObjectName> = []
+    var holders: [ObjectName: [SnapshotLabel]] = [:]
+    var isStopping = false
+    /// When tracking that was lost began anew the last time.
+    var renewedAt: [ObjectName: ContinuousClock.Instant] = [:]
 
     init(
-        loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
-        events: EventLog, logger: Logger
+        loops: [LoopThread], blocking: BlockingPool, cuts: CutThread, histories: HistoryPlaces,
+        state: StateDirectory, exports: ExportTable, events: EventLog, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
         self.blocking = blocking
+        self.cuts = cuts
+        self.histories = histories
         self.state = state
         self.exports = exports
         self.events = events
@@ -109,12 +119,13 @@ package actor DeviceRegistry {
         let path = await resolved(request.path)
         if let entry = entries[request.name] {
             guard entry.device.facts.path == path, entry.request.isReadOnly == request.isReadOnly,
+                entry.request.isExclusive == request.isExclusive,
                 request.sectorBytes == nil || request.sectorBytes == entry.device.facts.sectorBytes
             else {
                 throw ControlError(
                     .busy,
-                    "device \(request.name) exists with origin \(entry.device.facts.path); "
-                        + "choose another name or detach it first")
+                    "device \(request.name) exists with origin \(entry.device.facts.path) or other "
+                        + "options; choose another name or detach it first")
             }
             return (await document(of: entry), false)
         }
@@ -134,6 +145,7 @@ package actor DeviceRegistry {
             if let fault = await entry.device.detach() {
                 logger.error("flush of origin \(path) failed: \(fault)")
             }
+            await histories.guardian.forget(request.name)
             throw error
         }
         published(entry)
@@ -150,7 +162,7 @@ package actor DeviceRegistry {
             do {
                 let request = try AttachRequest(
                     name: device.name, path: device.path, isReadOnly: device.readOnly,
-                    sectorBytes: device.sectorSize)
+                    sectorBytes: device.sectorSize, isExclusive: device.exclusive ?? false)
                 let entry = try await open(request)
                 entries[request.name] = entry
                 published(entry)
@@ -165,14 +177,19 @@ package actor DeviceRegistry {
             }
         }
         for request in requests {
-            if let old = remembered.first(where: { $0.name == request.name.text }),
-                old.path != request.path, await resolved(request.path) != old.path
-            {
-                logger.warning(
-                    """
-                    device \(request.name) was remembered with origin \(old.path); the command \
-                    line says \(request.path)
-                    """)
+            var request = request
+            if let old = remembered.first(where: { $0.name == request.name.text }) {
+                if old.path == request.path {
+                    request = try request.remembering(old)
+                } else if await resolved(request.path) == old.path {
+                    request = try request.remembering(old)
+                } else {
+                    logger.warning(
+                        """
+                        device \(request.name) was remembered with origin \(old.path); the \
+                        command line says \(request.path)
+                        """)
+                }
             }
             _ = try await attach(request)
         }
@@ -183,6 +200,7 @@ package actor DeviceRegistry {
         events.record(
             .deviceAttached, device: entry.request.name,
             "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
+        tellHistory(of: entry)
     }
 
     private func open(_ request: AttachRequest) async throws -> Entry {
@@ -191,8 +209,10 @@ package actor DeviceRegistry {
         do throws(AttachError) {
             device = try await AttachedDevice.attach(
                 path: request.path, isReadOnly: request.isReadOnly,
-                sectorBytes: request.sectorBytes, on: loop, blocking: blocking)
+                sectorBytes: request.sectorBytes, tracking: tracking(request), on: loop,
+                blocking: blocking)
         } catch {
+            await histories.guardian.forget(request.name)
             throw ControlError(error)
         }
         let facts = device.facts
@@ -202,6 +222,15 @@ package actor DeviceRegistry {
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
             canDiscard: !facts.isReadOnly, contexts: [], loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
+    }
+
+    private func tracking(_ request: AttachRequest) -> TrackingRequest {
+        let (name, guardian) = (request.name, histories.guardian)
+        return TrackingRequest(
+            name: name, stateDirectory: state.path, runtimeDirectory: histories.runtimeDirectory,
+            bootID: histories.bootID, isExclusive: request.isExclusive,
+            watch: { await guardian.watch($0) },
+            notify: { notice in Task { await self.noticed(notice, of: name) } })
     }
 
     /// The data plane refuses a second attach too, by its locks; this names who has it.
@@ -348,7 +377,9 @@ package actor DeviceRegistry {
             exports.publish(entry.export)
             throw error
         }
-        if let fault = await entry.device.detach() {
+        let fault = await entry.device.detach()
+        await histories.guardian.forget(checked)
+        if let fault {
             throw ControlError(
                 .failed,
                 "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
@@ -358,6 +389,9 @@ package actor DeviceRegistry {
         logger.info("detached device \(name)")
         return last
     }
+
+    /// From now on operations are refused.
+    func stopping() { isStopping = true }
 
     /// Closes all devices for the service's end and keeps them remembered. Returns what went
     /// wrong, one sentence each.
@@ -381,7 +415,7 @@ package actor DeviceRegistry {
 
     // -- helpers
 
-    private func reserve(_ name: ObjectName) throws(ControlError) {
+    func reserve(_ name: ObjectName) throws(ControlError) {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
         guard reserved.insert(name).inserted else { throw isReserved(name) }
     }
@@ -391,7 +425,7 @@ package actor DeviceRegistry {
             .busy, "device \(name) is being attached or detached; try again in a moment")
     }
 
-    private func isMissing(_ name: String, _ missing: Missing) -> ControlError {
+    func isMissing(_ name: String, _ missing: Missing) -> ControlError {
         ControlError(
             .notFound,
             "device \(name) is remembered but could not be attached: \(missing.reason)")
@@ -428,12 +462,12 @@ package actor DeviceRegistry {
         return loops[place]
     }
 
-    private func noSuchDevice(_ name: String) -> ControlError {
+    func noSuchDevice(_ name: String) -> ControlError {
         ControlError(
             .notFound, "there is no device \(name); `stillpoint device list` names those there are")
     }
 
-    private func document(of entry: Entry) async -> DeviceDocument {
+    func document(of entry: Entry) async -> DeviceDocument {
         let facts = entry.device.facts
         let users = await entry.device.userCount()
         let progress = await entry.device.progress()
@@ -445,7 +479,14 @@ package actor DeviceRegistry {
             rotational: facts.isRotational, access: facts.accessMode.rawValue,
             loop: entry.device.loop.index, attachedAt: entry.attachedAt, connections: users,
             snapshots: (holders[entry.request.name] ?? []).map(\.id.description),
+            exclusive: entry.request.isExclusive,
+            history: progress.map { $0.history.isContinued ? "continued" : "new" },
+            historyReason: progress?.history.reason,
             generation: progress?.generation.description, epoch: progress?.epoch.rawValue,
+            lastCut: progress.flatMap { progress in
+                progress.lastCutSeconds == 0
+                    ? nil : Date(timeIntervalSince1970: TimeInterval(progress.lastCutSeconds))
+            },
             counters: (progress?.counters).map(CountersDocument.init))
     }
 }

@@ -47,11 +47,19 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var connections: Int
     /// Ids of its snapshots, the oldest first.
     package var snapshots: [String]
-    /// UUID of its unbroken tracking history. Left out when the loop is too busy to answer.
+    /// The operator said that nobody else writes to the origin.
+    package var exclusive: Bool
+    /// `continued` or `new`: whether what changed before it was attached is known. Left out when
+    /// the loop is too busy to answer, as what follows.
+    package var history: String?
+    /// Why, for people.
+    package var historyReason: String?
+    /// UUID of its unbroken tracking history.
     package var generation: String?
-    /// In which its changes are marked now. Left out when the loop is too busy to answer.
+    /// In which its changes are marked now.
     package var epoch: UInt32?
-    /// Left out when the loop is too busy to answer.
+    /// Left out, too, when the history has no cut yet.
+    package var lastCut: Date?
     package var counters: CountersDocument?
 }
 
@@ -116,15 +124,22 @@ package struct AttachDocument: Codable, Equatable, Sendable {
     package var path: String
     package var readOnly: Bool?
     package var sectorSize: UInt32?
+    /// Nobody else writes to the origin.
+    package var exclusive: Bool?
 
     /// Keys it may have, for refusing others.
-    package static let keys: Set<String> = ["name", "path", "read_only", "sector_size"]
+    package static let keys: Set<String> = [
+        "name", "path", "read_only", "sector_size", "exclusive",
+    ]
 
-    package init(name: String, path: String, readOnly: Bool?, sectorSize: UInt32?) {
+    package init(
+        name: String, path: String, readOnly: Bool?, sectorSize: UInt32?, exclusive: Bool?
+    ) {
         self.name = name
         self.path = path
         self.readOnly = readOnly
         self.sectorSize = sectorSize
+        self.exclusive = exclusive
     }
 }
 

@@ -23,6 +23,8 @@ package enum EventKind: String, Sendable {
     case deviceDetached = "device-detached"
     case blockAttached = "block-attached"
     case blockDetached = "block-detached"
+    case deviceResized = "device-resized"
+    case historyNew = "history-new"
 }
 
 /// A snapshot's id and its name, if it has one.

@@ -17,6 +17,8 @@ struct RememberedDevice: Codable, Equatable, Sendable {
     var readOnly: Bool
     /// As asked for; nil: what the origin says.
     var sectorSize: UInt32?
+    /// Nobody else writes to the origin, as the operator said; nil: not said.
+    var exclusive: Bool?
 }
 
 /// The durable state of a service; see the head of this file.

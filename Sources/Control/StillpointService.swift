@@ -9,8 +9,8 @@ internal import ServiceLifecycle
 
 // The service as a whole: what must exist before what, and the way back.
 //
-//   state directory locked -> control socket claimed -> loops -> devices -> cut thread and
-//   snapshots -> block devices -> NBD -> HTTP -> ready
+//   state and runtime directory locked -> control socket claimed -> loops -> cut thread, guardian
+//   -> devices -> snapshots -> block devices -> NBD -> HTTP -> ready
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
@@ -53,9 +53,10 @@ package final class StillpointService: Service {
             throw ControlError(
                 .failed, "runtime directory cannot be made (\(error)); see --runtime-dir")
         }
+        let runtime = try RuntimeDirectory(claiming: configuration.runtimeDirectory)
+        defer { withExtendedLifetime(runtime) {} }
         let socket = try ControlSocket(claiming: configuration.control)
         defer { socket.remove() }
-        thawLeftovers()
         let blocking = try BlockingPool()
         defer { blocking.close() }
         let loops = try startLoops()
@@ -68,14 +69,6 @@ package final class StillpointService: Service {
         await stop(loops, on: blocking)
         try outcome.get()
         logger.info("stopped")
-    }
-
-    /// Thaws what a service left frozen that died in the middle of a take.
-    private func thawLeftovers() {
-        let list = configuration.runtimeDirectory + "/" + FrozenFilesystems.listName
-        for mountPoint in FrozenFilesystems.thaw(listedIn: list) {
-            logger.warning("thawed \(mountPoint), which a killed service had left frozen")
-        }
     }
 
     private func startLoops() throws -> [LoopThread] {
@@ -106,13 +99,20 @@ package final class StillpointService: Service {
     ) async throws {
         let exports = ExportTable()
         let events = EventLog()
+        let cuts = try startCutThread()
+        let guardian = Guardian(
+            stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
+            blocking: blocking, logger: logger)
+        await guardian.start()
         let registry = DeviceRegistry(
-            loops: loops, blocking: blocking, state: state, exports: exports, events: events,
-            logger: logger)
+            loops: loops, blocking: blocking, cuts: cuts,
+            histories: HistoryPlaces(
+                runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
+                guardian: guardian),
+            state: state, exports: exports, events: events, logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
-            let cuts = try startCutThread()
             let snapshots = try snapshotRegistry(
                 devices: registry, state: state, cuts: cuts, blocking: blocking, exports: exports,
                 events: events)
@@ -124,10 +124,12 @@ package final class StillpointService: Service {
                 Registries(
                     devices: registry, snapshots: snapshots, blocks: blocks, events: events),
                 exports, socket: socket, loops: loops)
-            // No cut is under way any more: this joins a thread that has nothing left to do.
-            if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         } catch { outcome = .failure(error) }
+        await registry.stopping()
+        // The cuts under way end; those that come are refused.
+        if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         let faults = await registry.closeAll()
+        await guardian.dismiss()
         for fault in faults { logger.error("\(fault)") }
         try outcome.get()
         if !faults.isEmpty {

@@ -36,12 +36,15 @@ package struct CutOutcome: Sendable {
     package var freeze = FreezeOutcome()
     /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
     package var isCalledOffByFreeze = false
+    /// Why the size that an origin was found to have could not be taken over, by device.
+    package var resizeObstacles: [ResizeObstacle?] = []
 }
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
     private struct Job: Sendable {
         var members: [CutMember]
+        var resizes: [DeviceResize?]
         var limitNanoseconds: UInt64
         var freeze: FreezeJob?
         var finish: @Sendable (CutOutcome) -> Void
@@ -71,19 +74,40 @@ package final class CutThread: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Makes a cut over the members. `limitNanoseconds`: longest time writers wait behind closed
-    /// gates; beyond it everything is undone. `freeze`: filesystems to freeze before and to thaw
-    /// after it.
+    /// Makes a cut over the members, each with the size that its origin has now.
+    /// `limitNanoseconds`: longest time writers wait behind closed gates; beyond it everything is
+    /// undone. `freeze`: filesystems to freeze before and to thaw after it.
     package func makeCut(
         _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000,
         freezing freeze: FreezeJob? = nil
     ) async -> CutOutcome {
+        var resizes: [DeviceResize?] = []
+        var obstacles: [ResizeObstacle?] = []
+        for member in members {
+            switch await member.device.findResize() {
+            case .success(let resize):
+                resizes.append(resize)
+                obstacles.append(nil)
+            case .failure(let obstacle):
+                resizes.append(nil)
+                obstacles.append(obstacle)
+            }
+        }
+        var outcome = await makeCut(
+            members, resizes: resizes, limitNanoseconds: limitNanoseconds, freezing: freeze)
+        outcome.resizeObstacles = obstacles
+        return outcome
+    }
+
+    private func makeCut(
+        _ members: [CutMember], resizes: [DeviceResize?], limitNanoseconds: UInt64,
+        freezing freeze: FreezeJob?
+    ) async -> CutOutcome {
         await withCheckedContinuation { continuation in
             let job = Job(
-                members: members, limitNanoseconds: limitNanoseconds, freeze: freeze
-            ) {
-                continuation.resume(returning: $0)
-            }
+                members: members, resizes: resizes, limitNanoseconds: limitNanoseconds,
+                freeze: freeze
+            ) { continuation.resume(returning: $0) }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
                 jobs?.append(job)
@@ -118,7 +142,8 @@ package final class CutThread: Sendable {
                 return jobs?.removeFirst()
             }
             guard let job else { return }
-            var run = CutRun(job.members, limitNanoseconds: job.limitNanoseconds)
+            var run = CutRun(
+                job.members, resizes: job.resizes, limitNanoseconds: job.limitNanoseconds)
             if let freeze = job.freeze {
                 var freezing = FreezeRun(freeze)
                 job.finish(freezing.perform { run.perform() })
@@ -139,14 +164,16 @@ private struct CutRun {
     }
 
     private let members: [CutMember]
+    private let resizes: [DeviceResize?]
     private let answers = Answers<Answer>()
     private var coordinator: CutCoordinator
     private var outcome = CutOutcome()
     private var closedAt: UInt64 = 0
     private var openCount = 0
 
-    init(_ members: [CutMember], limitNanoseconds: UInt64) {
+    init(_ members: [CutMember], resizes: [DeviceResize?], limitNanoseconds: UInt64) {
         self.members = members
+        self.resizes = resizes
         coordinator = CutCoordinator(
             deviceCount: members.count, limitNanoseconds: limitNanoseconds)
         outcome.epochs = Array(repeating: .first, count: members.count)
@@ -181,8 +208,9 @@ private struct CutRun {
             if closedAt == 0 { closedAt = cl_now_nanoseconds() }
             send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
         case .switchEpoch(let index):
+            let resize = resizes[index]
             send(index) { device, part in
-                let ended = device.switchEpoch(holding: part, isBase: true)
+                let ended = device.switchEpoch(holding: part, isBase: true, resize: resize)
                 answers.add(.switched(index, ended, device.size))
             }
         case .openGate(let index):
@@ -218,6 +246,7 @@ private struct CutRun {
         case .switched(let index, let epoch, let size):
             outcome.epochs[index] = epoch
             outcome.sizes[index] = size
+            if resizes[index] != nil { members[index].device.wasResized(to: size) }
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed

@@ -1,3 +1,4 @@
+internal import ChangeTracking
 internal import CLinux
 internal import Glibc
 
@@ -20,8 +21,14 @@ struct OpenedOrigin: Sendable {
     /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
     let groundwork: Set<Foundation>
 
-    /// Gives the origin up before a device took it.
+    /// Gives the origin up: no device has it, or has it any longer.
     func close() { Glibc.close(descriptor) }
+
+    /// Which one it is and how it stands, while nobody writes to it. Blocks.
+    func record() -> OriginRecord? {
+        OriginSighting.record(
+            of: descriptor, probe: facts.accessMode == .direct ? descriptor : nil)
+    }
 }
 
 enum OriginOpener {

@@ -130,14 +130,6 @@ extension Device {
         engineTouched()
     }
 
-    /// The cut: cannot fail. Returns the epoch that ended.
-    func switchEpoch(holding part: SnapshotPart?, isBase: Bool) -> Epoch {
-        let ended = engine.cutSwitched(snapshot: part?.index, isBase: isBase)
-        part?.held()
-        engineTouched()
-        return ended
-    }
-
     /// Changes go on, after a switch or instead of one.
     func openGate() {
         gateDrained = nil

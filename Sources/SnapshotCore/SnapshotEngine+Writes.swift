@@ -135,7 +135,11 @@ extension SnapshotEngine {
 
     /// The page cannot be made resident: what changes from now on is not known. Writers go on;
     /// the control plane begins a new generation.
-    package func mapPageRefused(_ page: UInt64) {
+    package func mapPageRefused(_ page: UInt64) { trackingLost() }
+
+    /// Nothing that the map says can be trusted any more: a page is missing, or an entry is
+    /// damaged. Writers go on; the control plane begins a new generation.
+    package func trackingLost() {
         isTrackingLost = true
         while let index = pop(&mapWaiters) { wake(index) }
         settle()
@@ -204,6 +208,12 @@ extension SnapshotEngine {
         let record = requests + Int(index)
         let start = record.pointee.pieceStart
         var end = record.pointee.offset + record.pointee.length
+        guard end <= size else {
+            // It waited behind the gate while the device shrank.
+            retire(index)
+            effects.append(.finish(RequestIndex(index), .noSpace))
+            return false
+        }
         if !record.pointee.operation.isWrite {
             let step = newestLive < 0 ? pieceByteCountFree : pieceByteCountHeld
             end = min(end, (start / step + 1) * step)

@@ -149,6 +149,9 @@ package final class SnapshotEngine {
     /// The epoch in which changes are marked now.
     package var epoch: Epoch { map.current }
 
+    /// The epoch that ended at the newest cut still usable as a base; 0 when there is none.
+    package var newestBase: UInt32 { map.newestBase }
+
     /// True when `turnEnded` has slices of merging or freeing left: do not sleep for long.
     package var hasWork: Bool {
         freeingCount > 0 || (chainCount > 0 && mergingPosition() != nil)

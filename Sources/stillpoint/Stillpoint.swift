@@ -21,7 +21,7 @@ struct Stillpoint: AsyncParsableCommand {
         version: stillpointVersion,
         subcommands: [
             Serve.self, Status.self, Probe.self, DeviceCommand.self, SnapshotCommand.self,
-            EventsCommand.self, BlockCommand.self,
+            EventsCommand.self, BlockCommand.self, GuardianCommand.self,
         ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.

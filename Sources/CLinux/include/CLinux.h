@@ -185,7 +185,7 @@ enum {
     cl_falloc_punch_hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
     cl_falloc_zero_range = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,};
 
-extern const int cl_o_direct, cl_rwf_dsync, cl_seek_data, cl_seek_hole;
+extern const int cl_o_direct, cl_o_path, cl_rwf_dsync, cl_seek_data, cl_seek_hole;
 
 static const long cl_tmpfs_magic = TMPFS_MAGIC;
 
@@ -198,6 +198,8 @@ struct cl_file_facts {
     uint32_t mode;
     int64_t birth_seconds;
     uint32_t birth_nanoseconds;
+    int64_t modify_seconds, change_seconds;
+    uint32_t modify_nanoseconds, change_nanoseconds;
     bool direct_known;
     uint32_t direct_memory_alignment, direct_offset_alignment;  // 0: O_DIRECT does not work
 };
@@ -207,6 +209,8 @@ int cl_filesystem_type(int fd, long *type);
 int cl_block_device_size(int fd, uint64_t *size);
 int cl_block_device_sector_size(int fd, uint32_t *size);
 bool cl_block_device_is_read_only(int fd);
+// The kernel's number of the disk, unique until the machine restarts (Linux 5.15).
+int cl_disk_sequence(int fd, uint64_t *sequence);
 
 // Open-file-description locks, which live until the last reference of the kernel is gone.
 int cl_lock_byte_shared(int fd, int64_t offset);
@@ -218,6 +222,12 @@ int cl_open_unnamed(const char *directory);
 
 // Keeps pages in memory from their first touch on (mlock2 with MLOCK_ONFAULT).
 int cl_lock_on_fault(const void *address, size_t length);
+
+// Reserves room in a file without changing its contents; grows the file where it is shorter.
+int cl_allocate(int fd, uint64_t offset, uint64_t length);
+
+// A file in memory without a name.
+int cl_memory_file(const char *name);
 
 // Makes writable pages resident now (MADV_POPULATE_WRITE, Linux 5.14).
 int cl_populate(void *address, size_t length);
@@ -305,6 +315,23 @@ static inline void cl_block_signals(void) {
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, NULL);
+}
+
+// Starts `path` in a session of its own with `socket` as descriptor 3, standard streams on
+// /dev/null, no signal blocked and all at their default: 0 and its id, or an errno value.
+int cl_spawn_companion(const char *path, char *const arguments[], int socket, int32_t *pid);
+
+// Closes every descriptor from `first` on.
+int cl_close_from(int first);
+
+// Stores before it are seen before stores after it, by the compiler too.
+static inline void cl_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+// Length of a tick of the clock that files are stamped with.
+static inline uint64_t cl_stamp_nanoseconds(void) {
+    struct timespec length;
+    if (clock_getres(CLOCK_REALTIME_COARSE, &length) != 0) return 10000000u;
+    return (uint64_t)length.tv_sec * 1000000000u + (uint64_t)length.tv_nsec;
 }
 
 // At most 15 characters.
