@@ -216,7 +216,7 @@ package actor SnapshotRegistry {
                 }
         }
         guard let own else { throw ControlError.tooManyOperations }
-        return grounds + own
+        return own + grounds
     }
 
     private func cut(_ entry: HeldSnapshot) async throws {
