@@ -19,6 +19,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         private enum Value: String, CaseIterable {
             case invalid, notFound = "not_found", busy, unsuitable, failed
             case tooLarge = "too_large", tooSlow = "too_slow", noSpace = "no_space"
+            case historyUnknown = "history_unknown", corrupted, changed
         }
 
         private let value: Value
@@ -40,6 +41,12 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
 
         /// There is no room for what was asked for.
         package static let noSpace = Code(value: .noSpace)
+        /// What changed is not known: a full backup is due.
+        package static let historyUnknown = Code(value: .historyUnknown)
+        /// The snapshot's image lost data.
+        package static let corrupted = Code(value: .corrupted)
+        /// A page of an answer that other pages do not belong to any more: begin again.
+        package static let changed = Code(value: .changed)
 
         private init(value: Value) { self.value = value }
 
@@ -56,7 +63,8 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .invalid: 400
             case .notFound: 404
             case .tooSlow: 408
-            case .busy: 409
+            case .busy, .corrupted: 409
+            case .historyUnknown, .changed: 410
             case .tooLarge: 413
             case .unsuitable: 422
             case .failed: 500
@@ -69,7 +77,9 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             switch value {
             case .invalid: .wrongUsage
             case .notFound: .notFound
-            case .busy: .busy
+            case .busy, .changed: .busy
+            case .historyUnknown: .historyUnknown
+            case .corrupted: .corrupted
             case .unsuitable, .failed, .tooLarge, .tooSlow, .noSpace: .failed
             }
         }

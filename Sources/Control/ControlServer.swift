@@ -128,6 +128,8 @@ struct ControlServer: Sendable {
         addDevices(to: router)
         addSnapshots(to: router)
         addEvents(to: router)
+        addCheckpoints(to: router)
+        addChanges(to: router)
         return router
     }
 

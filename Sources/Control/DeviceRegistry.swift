@@ -12,7 +12,8 @@ internal import RingIO
 //   awaits inside an operation see nobody else touch that name.
 // - A device is published to exports only after it is attached and remembered.
 // - An operation that fails leaves data plane, state file and exports as they were.
-// - A device with a holder (a snapshot) is not detached before the holder has released it.
+// - A device with a holder (a snapshot) is not detached before the holder has released it, one that
+//   is pinned (a cut or a question about its changes is under way) not before that has ended.
 
 /// How a device is asked for.
 package struct AttachRequest: Equatable, Sendable {
@@ -76,14 +77,17 @@ package actor DeviceRegistry {
     package static let capacity = 1024
 
     private let loops: [LoopThread]
-    private let blocking: BlockingPool
+    nonisolated let blocking: BlockingPool
     let cuts: CutThread
     private let histories: HistoryPlaces
     private let state: StateDirectory
     let exports: ExportTable
     let events: EventLog
+    private let checkpoints: CheckpointStore
     let logger: Logger
     var entries: [ObjectName: Entry] = [:]
+    var pins: [ObjectName: Int] = [:]
+    var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
     var missing: [ObjectName: Missing] = [:]
     var reserved: Set<ObjectName> = []
     var holders: [ObjectName: [SnapshotLabel]] = [:]
@@ -93,7 +97,8 @@ package actor DeviceRegistry {
 
     init(
         loops: [LoopThread], blocking: BlockingPool, cuts: CutThread, histories: HistoryPlaces,
-        state: StateDirectory, exports: ExportTable, events: EventLog, logger: Logger
+        state: StateDirectory, exports: ExportTable, events: EventLog,
+        checkpoints: CheckpointStore, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
@@ -103,6 +108,7 @@ package actor DeviceRegistry {
         self.state = state
         self.exports = exports
         self.events = events
+        self.checkpoints = checkpoints
         self.logger = logger
     }
 
@@ -214,6 +220,11 @@ package actor DeviceRegistry {
             await histories.guardian.forget(request.name)
             throw ControlError(error)
         }
+        // Before anybody can write: marks are exact for the newest checkpoint.
+        if let history = await device.history() {
+            await device.setNewestBase(
+                checkpoints.newestBase(of: request.name, in: history), of: history)
+        }
         let facts = device.facts
         let export = ExportDescription(
             name: request.name.text,
@@ -285,34 +296,6 @@ package actor DeviceRegistry {
         }
     }
 
-    // -- hold
-
-    /// Keeps devices from being detached until `release`; all or none.
-    func hold(
-        _ names: [ObjectName], by snapshot: SnapshotLabel
-    ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        var held: [(ObjectName, AttachedDevice)] = []
-        for name in names {
-            guard let entry = entries[name] else {
-                guard let missing = missing[name] else { throw noSuchDevice(name.text) }
-                throw isMissing(name.text, missing)
-            }
-            guard !reserved.contains(name) else { throw isReserved(name) }
-            held.append((name, entry.device))
-        }
-        for name in names { holders[name, default: []].append(snapshot) }
-        return held
-    }
-
-    /// The snapshot has left its devices.
-    func release(_ snapshot: SnapshotLabel) {
-        for name in holders.keys {
-            holders[name]?.removeAll { $0 == snapshot }
-            if holders[name]?.isEmpty ?? false { holders[name] = nil }
-        }
-    }
-
     // -- detach
 
     /// Detaches a device and forgets it; returns it as it last was. Refused while it has users or
@@ -334,6 +317,7 @@ package actor DeviceRegistry {
             }
             return nil
         }
+        await unpinned(checked)
         if let held = holders[checked] {
             guard isForced else { throw isHeld(checked, by: held) }
             await destroy(held)
@@ -400,7 +384,7 @@ package actor DeviceRegistry {
         guard reserved.insert(name).inserted else { throw isReserved(name) }
     }
 
-    private func isReserved(_ name: ObjectName) -> ControlError {
+    func isReserved(_ name: ObjectName) -> ControlError {
         ControlError(
             .busy, "device \(name) is being attached or detached; try again in a moment")
     }

@@ -72,7 +72,9 @@ final class HeldSnapshot {
             let loss = part.loss.loss
             devices.append(
                 SnapshotDocument.Device(
-                    device: part.name.text, epoch: outcome?.epochs[index].rawValue,
+                    device: part.name.text,
+                    generation: outcome?.generations[index].description,
+                    epoch: outcome?.epochs[index].rawValue,
                     size: outcome?.sizes[index] ?? part.device.facts.size,
                     image: part.exports.first, error: loss.map { errnoText($0.fault.errnoValue) },
                     corruptedAt: loss?.time, copiedBytes: report?.copiedBytes ?? 0,

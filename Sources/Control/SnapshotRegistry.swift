@@ -12,7 +12,8 @@ internal import SnapshotCore
 // - A snapshot holds its devices in the device registry from before they are prepared until its
 //   last part is gone, so none of them is detached in between.
 // - One operation at a time on a snapshot (`isBusy`); destroying waits for it, others are refused.
-// - A name, an account and an id belong to one snapshot from its making to its end.
+// - A name, an account and an id belong to one snapshot from its making to its end; no checkpoint
+//   but its own has the name then.
 // - Exports are published after the cut, all of them, and withdrawn before anything is destroyed.
 // - A creation that fails leaves no part, no storage, no export and no hold.
 
@@ -22,6 +23,7 @@ package actor SnapshotRegistry {
     package static let capacity = 1023
 
     private let devices: DeviceRegistry
+    private let checkpoints: CheckpointRegistry
     private let blocking: BlockingPool
     private let exports: ExportTable
     private let events: EventLog
@@ -33,10 +35,12 @@ package actor SnapshotRegistry {
     private var isStopping = false
 
     init(
-        devices: DeviceRegistry, blocking: BlockingPool, exports: ExportTable, events: EventLog,
-        cuts: CutThread, defaultStorage: String, logger: Logger
+        devices: DeviceRegistry, checkpoints: CheckpointRegistry, blocking: BlockingPool,
+        exports: ExportTable, events: EventLog, cuts: CutThread, defaultStorage: String,
+        logger: Logger
     ) {
         self.devices = devices
+        self.checkpoints = checkpoints
         self.blocking = blocking
         self.exports = exports
         self.events = events
@@ -55,7 +59,7 @@ package actor SnapshotRegistry {
             if !request.preparesOnly { try await cut(entry) }
         } catch {
             await tearDown(entry)
-            entries[entry.label.id] = nil
+            left(entry)
             events.abandoned(entry.label)
             entry.operationEnded()
             throw error
@@ -87,14 +91,14 @@ package actor SnapshotRegistry {
     /// Reserves what the snapshot will be called.
     private func enter(_ request: SnapshotRequest) throws(ControlError) -> HeldSnapshot {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        if let name = request.name, entries.values.contains(where: { $0.label.name == name }) {
-            throw ControlError(
-                .busy, "snapshot \(name) exists; choose another name or destroy it first")
-        }
         let taken = Set(entries.values.map(\.account))
         guard let account = (0..<UInt16(Self.capacity)).first(where: { !taken.contains($0) }) else {
             throw ControlError(
                 .busy, "there are \(Self.capacity) snapshots, the most there may be; destroy one")
+        }
+        if let name = request.name {
+            try checkpoints.store.checkRoom(forParts: request.devices.count)
+            try checkpoints.store.names.reserve(name, for: .snapshot)
         }
         let entry = HeldSnapshot(
             label: SnapshotLabel(id: .random(), name: request.name), policy: request.policy,
@@ -102,6 +106,14 @@ package actor SnapshotRegistry {
         entries[entry.label.id] = entry
         events.began(entry.label)
         return entry
+    }
+
+    /// The snapshot is gone, and its name free unless a checkpoint has it.
+    private func left(_ entry: HeldSnapshot) {
+        entries[entry.label.id] = nil
+        if let name = entry.label.name {
+            checkpoints.store.names.release(name, of: .snapshot)
+        }
     }
 
     /// Does everything that can fail: storage, and a part on each device.
@@ -148,11 +160,13 @@ package actor SnapshotRegistry {
 
     private func cut(_ entry: HeldSnapshot) async throws {
         let outcome = await cuts.makeCut(
-            entry.parts.map { CutMember(device: $0.device, snapshot: $0.snapshot) })
+            entry.parts.map { CutMember(device: $0.device, snapshot: $0.snapshot) },
+            isBase: entry.label.name != nil)
         if let fault = outcome.fault { throw Self.refusal(of: fault, entry.label) }
         entry.phase = .held
         entry.takenAt = Date()
         entry.outcome = outcome
+        try await leaveCheckpoint(entry, outcome)
         var published: [ExportDescription] = []
         for index in entry.parts.indices {
             let part = entry.parts[index]
@@ -180,6 +194,17 @@ package actor SnapshotRegistry {
             .taken, snapshot: entry.label,
             "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")
         logger.info("took snapshot \(entry.label), gates closed \(outcome.closedMicroseconds) us")
+    }
+
+    /// A named snapshot can be named by queries after its end.
+    private func leaveCheckpoint(_ entry: HeldSnapshot, _ outcome: CutOutcome) async throws {
+        guard let name = entry.label.name, let takenAt = entry.takenAt else { return }
+        try await checkpoints.record(
+            Checkpoint(
+                name: name, createdAt: takenAt, snapshot: entry.label.id,
+                parts: entry.parts.enumerated().map { index, part in
+                    Checkpoint.Part(device: part.name, base: outcome.base(at: index))
+                }))
     }
 
     private static func refusal(of fault: Fault, _ label: SnapshotLabel) -> ControlError {
@@ -302,7 +327,7 @@ package actor SnapshotRegistry {
     private func end(_ entry: HeldSnapshot) async -> SnapshotDocument {
         var last = await entry.document()
         await tearDown(entry)
-        entries[entry.label.id] = nil
+        left(entry)
         events.record(
             .destroyed, snapshot: entry.label, "snapshot \(entry.label) destroyed")
         entry.operationEnded()
@@ -341,6 +366,44 @@ package actor SnapshotRegistry {
     package func show(_ text: String) async throws -> SnapshotDocument {
         let entry = try find(text)
         return await entry.document()
+    }
+
+    /// The image of a device at the cut of a held snapshot, for a question about changes.
+    func image(
+        of device: ObjectName, at text: String
+    ) throws(ControlError) -> (label: SnapshotLabel, snapshot: DeviceSnapshot) {
+        let entry: HeldSnapshot
+        do throws(ControlError) {
+            entry = try find(text)
+        } catch {
+            guard wasThere(text) else { throw error }
+            throw Self.isNotHeld(text)
+        }
+        guard entry.phase != .ending else { throw Self.isNotHeld(text) }
+        guard entry.phase == .held else {
+            throw ControlError(
+                .busy, "snapshot \(entry.label) is not taken yet; take it, then ask until it")
+        }
+        guard let part = entry.parts.first(where: { $0.name == device }) else {
+            throw ControlError(
+                .notFound,
+                "snapshot \(entry.label) is not of device \(device), but of "
+                    + entry.parts.map(\.name.text).joined(separator: ", "))
+        }
+        return (entry.label, part.snapshot)
+    }
+
+    /// Whether a snapshot may have been called so that is gone now.
+    private func wasThere(_ text: String) -> Bool {
+        if UniqueID(text) != nil || events.snapshot(called: text) != nil { return true }
+        return ObjectName(text).flatMap { checkpoints.store.checkpoint($0) } != nil
+    }
+
+    private static func isNotHeld(_ text: String) -> ControlError {
+        ControlError(
+            .busy,
+            "\(text) is not held: only a snapshot that is held can end a question about changes; "
+                + "ask until one that `stillpoint snapshot list` names, or until now")
     }
 
     /// The id of a snapshot, also of one that is destroyed and whose events are kept.

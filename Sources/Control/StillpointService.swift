@@ -22,7 +22,13 @@ package let stillpointVersion = "0.1.0"
 struct Registries: Sendable {
     let devices: DeviceRegistry
     let snapshots: SnapshotRegistry
+    let checkpoints: CheckpointRegistry
     let events: EventLog
+
+    /// Answers questions about changes.
+    var changes: ChangeQueries {
+        ChangeQueries(devices: devices, snapshots: snapshots, checkpoints: checkpoints)
+    }
 }
 
 /// The running service; see the head of this file.
@@ -46,6 +52,7 @@ package final class StillpointService: Service {
     package func run() async throws {
         let state = try StateDirectory(opening: configuration.stateDirectory)
         let remembered = try state.load()
+        let checkpoints = try CheckpointStore(loading: state.path)
         do throws(SystemFailure) {
             try makePrivateDirectory(configuration.runtimeDirectory)
         } catch {
@@ -63,7 +70,8 @@ package final class StillpointService: Service {
         do {
             outcome = .success(
                 try await runDevices(
-                    remembered, state: state, socket: socket, loops: loops, blocking: blocking))
+                    remembered, checkpoints, state: state, socket: socket, loops: loops,
+                    blocking: blocking))
         } catch { outcome = .failure(error) }
         await stop(loops, on: blocking)
         try outcome.get()
@@ -93,8 +101,8 @@ package final class StillpointService: Service {
     }
 
     private func runDevices(
-        _ remembered: [RememberedDevice], state: StateDirectory, socket: ControlSocket,
-        loops: [LoopThread], blocking: BlockingPool
+        _ remembered: [RememberedDevice], _ store: CheckpointStore, state: StateDirectory,
+        socket: ControlSocket, loops: [LoopThread], blocking: BlockingPool
     ) async throws {
         let exports = ExportTable()
         let events = EventLog()
@@ -108,16 +116,20 @@ package final class StillpointService: Service {
             histories: HistoryPlaces(
                 runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
                 guardian: guardian),
-            state: state, exports: exports, events: events, logger: logger)
+            state: state, exports: exports, events: events, checkpoints: store, logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
+            let checkpoints = CheckpointRegistry(
+                store: store, devices: registry, blocking: blocking, cuts: cuts, logger: logger)
             let snapshots = SnapshotRegistry(
-                devices: registry, blocking: blocking, exports: exports, events: events,
-                cuts: cuts, defaultStorage: state.path, logger: logger)
+                devices: registry, checkpoints: checkpoints, blocking: blocking, exports: exports,
+                events: events, cuts: cuts, defaultStorage: state.path, logger: logger)
             outcome = await runSnapshots(
-                Registries(devices: registry, snapshots: snapshots, events: events), exports,
-                socket: socket, loops: loops)
+                Registries(
+                    devices: registry, snapshots: snapshots, checkpoints: checkpoints,
+                    events: events),
+                exports, socket: socket, loops: loops)
         } catch { outcome = .failure(error) }
         await registry.stopping()
         // The cuts under way end; those that come are refused.

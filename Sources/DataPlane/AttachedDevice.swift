@@ -148,6 +148,15 @@ package final class AttachedDevice: Sendable {
         return await blocking.run { memory.reserve(page: page) } ?? false
     }
 
+    /// The history that queries can name now; nil when it was lost.
+    package func history() async -> Generation? {
+        let device = device
+        return await loop.mailbox.run { loop in
+            let device = device.get(on: loop)
+            return device.engine.isTrackingLost ? nil : device.generation
+        } ?? nil
+    }
+
     // MARK: Resize
 
     /// The size that the origin is found to have and the device has not yet; nil when there is

@@ -13,6 +13,8 @@ package struct CutMember: Sendable {
     let device: AttachedDevice
     /// What is held from the cut on; nil for a cut that is only remembered.
     let snapshot: DeviceSnapshot?
+    /// Another size of the origin, that the cut takes over.
+    var resize: DeviceResize?
 
     package init(device: AttachedDevice, snapshot: DeviceSnapshot?) {
         self.device = device
@@ -30,17 +32,24 @@ package struct CutOutcome: Sendable {
     package var closedMicroseconds: UInt64 = 0
     /// The epoch that ended, by device.
     package var epochs: [Epoch] = []
+    /// The history that epoch belongs to, by device: a new one if the cut began it.
+    package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
     /// Why the size that an origin was found to have could not be taken over, by device.
     package var resizeObstacles: [ResizeObstacle?] = []
+
+    /// What is remembered of the cut of the device at `index`.
+    package func base(at index: Int) -> TrackingBase {
+        TrackingBase(generation: generations[index], epoch: epochs[index], size: sizes[index])
+    }
 }
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
     private struct Job: Sendable {
         var members: [CutMember]
-        var resizes: [DeviceResize?]
+        var isBase: Bool
         var limitNanoseconds: UInt64
         var finish: @Sendable (CutOutcome) -> Void
     }
@@ -69,35 +78,32 @@ package final class CutThread: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Makes a cut over the members, each with the size that its origin has now. `limitNanoseconds`: longest time writers wait behind closed
+    /// Makes a cut over the members, each with the size that its origin has now. `isBase`: later queries of changes can name it.
+    /// `limitNanoseconds`: longest time writers wait behind closed
     /// gates; beyond it everything is undone.
     package func makeCut(
-        _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000
     ) async -> CutOutcome {
-        var resizes: [DeviceResize?] = []
-        var obstacles: [ResizeObstacle?] = []
-        for member in members {
-            switch await member.device.findResize() {
-            case .success(let resize):
-                resizes.append(resize)
-                obstacles.append(nil)
-            case .failure(let obstacle):
-                resizes.append(nil)
-                obstacles.append(obstacle)
+        var members = members
+        var obstacles: [ResizeObstacle?] = Array(repeating: nil, count: members.count)
+        for index in members.indices {
+            switch await members[index].device.findResize() {
+            case .success(let resize): members[index].resize = resize
+            case .failure(let obstacle): obstacles[index] = obstacle
             }
         }
-        var outcome = await makeCut(
-            members, resizes: resizes, limitNanoseconds: limitNanoseconds)
+        var outcome = await enqueue(
+            members, isBase: isBase, limitNanoseconds: limitNanoseconds)
         outcome.resizeObstacles = obstacles
         return outcome
     }
 
-    private func makeCut(
-        _ members: [CutMember], resizes: [DeviceResize?], limitNanoseconds: UInt64
+    private func enqueue(
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64
     ) async -> CutOutcome {
         await withCheckedContinuation { continuation in
             let job = Job(
-                members: members, resizes: resizes, limitNanoseconds: limitNanoseconds
+                members: members, isBase: isBase, limitNanoseconds: limitNanoseconds
             ) { continuation.resume(returning: $0) }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
@@ -134,7 +140,7 @@ package final class CutThread: Sendable {
             }
             guard let job else { return }
             var run = CutRun(
-                job.members, resizes: job.resizes, limitNanoseconds: job.limitNanoseconds)
+                job.members, isBase: job.isBase, limitNanoseconds: job.limitNanoseconds)
             job.finish(run.perform())
         }
     }
@@ -144,26 +150,28 @@ package final class CutThread: Sendable {
 private struct CutRun {
     private enum Answer: Sendable {
         case drained(Int)
-        case switched(Int, Epoch, UInt64)
+        case switched(Int, TrackingBase)
         case opened(Int)
         case undone(Int)
     }
 
     private let members: [CutMember]
-    private let resizes: [DeviceResize?]
+    private let isBase: Bool
     private let answers = Answers<Answer>()
     private var coordinator: CutCoordinator
     private var outcome = CutOutcome()
     private var closedAt: UInt64 = 0
     private var openCount = 0
 
-    init(_ members: [CutMember], resizes: [DeviceResize?], limitNanoseconds: UInt64) {
+    init(_ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64) {
         self.members = members
-        self.resizes = resizes
+        self.isBase = isBase
         coordinator = CutCoordinator(
             deviceCount: members.count, limitNanoseconds: limitNanoseconds)
         outcome.epochs = Array(repeating: .first, count: members.count)
         outcome.sizes = Array(repeating: 0, count: members.count)
+        outcome.generations = Array(
+            repeating: Generation(id: UniqueID(high: 0, low: 0)), count: members.count)
     }
 
     mutating func perform() -> CutOutcome {
@@ -194,10 +202,14 @@ private struct CutRun {
             if closedAt == 0 { closedAt = cl_now_nanoseconds() }
             send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
         case .switchEpoch(let index):
-            let resize = resizes[index]
+            let (isBase, resize) = (isBase, members[index].resize)
             send(index) { device, part in
-                let ended = device.switchEpoch(holding: part, isBase: true, resize: resize)
-                answers.add(.switched(index, ended, device.size))
+                let ended = device.switchEpoch(holding: part, isBase: isBase, resize: resize)
+                answers.add(
+                    .switched(
+                        index,
+                        TrackingBase(
+                            generation: device.generation, epoch: ended, size: device.size)))
             }
         case .openGate(let index):
             send(index) { device, _ in
@@ -229,10 +241,11 @@ private struct CutRun {
         case .drained(let index):
             outcome.drainMicroseconds = elapsed
             coordinator.gateDrained(device: index)
-        case .switched(let index, let epoch, let size):
-            outcome.epochs[index] = epoch
-            outcome.sizes[index] = size
-            if resizes[index] != nil { members[index].device.wasResized(to: size) }
+        case .switched(let index, let base):
+            outcome.epochs[index] = base.epoch
+            outcome.sizes[index] = base.size
+            if members[index].resize != nil { members[index].device.wasResized(to: base.size) }
+            outcome.generations[index] = base.generation
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed

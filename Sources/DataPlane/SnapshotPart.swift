@@ -54,6 +54,15 @@ final class SnapshotPart {
         writableImage = ImageDevice(of: device, snapshot: index, isWritable: true)
     }
 
+    /// What can be said of the image's cut.
+    enum Standing { case prepared, held, corrupted, destroyed }
+
+    var standing: Standing {
+        if isDestroyed { return .destroyed }
+        if !isHeld { return .prepared }
+        return device.engine.report(on: index).isCorrupted ? .corrupted : .held
+    }
+
     func corrupted(_ fault: Fault) { notify(.corrupted(fault)) }
 
     func overlayCorrupted(_ fault: Fault) { notify(.overlayCorrupted(fault)) }
