@@ -54,6 +54,7 @@ extension DeviceRegistry {
         case .generationBegan(_, let reason):
             renewedAt[name] = .now
             tellNewHistory(of: name, reason)
+            await publishBases(of: [name])
         case .resized(let old, let new):
             updateExport(of: name, size: new)
             let message = "device \(name) was resized from \(old) to \(new) bytes"
@@ -109,7 +110,7 @@ extension DeviceRegistry {
         entry.export.size = size
         entries[name] = entry
         exports.withdraw(name.text)
-        exports.publish(entry.export)
+        exports.publish(entry.export, history: .device(name))
     }
 
     // -- resize

@@ -43,7 +43,7 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     /// Number of the loop that serves it.
     package var loop: Int
     package var attachedAt: Date
-    /// Users at this moment: NBD connections.
+    /// Users at this moment: NBD connections and block devices.
     package var connections: Int
     /// Ids of its snapshots, the oldest first.
     package var snapshots: [String]
@@ -93,6 +93,7 @@ package struct StatusDocument: Codable, Equatable, Sendable {
     package var devices: [DeviceDocument]
     package var snapshots: [SnapshotDocument]
     package var missing: [MissingDeviceDocument]
+    package var blocks: [BlockDocument]
 }
 
 /// A loop of the service.
@@ -100,6 +101,8 @@ package struct LoopDocument: Codable, Equatable, Sendable {
     package var loop: Int
     /// Optional features of io_uring in use.
     package var features: [String]
+    /// Its allocations never wait for I/O that it may have to serve itself.
+    package var ioFlusher: Bool
     package var devices: Int
 }
 

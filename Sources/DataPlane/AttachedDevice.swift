@@ -12,6 +12,8 @@ package final class AttachedDevice: Sendable {
     let device: LoopConfined<Device>
     /// The origin as the kernel identifies it: difference storage may not stand on it.
     let foundations: Set<Foundation>
+    /// All that the origin stands on.
+    let groundwork: Set<Foundation>
     /// Why the history of its changes began anew at the attach; nil: it was continued.
     package let newHistoryReason: NewHistoryReason?
     private let origin: OpenedOrigin
@@ -26,6 +28,7 @@ package final class AttachedDevice: Sendable {
         self.origin = origin
         newHistoryReason = history.reason
         request = history.request
+        groundwork = origin.groundwork
         self.loop = loop
         self.device = device
         self.blocking = blocking
@@ -136,6 +139,12 @@ package final class AttachedDevice: Sendable {
                 firstSize: header.firstSize, lastCutSeconds: header.lastCutSeconds,
                 isTrackingLost: device.engine.isTrackingLost)
         }
+    }
+
+    /// What the device and its images did, for metrics; nil when its loop does not answer.
+    package func activity() async -> DeviceActivity? {
+        let device = device
+        return await loop.mailbox.run { device.get(on: $0).activity }
     }
 
     /// Whether the page of the change map can be had now whose lack ended the tracking.

@@ -13,8 +13,6 @@ package struct CutMember: Sendable {
     let device: AttachedDevice
     /// What is held from the cut on; nil for a cut that is only remembered.
     let snapshot: DeviceSnapshot?
-    /// Another size of the origin, that the cut takes over.
-    var resize: DeviceResize?
 
     package init(device: AttachedDevice, snapshot: DeviceSnapshot?) {
         self.device = device
@@ -32,31 +30,42 @@ package struct CutOutcome: Sendable {
     package var closedMicroseconds: UInt64 = 0
     /// The epoch that ended, by device.
     package var epochs: [Epoch] = []
-    /// The history that epoch belongs to, by device: a new one if the cut began it.
+    /// The history that epoch belongs to, by device.
     package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
-    /// Why the size that an origin was found to have could not be taken over, by device.
-    package var resizeObstacles: [ResizeObstacle?] = []
+    /// How the filesystems fared that were to be frozen for it.
+    package var freeze = FreezeOutcome()
+    /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
+    package var isCalledOffByFreeze = false
 
     /// What is remembered of the cut of the device at `index`.
     package func base(at index: Int) -> TrackingBase {
         TrackingBase(generation: generations[index], epoch: epochs[index], size: sizes[index])
     }
+    /// Why the size that an origin was found to have could not be taken over, by device.
+    package var resizeObstacles: [ResizeObstacle?] = []
 }
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
-    private struct Job: Sendable {
+    private struct CutWish: Sendable {
         var members: [CutMember]
         var isBase: Bool
+        var resizes: [DeviceResize?]
         var limitNanoseconds: UInt64
+        var freeze: FreezeJob?
+    }
+
+    private struct Job: Sendable {
+        var wish: CutWish
         var finish: @Sendable (CutOutcome) -> Void
     }
 
     private let jobs = Mutex<[Job]?>([])
     private let available = Semaphore()
     private let thread = Mutex<pthread_t?>(nil)
+    private let history = Mutex(CutHistory())
 
     package init() throws(RingError) {
         var handle = pthread_t()
@@ -78,33 +87,40 @@ package final class CutThread: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Makes a cut over the members, each with the size that its origin has now. `isBase`: later queries of changes can name it.
-    /// `limitNanoseconds`: longest time writers wait behind closed
-    /// gates; beyond it everything is undone.
+    /// Makes a cut over the members, each with the size that its origin has now. `isBase`: later
+    /// queries of changes can name it. `limitNanoseconds`: longest time writers wait behind closed
+    /// gates; beyond it everything is undone. `freeze`: filesystems to freeze before and to thaw
+    /// after it.
     package func makeCut(
-        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000,
+        freezing freeze: FreezeJob? = nil
     ) async -> CutOutcome {
-        var members = members
-        var obstacles: [ResizeObstacle?] = Array(repeating: nil, count: members.count)
-        for index in members.indices {
-            switch await members[index].device.findResize() {
-            case .success(let resize): members[index].resize = resize
-            case .failure(let obstacle): obstacles[index] = obstacle
+        var resizes: [DeviceResize?] = []
+        var obstacles: [ResizeObstacle?] = []
+        for member in members {
+            switch await member.device.findResize() {
+            case .success(let resize):
+                resizes.append(resize)
+                obstacles.append(nil)
+            case .failure(let obstacle):
+                resizes.append(nil)
+                obstacles.append(obstacle)
             }
         }
-        var outcome = await enqueue(
-            members, isBase: isBase, limitNanoseconds: limitNanoseconds)
+        let job = CutWish(
+            members: members, isBase: isBase, resizes: resizes,
+            limitNanoseconds: limitNanoseconds, freeze: freeze)
+        var outcome = await perform(job)
         outcome.resizeObstacles = obstacles
         return outcome
     }
 
-    private func enqueue(
-        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64
-    ) async -> CutOutcome {
+    private func perform(_ wish: CutWish) async -> CutOutcome {
         await withCheckedContinuation { continuation in
-            let job = Job(
-                members: members, isBase: isBase, limitNanoseconds: limitNanoseconds
-            ) { continuation.resume(returning: $0) }
+            let job = Job(wish: wish) { outcome in
+                self.history.withLock { $0.add(outcome) }
+                continuation.resume(returning: outcome)
+            }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
                 jobs?.append(job)
@@ -117,6 +133,9 @@ package final class CutThread: Sendable {
             }
         }
     }
+
+    /// How the cuts so far went.
+    package var cuts: CutHistory { history.withLock { $0 } }
 
     /// Finishes the cuts that wait and ends the thread.
     package func close() {
@@ -140,8 +159,14 @@ package final class CutThread: Sendable {
             }
             guard let job else { return }
             var run = CutRun(
-                job.members, isBase: job.isBase, limitNanoseconds: job.limitNanoseconds)
-            job.finish(run.perform())
+                job.wish.members, isBase: job.wish.isBase, resizes: job.wish.resizes,
+                limitNanoseconds: job.wish.limitNanoseconds)
+            if let freeze = job.wish.freeze {
+                var freezing = FreezeRun(freeze)
+                job.finish(freezing.perform { run.perform() })
+            } else {
+                job.finish(run.perform())
+            }
         }
     }
 }
@@ -157,15 +182,19 @@ private struct CutRun {
 
     private let members: [CutMember]
     private let isBase: Bool
+    private let resizes: [DeviceResize?]
     private let answers = Answers<Answer>()
     private var coordinator: CutCoordinator
     private var outcome = CutOutcome()
     private var closedAt: UInt64 = 0
     private var openCount = 0
 
-    init(_ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64) {
+    init(
+        _ members: [CutMember], isBase: Bool, resizes: [DeviceResize?], limitNanoseconds: UInt64
+    ) {
         self.members = members
         self.isBase = isBase
+        self.resizes = resizes
         coordinator = CutCoordinator(
             deviceCount: members.count, limitNanoseconds: limitNanoseconds)
         outcome.epochs = Array(repeating: .first, count: members.count)
@@ -202,7 +231,8 @@ private struct CutRun {
             if closedAt == 0 { closedAt = cl_now_nanoseconds() }
             send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
         case .switchEpoch(let index):
-            let (isBase, resize) = (isBase, members[index].resize)
+            let isBase = isBase
+            let resize = resizes[index]
             send(index) { device, part in
                 let ended = device.switchEpoch(holding: part, isBase: isBase, resize: resize)
                 answers.add(
@@ -244,8 +274,8 @@ private struct CutRun {
         case .switched(let index, let base):
             outcome.epochs[index] = base.epoch
             outcome.sizes[index] = base.size
-            if members[index].resize != nil { members[index].device.wasResized(to: base.size) }
             outcome.generations[index] = base.generation
+            if resizes[index] != nil { members[index].device.wasResized(to: base.size) }
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed
@@ -256,7 +286,7 @@ private struct CutRun {
 }
 
 /// Answers of loops to the thread that waits for them.
-private final class Answers<Answer: Sendable>: Sendable {
+final class Answers<Answer: Sendable>: Sendable {
     private let queue = Mutex<[Answer]>([])
     private let available = Semaphore()
 

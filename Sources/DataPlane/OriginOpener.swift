@@ -18,6 +18,8 @@ struct OpenedOrigin: Sendable {
     let honoursDataSync: Bool
     /// The device or file itself: what difference storage may not stand on.
     let foundations: Set<Foundation>
+    /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
+    let groundwork: Set<Foundation>
 
     /// Gives the origin up: no device has it, or has it any longer.
     func close() { Glibc.close(descriptor) }
@@ -103,6 +105,12 @@ enum OriginOpener {
         guard cl_file_facts(descriptor, &found) == 0 else {
             throw AttachError(.failed, "origin \(path): statx: \(text(of: errno))")
         }
+        guard !ServedBlockDevices.carry(BlockTopology.foundations(of: descriptor)) else {
+            throw AttachError(
+                .unsuitable,
+                "origin \(path) lies on a block device of this service: its requests would wait "
+                    + "for themselves; serve it from another service")
+        }
         let isBlockDevice = found.mode & UInt32(Glibc.S_IFMT) == UInt32(Glibc.S_IFBLK)
         var size = found.size
         var naturalSectorBytes: UInt32 = 512
@@ -142,7 +150,8 @@ enum OriginOpener {
                     : Foundation(
                         device: cl_device_number(found.device_major, found.device_minor),
                         inode: found.inode)
-            ])
+            ],
+            groundwork: BlockTopology.foundations(of: descriptor))
     }
 
     private static func chooseSector(
@@ -177,7 +186,7 @@ enum OriginOpener {
     private static let blockBytes: UInt32 = 4096
 
     /// O_DIRECT where a read proves that it works, inline on tmpfs, else the page cache.
-    private static func accessMode(
+    static func accessMode(
         _ descriptor: Int32, isBlockDevice: Bool, _ found: cl_file_facts, size: UInt64,
         sectorBytes: UInt32
     ) -> (mode: AccessMode, alignment: UInt32) {
@@ -223,7 +232,7 @@ enum OriginOpener {
         return known.contains(type)
     }
 
-    private static func isRotational(_ found: cl_file_facts, isBlockDevice: Bool) -> Bool {
+    static func isRotational(_ found: cl_file_facts, isBlockDevice: Bool) -> Bool {
         let major = isBlockDevice ? found.special_major : found.device_major
         let minor = isBlockDevice ? found.special_minor : found.device_minor
         let folder = "/sys/dev/block/\(major):\(minor)"

@@ -75,12 +75,13 @@ final class SnapshotHarness: Sendable {
     @discardableResult
     func take(
         _ name: String, of devices: [String], storage: [String] = ["memory:64M"],
-        limit: Int? = nil, onOverflow: String = "break"
+        limit: Int? = nil, onOverflow: String = "break", force: Bool = false
     ) throws -> [String: Any] {
         var body: [String: Any] = [
             "name": name, "devices": devices, "storage": storage, "on_overflow": onOverflow,
         ]
         if let limit { body["limit"] = limit }
+        if force { body["force"] = true }
         return try ask("POST", "/v1/snapshots", body)
     }
 

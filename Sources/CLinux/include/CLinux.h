@@ -12,6 +12,7 @@
 #include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/fuse.h>
 #include <linux/loop.h>
 #include <linux/magic.h>
 #include <pthread.h>
@@ -228,9 +229,6 @@ int cl_allocate(int fd, uint64_t offset, uint64_t length);
 // A file in memory without a name.
 int cl_memory_file(const char *name);
 
-// Thaws the frozen filesystem that an open file or directory lies in.
-int cl_thaw(int fd);
-
 // Makes writable pages resident now (MADV_POPULATE_WRITE, Linux 5.14).
 int cl_populate(void *address, size_t length);
 
@@ -243,6 +241,54 @@ int cl_recognise_content(int fd, char *name, size_t capacity);
 // Device and inode of the file behind an open loop device; -1 when it has none.
 int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode);
 
+// -- FUSE and loop devices -----------------------------------------------------------------------
+
+// Mounts a FUSE filesystem answered through `fd` (an open /dev/fuse), for this user alone.
+int cl_fuse_mount(int fd, const char *directory, uint32_t max_read);
+
+// What FUSE_STATX (Linux 6.6, unknown to Debian 12's headers) is answered with.
+struct cl_fuse_statx_out {
+    uint64_t valid_seconds;
+    uint32_t valid_nanoseconds, flags;
+    uint64_t spare[2];
+    uint32_t mask, block_size;
+    uint64_t attributes;
+    uint32_t links, uid, gid;
+    uint16_t mode, spare0;
+    uint64_t inode, size, blocks, attributes_mask;
+    struct { int64_t seconds; uint32_t nanoseconds; int32_t reserved; } access, birth, change, modify;
+    uint32_t special_major, special_minor, device_major, device_minor;
+    uint64_t spare2[14];
+};
+
+enum { cl_statx_basic = 0x7ff };
+
+enum {
+    cl_loop_read_only = LO_FLAGS_READ_ONLY,
+    cl_loop_autoclear = LO_FLAGS_AUTOCLEAR,
+    cl_loop_partitions = LO_FLAGS_PARTSCAN,
+    cl_loop_direct = LO_FLAGS_DIRECT_IO,
+};
+
+// Number of a loop device nobody uses now; somebody else may be faster.
+int cl_loop_get_free(int control);
+// Puts `backing` under a loop device; `name` is what losetup shows. Linux 5.8.
+int cl_loop_configure(int loop, int backing, uint32_t block_size, uint32_t flags, const char *name);
+// Takes the backing file away, or once the last other user has closed it.
+int cl_loop_clear(int loop);
+int cl_loop_flags(int loop, uint32_t *flags);
+// Keeps a loop device that was to vanish with its last user.
+int cl_loop_keep(int loop);
+// Takes the size of the backing file over.
+int cl_loop_update_size(int loop);
+
+// Adds the partitions that libblkid finds and the kernel has not: not every kernel reads every
+// partition table. Their number, or -1.
+int cl_add_partitions(int fd);
+
+// Writes back what the filesystem that holds an open file has in memory.
+int cl_sync_filesystem(int fd);
+
 // -- processes and threads -----------------------------------------------------------------------
 
 // False for a process that does not exist or has ended and only waits to be reaped.
@@ -250,6 +296,22 @@ bool cl_process_lives(int32_t pid);
 
 // The process that listens on the Unix socket this one is connected to; -1 on error.
 int32_t cl_peer_process(int fd);
+
+/* Bytes sent over a TCP connection that its peer's kernel has not taken yet; 0 on other sockets, and
+   when it cannot be told. */
+int cl_undelivered(int fd);
+// Gives the calling thread a table of descriptors of its own, with none above 2 open.
+int cl_own_descriptors(void);
+
+// Keeps the allocations of the calling thread, and of kernel threads it starts, from waiting for
+// I/O that it may itself have to serve (PR_SET_IO_FLUSHER, Linux 5.6).
+int cl_become_io_flusher(void);
+
+// Locks what the process has and will have in memory, page by page as it is touched.
+int cl_lock_memory(void);
+
+// Drops pages that may be locked (MADV_DONTNEED_LOCKED, Linux 5.18).
+int cl_drop_pages(void *address, size_t length);
 
 // Blocks every signal on the calling thread: signals are the main thread's business.
 static inline void cl_block_signals(void) {
@@ -278,6 +340,14 @@ static inline uint64_t cl_stamp_nanoseconds(void) {
 // At most 15 characters.
 static inline void cl_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
 
+// Whether this process may mark its threads as ones that memory reclaim must not wait for
+// (PR_SET_IO_FLUSHER, Linux 5.6; needs CAP_SYS_RESOURCE). Leaves the calling thread as it was.
+static inline bool cl_may_flush_io(void) {
+    int state = prctl(58, 0, 0, 0, 0);
+    if (state < 0) return false;
+    return prctl(57, state, 0, 0, 0) == 0;
+}
+
 static inline uint64_t cl_now_nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -292,6 +362,14 @@ static inline uint64_t cl_device_number(uint32_t major, uint32_t minor) {
            ((uint64_t)(minor & 0xffffff00u) << 12) | (uint64_t)(minor & 0xffu);
 }
 
+static inline uint32_t cl_major(uint64_t number) {
+    return (uint32_t)((number >> 32 & 0xfffff000u) | (number >> 8 & 0xfffu));
+}
+
+static inline uint32_t cl_minor(uint64_t number) {
+    return (uint32_t)((number >> 12 & 0xffffff00u) | (number & 0xffu));
+}
+
 // -- blocks --------------------------------------------------------------------------------------
 
 // CRC32C (Castagnoli) of `length` bytes, a multiple of 8.
@@ -299,5 +377,8 @@ uint32_t cl_crc32c(const void *bytes, size_t length);
 
 // True when all `length` bytes, a multiple of 64, are zero.
 bool cl_is_zero(const void *bytes, size_t length);
+
+#include "CLinuxFreeze.h"
+#include "CLinuxProcesses.h"
 
 #endif
