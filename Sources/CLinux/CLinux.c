@@ -2,11 +2,13 @@
 #include "CLinux.h"
 
 #include <blkid/blkid.h>
+#include <linux/sockios.h>
 #include <linux/blkpg.h>
 #include <linux/stat.h>
 #include <sched.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/sysmacros.h>
 
@@ -94,6 +96,7 @@ int cl_allocate(int fd, uint64_t offset, uint64_t length) {
 }
 
 int cl_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
+
 
 int cl_spawn_companion(const char *path, char *const arguments[], int socket, int32_t *pid) {
     posix_spawn_file_actions_t actions;
@@ -413,4 +416,11 @@ int32_t cl_peer_process(int fd) {
     socklen_t size = sizeof credentials;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return -1;
     return credentials.pid;
+}
+
+int cl_undelivered(int fd) {
+    int domain = 0, count = 0;
+    socklen_t size = sizeof domain;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain == AF_UNIX) return 0;
+    return ioctl(fd, SIOCOUTQ, &count) == 0 ? count : 0;
 }

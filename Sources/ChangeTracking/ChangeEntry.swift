@@ -52,7 +52,7 @@ package struct ChangeEntry: Equatable, Sendable {
         if last == current {
             return ChangeEntry(rawValue: rawValue | UInt64(added) << 16)
         }
-        guard last < current else { return self }
+        guard last < current, isPossible(atEpoch: last) else { return self }
         let gap = current &- last
         if last > newestBase {
             // Nothing changed between the two epochs, so the older blocks stay exact.

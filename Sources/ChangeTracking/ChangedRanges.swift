@@ -66,11 +66,11 @@ package struct ChangedRanges {
         openEnd = to
     }
 
-    /// Everything up to the size was given. Traps nothing; call once, last.
-    package mutating func finish() {
+    /// Everything up to `end` was given; without it, up to the size. Call once, last.
+    package mutating func finish(at end: UInt64? = nil) {
         guard !isFull else { return }
         closeOpenRange()
-        resumeOffset = size
+        resumeOffset = max(min(end ?? size, size), start)
     }
 
     private mutating func closeOpenRange() {

@@ -18,7 +18,8 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
     package struct Code: Hashable, Sendable {
         private enum Value: String, CaseIterable {
             case invalid, notFound = "not_found", busy, unsuitable, failed
-            case tooLarge = "too_large", tooSlow = "too_slow", noSpace = "no_space"
+            case notAllowed = "not_allowed", tooLarge = "too_large", tooSlow = "too_slow"
+            case noSpace = "no_space", historyUnknown = "history_unknown", corrupted, changed
         }
 
         private let value: Value
@@ -27,6 +28,8 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         package static let invalid = Code(value: .invalid)
         /// No object of that name.
         package static let notFound = Code(value: .notFound)
+        /// The path is there, but not for this method.
+        package static let notAllowed = Code(value: .notAllowed)
         /// In use, or in a state that conflicts.
         package static let busy = Code(value: .busy)
         /// The object can never be used like this.
@@ -40,6 +43,12 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
 
         /// There is no room for what was asked for.
         package static let noSpace = Code(value: .noSpace)
+        /// What changed is not known: a full backup is due.
+        package static let historyUnknown = Code(value: .historyUnknown)
+        /// The snapshot's image lost data.
+        package static let corrupted = Code(value: .corrupted)
+        /// A page of an answer that other pages do not belong to any more: begin again.
+        package static let changed = Code(value: .changed)
 
         private init(value: Value) { self.value = value }
 
@@ -55,8 +64,10 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             switch value {
             case .invalid: 400
             case .notFound: 404
+            case .notAllowed: 405
             case .tooSlow: 408
-            case .busy: 409
+            case .busy, .corrupted: 409
+            case .historyUnknown, .changed: 410
             case .tooLarge: 413
             case .unsuitable: 422
             case .failed: 500
@@ -69,8 +80,10 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             switch value {
             case .invalid: .wrongUsage
             case .notFound: .notFound
-            case .busy: .busy
-            case .unsuitable, .failed, .tooLarge, .tooSlow, .noSpace: .failed
+            case .busy, .changed: .busy
+            case .historyUnknown: .historyUnknown
+            case .corrupted: .corrupted
+            case .unsuitable, .failed, .notAllowed, .tooLarge, .tooSlow, .noSpace: .failed
             }
         }
     }

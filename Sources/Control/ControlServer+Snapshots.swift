@@ -72,7 +72,8 @@ extension ControlServer {
         return try await registries.snapshots.id(of: text)
     }
 
-    private static func number(_ name: String, of request: Request) throws -> UInt64? {
+    /// Reads a number of the query.
+    static func number(_ name: String, of request: Request) throws -> UInt64? {
         guard let text = request.uri.queryParameters.get(name) else { return nil }
         guard let number = UInt64(text) else {
             throw ControlError(.invalid, "\(name)=\(text): use a number")

@@ -65,8 +65,10 @@ struct ErrorDocuments: RouterMiddleware {
                 logger.error("\(request.method) \(request.uri.path): \(refusal): \(error)")
             }
             let status = HTTPResponse.Status(code: refusal.code.httpStatus)
-            return try Answer(ErrorDocument(refusal), status: status)
+            var response = try Answer(ErrorDocument(refusal), status: status)
                 .response(from: request, context: context)
+            if let methods = refusal.details["allow"] { response.headers[.allow] = methods }
+            return response
         }
     }
 
@@ -95,6 +97,9 @@ struct ErrorDocuments: RouterMiddleware {
 struct ControlServer: Sendable {
     let registries: Registries
     let status: @Sendable () async throws -> StatusDocument
+    let metrics: @Sendable () async -> String
+    let probe: @Sendable (String?) async throws -> MachineProbe
+    let counts: RequestCounts
     let logger: Logger
 
     /// The HTTP application at `path`.
@@ -123,13 +128,45 @@ struct ControlServer: Sendable {
 
     private func router() -> Router<ControlContext> {
         let router = Router(context: ControlContext.self)
+        router.add(middleware: RequestCounter(counts: counts))
         router.add(middleware: ErrorDocuments(logger: logger))
         router.get("v1/status") { _, _ in Answer(try await status()) }
+        router.get("v1/probe") { request, _ in
+            let path = request.uri.queryParameters.get("path")
+            return Answer(try await probe(path))
+        }
+        router.get("metrics") { _, _ in
+            Response(
+                status: .ok, headers: [.contentType: MetricsText.contentType],
+                body: .init(byteBuffer: ByteBuffer(string: await metrics())))
+        }
         addDevices(to: router)
         addSnapshots(to: router)
         addEvents(to: router)
+        addCheckpoints(to: router)
+        addChanges(to: router)
         addBlocks(to: router)
+        refuseOtherMethods(on: router)
         return router
+    }
+
+    /// A path that is there answers a method that is not with 405, and says which are.
+    private func refuseOtherMethods(on router: Router<ControlContext>) {
+        let methods: [HTTPRequest.Method] =
+            [
+                .get, .post, .put, .delete, .patch, .head, .options, .trace,
+            ] + [HTTPRequest.Method(rawValue: "QUERY")].compactMap(\.self)
+        let known = Dictionary(grouping: router.routes, by: { $0.path.description })
+        for routes in known.values {
+            let names = routes.map(\.method.rawValue).sorted().joined(separator: ", ")
+            for method in methods where !routes.contains(where: { $0.method == method }) {
+                router.on(routes[0].path, method: method) { request, _ -> Response in
+                    throw ControlError(
+                        .notAllowed, "\(request.uri.path) takes \(names) only",
+                        details: ["allow": names])
+                }
+            }
+        }
     }
 
     private func addDevices(to router: Router<ControlContext>) {
@@ -193,6 +230,9 @@ struct ControlServer: Sendable {
                     "\"\(unknown)\" is not known here; known are \(keys.sorted().joined(separator: ", "))"
                 )
             }
+            if let empty = given.filter(\.value.isNull).keys.min() {
+                throw ControlError(.invalid, "\"\(empty)\" is null; leave it out instead")
+            }
             return try DocumentCoding.decoder().decode(type, from: bytes)
         } catch let error as DecodingError {
             throw ControlError(.invalid, "the request's body: \(error.sentence)")
@@ -212,9 +252,13 @@ struct ControlServer: Sendable {
         }
     }
 
-    /// A value whose key alone matters.
+    /// A value of which nothing matters but its key, and that there is one.
     private struct Ignored: Decodable {
-        init(from decoder: any Decoder) {}
+        let isNull: Bool
+
+        init(from decoder: any Decoder) throws {
+            isNull = try decoder.singleValueContainer().decodeNil()
+        }
     }
 }
 

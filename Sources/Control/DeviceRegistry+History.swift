@@ -54,6 +54,7 @@ extension DeviceRegistry {
         case .generationBegan(_, let reason):
             renewedAt[name] = .now
             tellNewHistory(of: name, reason)
+            await publishBases(of: [name])
         case .resized(let old, let new):
             updateExport(of: name, size: new)
             let message = "device \(name) was resized from \(old) to \(new) bytes"
@@ -77,18 +78,24 @@ extension DeviceRegistry {
         while !isStopping, let device = entries[name]?.device,
             await device.progress()?.isTrackingLost ?? false
         {
-            if await device.canTrackAgain(), reserved.insert(name).inserted {
-                // In its own time: a device that is reserved is not detached under the cut.
-                let isStill = entries[name]?.device === device && !isStopping
-                let fault =
-                    isStill
-                    ? await cuts.makeCut([CutMember(device: device, snapshot: nil)]).fault : nil
-                reserved.remove(name)
-                guard isStill else { return }
-                if fault == nil { continue }
-            }
+            if await device.canTrackAgain(), await beginsAnew(device, name) { continue }
             await sleep(for: delay)
             delay = min(delay * 2, Self.renewalDelayMax)
+        }
+    }
+
+    /// Makes a cut, which begins the new generation; false when it has to be tried again.
+    private func beginsAnew(_ device: AttachedDevice, _ name: ObjectName) async -> Bool {
+        let cuts = cuts
+        do {
+            return try await pinning([name]) { devices in
+                guard devices[0] === device else { return true }
+                let member = CutMember(device: device, snapshot: nil)
+                return await cuts.makeCut([member], isBase: false).fault == nil
+            }
+        } catch {
+            logger.info("tracking of device \(name) does not begin anew yet: \(error)")
+            return false
         }
     }
 
@@ -103,7 +110,7 @@ extension DeviceRegistry {
         entry.export.size = size
         entries[name] = entry
         exports.withdraw(name.text)
-        exports.publish(entry.export)
+        exports.publish(entry.export, history: .device(name))
     }
 
     // -- resize
@@ -132,7 +139,8 @@ extension DeviceRegistry {
                     + "\(list) need what would be lost; destroy them first",
                 details: ["snapshots": list])
         }
-        let outcome = await cuts.makeCut([CutMember(device: entry.device, snapshot: nil)])
+        let outcome = await cuts.makeCut(
+            [CutMember(device: entry.device, snapshot: nil)], isBase: false)
         if let fault = outcome.fault {
             throw ControlError(
                 .busy,

@@ -13,7 +13,8 @@ internal import SnapshotCore
 //   awaits inside an operation see nobody else touch that name.
 // - A device is published to exports only after it is attached and remembered.
 // - An operation that fails leaves data plane, state file and exports as they were.
-// - A device with a holder (a snapshot) is not detached before the holder has released it.
+// - A device with a holder (a snapshot) is not detached before the holder has released it, one that
+//   is pinned (a cut or a question about its changes is under way) not before that has ended.
 
 /// How a device is asked for.
 package struct AttachRequest: Equatable, Sendable {
@@ -77,14 +78,17 @@ package actor DeviceRegistry {
     package static let capacity = 1024
 
     private let loops: [LoopThread]
-    private let blocking: BlockingPool
+    nonisolated let blocking: BlockingPool
     let cuts: CutThread
-    private let histories: HistoryPlaces
+    private let places: HistoryPlaces
     private let state: StateDirectory
     let exports: ExportTable
     let events: EventLog
+    let checkpoints: CheckpointStore
     let logger: Logger
     var entries: [ObjectName: Entry] = [:]
+    var pins: [ObjectName: Int] = [:]
+    var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
     var missing: [ObjectName: Missing] = [:]
     var reserved: Set<ObjectName> = []
     var holders: [ObjectName: [SnapshotLabel]] = [:]
@@ -94,16 +98,18 @@ package actor DeviceRegistry {
 
     init(
         loops: [LoopThread], blocking: BlockingPool, cuts: CutThread, histories: HistoryPlaces,
-        state: StateDirectory, exports: ExportTable, events: EventLog, logger: Logger
+        state: StateDirectory, exports: ExportTable, events: EventLog,
+        checkpoints: CheckpointStore, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
         self.blocking = blocking
         self.cuts = cuts
-        self.histories = histories
+        places = histories
         self.state = state
         self.exports = exports
         self.events = events
+        self.checkpoints = checkpoints
         self.logger = logger
     }
 
@@ -145,7 +151,7 @@ package actor DeviceRegistry {
             if let fault = await entry.device.detach() {
                 logger.error("flush of origin \(path) failed: \(fault)")
             }
-            await histories.guardian.forget(request.name)
+            await places.guardian.forget(request.name)
             throw error
         }
         published(entry)
@@ -196,7 +202,7 @@ package actor DeviceRegistry {
     }
 
     private func published(_ entry: Entry) {
-        exports.publish(entry.export)
+        exports.publish(entry.export, history: .device(entry.request.name))
         events.record(
             .deviceAttached, device: entry.request.name,
             "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
@@ -212,23 +218,30 @@ package actor DeviceRegistry {
                 sectorBytes: request.sectorBytes, tracking: tracking(request), on: loop,
                 blocking: blocking)
         } catch {
-            await histories.guardian.forget(request.name)
+            await places.guardian.forget(request.name)
             throw ControlError(error)
+        }
+        // Before anybody can write: marks are exact for the newest checkpoint.
+        if let history = await device.history() {
+            await device.setNewestBase(
+                checkpoints.newestBase(of: request.name, in: history), of: history)
+            exports.setBases(
+                checkpoints.exportBases(of: request.name, in: history), of: request.name)
         }
         let facts = device.facts
         let export = ExportDescription(
             name: request.name.text,
             summary: "\(facts.isBlockDevice ? "block device" : "disk image") \(facts.path)",
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
-            canDiscard: !facts.isReadOnly, contexts: [], loop: loop, target: device.target)
+            canDiscard: !facts.isReadOnly, loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
     }
 
     private func tracking(_ request: AttachRequest) -> TrackingRequest {
-        let (name, guardian) = (request.name, histories.guardian)
+        let (name, guardian) = (request.name, places.guardian)
         return TrackingRequest(
-            name: name, stateDirectory: state.path, runtimeDirectory: histories.runtimeDirectory,
-            bootID: histories.bootID, isExclusive: request.isExclusive,
+            name: name, stateDirectory: state.path, runtimeDirectory: places.runtimeDirectory,
+            bootID: places.bootID, isExclusive: request.isExclusive,
             watch: { await guardian.watch($0) },
             notify: { notice in Task { await self.noticed(notice, of: name) } })
     }
@@ -287,24 +300,37 @@ package actor DeviceRegistry {
         }
     }
 
-    // -- hold
-
-    /// Keeps devices from being detached until `release`; all or none.
-    func hold(
-        _ names: [ObjectName], by snapshot: SnapshotLabel
-    ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        var held: [(ObjectName, AttachedDevice)] = []
-        for name in names {
-            guard let entry = entries[name] else {
-                guard let missing = missing[name] else { throw noSuchDevice(name.text) }
-                throw isMissing(name.text, missing)
-            }
-            guard !reserved.contains(name) else { throw isReserved(name) }
-            held.append((name, entry.device))
+    /// What all devices did, by name; those whose loop does not answer are left out.
+    func activity() async -> [(document: DeviceDocument, activity: DeviceActivity)] {
+        var all: [(document: DeviceDocument, activity: DeviceActivity)] = []
+        for (_, entry) in entries.sorted(by: { $0.key < $1.key }) {
+            guard let activity = await entry.device.activity() else { continue }
+            all.append((await document(of: entry), activity))
         }
-        for name in names { holders[name, default: []].append(snapshot) }
-        return held
+        return all
+    }
+
+    /// What this machine offers, and how an origin would be reached.
+    func probe(_ path: String?) async throws -> MachineProbe {
+        if let path {
+            guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+                throw ControlError(.invalid, "path=\(path): give an absolute path")
+            }
+        }
+        let probe = await blocking.run { Result { try MachineProbe.run(path: path) } }
+        guard let probe else {
+            throw ControlError(.busy, "too many operations wait; try again")
+        }
+        return try probe.get()
+    }
+
+    /// What the loops have handed out.
+    func loopUsage() async -> [(index: Int, usage: LoopUsage)] {
+        var all: [(index: Int, usage: LoopUsage)] = []
+        for loop in loops {
+            if let usage = await LoopUsage.of(loop) { all.append((loop.index, usage)) }
+        }
+        return all
     }
 
     /// What the origins stand on: no filesystem of theirs is frozen.
@@ -313,14 +339,6 @@ package actor DeviceRegistry {
             ProtectedGround(
                 what: "the origin of device \(name), \(entry.device.facts.path)",
                 devices: entry.device.ground)
-        }
-    }
-
-    /// The snapshot has left its devices.
-    func release(_ snapshot: SnapshotLabel) {
-        for name in holders.keys {
-            holders[name]?.removeAll { $0 == snapshot }
-            if holders[name]?.isEmpty ?? false { holders[name] = nil }
         }
     }
 
@@ -354,6 +372,7 @@ package actor DeviceRegistry {
             }
             return nil
         }
+        await unpinned(checked)
         if let held = holders[checked] {
             guard isForced else { throw isHeld(checked, by: held) }
             await destroy(held)
@@ -362,7 +381,7 @@ package actor DeviceRegistry {
         exports.withdraw(name)
         let last = await document(of: entry)
         if last.connections > 0 && !isForced {
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw ControlError(
                 .busy,
                 "device \(name) has \(last.connections) connection(s) open; close them, or detach "
@@ -374,17 +393,18 @@ package actor DeviceRegistry {
             try await save()
         } catch {
             entries[checked] = entry
-            exports.publish(entry.export)
+            exports.publish(entry.export, history: .device(entry.request.name))
             throw error
         }
         let fault = await entry.device.detach()
-        await histories.guardian.forget(checked)
+        await places.guardian.forget(checked)
         if let fault {
             throw ControlError(
                 .failed,
                 "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
                     + "failed (errno \(fault.errnoValue)): what was not flushed may be lost")
         }
+        exports.setBases(nil, of: checked)
         events.record(.deviceDetached, device: checked, "device \(name) detached")
         logger.info("detached device \(name)")
         return last
@@ -420,7 +440,7 @@ package actor DeviceRegistry {
         guard reserved.insert(name).inserted else { throw isReserved(name) }
     }
 
-    private func isReserved(_ name: ObjectName) -> ControlError {
+    func isReserved(_ name: ObjectName) -> ControlError {
         ControlError(
             .busy, "device \(name) is being attached or detached; try again in a moment")
     }

@@ -138,10 +138,10 @@ actor FilesystemFreezing {
     /// Makes a cut with the plan's filesystems frozen. When one cannot be frozen nothing is done,
     /// or, with `isBestEffort`, the cut is made all the same.
     func makeCut(
-        _ members: [CutMember], _ plan: FreezePlan, isBestEffort: Bool
+        _ members: [CutMember], isBase: Bool, _ plan: FreezePlan, isBestEffort: Bool
     ) async throws -> (outcome: CutOutcome, summary: FreezeSummary) {
         guard !plan.targets.isEmpty else {
-            return (await cuts.makeCut(members), FreezeSummary())
+            return (await cuts.makeCut(members, isBase: isBase), FreezeSummary())
         }
         await turn.takeAlone()
         defer { turn.giveBack() }
@@ -150,7 +150,8 @@ actor FilesystemFreezing {
         let outcome: CutOutcome
         do {
             outcome = try await makeCut(
-                members, prepared.map(\.freezer), isBestEffort: isBestEffort, &summary)
+                members, isBase: isBase, prepared.map(\.freezer), isBestEffort: isBestEffort,
+                &summary)
         } catch {
             for (_, freezer) in prepared { await gone(freezer) }
             throw error
@@ -185,10 +186,10 @@ actor FilesystemFreezing {
 
     /// The part during which filesystems are frozen.
     private func makeCut(
-        _ members: [CutMember], _ freezers: [FilesystemFreezer], isBestEffort: Bool,
-        _ summary: inout FreezeSummary
+        _ members: [CutMember], isBase: Bool, _ freezers: [FilesystemFreezer],
+        isBestEffort: Bool, _ summary: inout FreezeSummary
     ) async throws -> CutOutcome {
-        guard !freezers.isEmpty else { return await cuts.makeCut(members) }
+        guard !freezers.isEmpty else { return await cuts.makeCut(members, isBase: isBase) }
         let job = FreezeJob(
             freezers, isBestEffort: isBestEffort,
             freezeLimitNanoseconds: limits.freezeMilliseconds * 1_000_000,
@@ -199,7 +200,7 @@ actor FilesystemFreezing {
             stuck.values.compactMap(\.self)
                 + freezers.compactMap { $0.target.mounts.first?.path })
         log.begin()
-        let outcome = await cuts.makeCut(members, freezing: job)
+        let outcome = await cuts.makeCut(members, isBase: isBase, freezing: job)
         let dropped = log.end()
         if dropped > 0 { logger.warning("\(dropped) message(s) of a freeze were dropped") }
         for (index, freezer) in freezers.enumerated() {

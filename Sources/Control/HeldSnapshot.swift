@@ -75,11 +75,14 @@ final class HeldSnapshot {
             let loss = part.loss.loss
             devices.append(
                 SnapshotDocument.Device(
-                    device: part.name.text, epoch: outcome?.epochs[index].rawValue,
+                    device: part.name.text,
+                    generation: outcome?.generations[index].description,
+                    epoch: outcome?.epochs[index].rawValue,
                     size: outcome?.sizes[index] ?? part.device.facts.size,
                     image: part.exports.first, error: loss.map { errnoText($0.fault.errnoValue) },
                     corruptedAt: loss?.time, copiedBytes: report?.copiedBytes ?? 0,
                     storedBytes: (report?.storedBlocks ?? 0) * blockByteCount,
+                    unstoredBytes: (report?.unstoredBlocks ?? 0) * blockByteCount,
                     zeroBlocks: report?.zeroBlocks ?? 0))
         }
         let sources = storages.flatMap(\.sources).map { source in

@@ -12,6 +12,8 @@ package struct ServiceConfiguration: Sendable {
     package var loopCount: Int?
     /// Plain TCP may be offered on addresses beyond loopback.
     package var allowsPlaintext: Bool
+    /// TLS on NBD's TCP ports; nil: none.
+    package var encryption: EncryptionSettings?
     /// Optional features of io_uring to do without, for tests.
     package var withoutRingFeatures: RingFeatures
     /// Socket of the service manager to be told when all is reachable.
@@ -25,8 +27,8 @@ package struct ServiceConfiguration: Sendable {
     package init(
         control: String, stateDirectory: String, runtimeDirectory: String, nbd: [ListenAddress],
         attach: [AttachRequest], loopCount: Int? = nil, allowsPlaintext: Bool = false,
-        withoutRingFeatures: RingFeatures = [], notifySocket: String? = nil,
-        freezeLimitMilliseconds: UInt64? = nil
+        encryption: EncryptionSettings? = nil, withoutRingFeatures: RingFeatures = [],
+        notifySocket: String? = nil, freezeLimitMilliseconds: UInt64? = nil
     ) throws(ControlError) {
         try checkSocketPath(control)
         for path in [stateDirectory, runtimeDirectory] where !path.hasPrefix("/") {
@@ -51,6 +53,7 @@ package struct ServiceConfiguration: Sendable {
         self.attach = attach
         self.loopCount = loopCount
         self.allowsPlaintext = allowsPlaintext
+        self.encryption = encryption
         self.withoutRingFeatures = withoutRingFeatures
         self.notifySocket = notifySocket
         self.freezeLimitMilliseconds = freezeLimitMilliseconds

@@ -42,6 +42,8 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
     /// One device's part of a snapshot.
     package struct Device: Codable, Equatable, Sendable {
         package var device: String
+        /// The history that the epoch belongs to.
+        @OrNull package var generation: String?
         /// The epoch that ended at the cut.
         @OrNull package var epoch: UInt32?
         /// Bytes of the image.
@@ -54,6 +56,8 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         /// Bytes of old data read on this device since the cut in order to preserve it.
         package var copiedBytes: UInt64
         package var storedBytes: UInt64
+        /// Bytes preserved on this device, for whichever snapshot, that are in memory only.
+        package var unstoredBytes: UInt64
         /// Blocks preserved that are all zero and take no space.
         package var zeroBlocks: UInt64
     }

@@ -13,7 +13,8 @@ internal import SnapshotCore
 // - A snapshot holds its devices in the device registry from before they are prepared until its
 //   last part is gone, so none of them is detached in between.
 // - One operation at a time on a snapshot (`isBusy`); destroying waits for it, others are refused.
-// - A name, an account and an id belong to one snapshot from its making to its end.
+// - A name, an account and an id belong to one snapshot from its making to its end; no checkpoint
+//   but its own has the name then.
 // - Exports are published after the cut, all of them, and withdrawn before anything is destroyed.
 // - A creation that fails leaves no part, no storage, no export and no hold.
 
@@ -23,25 +24,27 @@ package actor SnapshotRegistry {
     package static let capacity = 1023
 
     private let devices: DeviceRegistry
+    private let checkpoints: CheckpointRegistry
     private let blocking: BlockingPool
     private let exports: ExportTable
     private let events: EventLog
-    private let freezing: FilesystemFreezing
+    let freezing: FilesystemFreezing
     private let hooks: HookRunner
     /// Directories of the service, and what they are called: no filesystem of theirs is frozen.
-    private let ownDirectories: [(what: String, path: String)]
+    let ownDirectories: [(what: String, path: String)]
     /// Where storage lies that nobody asked for.
     private let defaultStorage: String
     private let logger: Logger
-    private var entries: [UniqueID: HeldSnapshot] = [:]
+    private(set) var entries: [UniqueID: HeldSnapshot] = [:]
     private var isStopping = false
 
     init(
-        devices: DeviceRegistry, blocking: BlockingPool, exports: ExportTable, events: EventLog,
-        freezing: FilesystemFreezing, hooks: HookRunner,
+        devices: DeviceRegistry, checkpoints: CheckpointRegistry, blocking: BlockingPool,
+        exports: ExportTable, events: EventLog, freezing: FilesystemFreezing, hooks: HookRunner,
         ownDirectories: [(what: String, path: String)], defaultStorage: String, logger: Logger
     ) {
         self.devices = devices
+        self.checkpoints = checkpoints
         self.blocking = blocking
         self.exports = exports
         self.events = events
@@ -63,7 +66,7 @@ package actor SnapshotRegistry {
             if !request.preparesOnly { try await takeWithHooks(entry) }
         } catch {
             await tearDown(entry)
-            entries[entry.label.id] = nil
+            left(entry)
             events.abandoned(entry.label)
             entry.operationEnded()
             throw error
@@ -95,14 +98,14 @@ package actor SnapshotRegistry {
     /// Reserves what the snapshot will be called.
     private func enter(_ request: SnapshotRequest) throws(ControlError) -> HeldSnapshot {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        if let name = request.name, entries.values.contains(where: { $0.label.name == name }) {
-            throw ControlError(
-                .busy, "snapshot \(name) exists; choose another name or destroy it first")
-        }
         let taken = Set(entries.values.map(\.account))
         guard let account = (0..<UInt16(Self.capacity)).first(where: { !taken.contains($0) }) else {
             throw ControlError(
                 .busy, "there are \(Self.capacity) snapshots, the most there may be; destroy one")
+        }
+        if let name = request.name {
+            try checkpoints.store.checkRoom(forParts: request.devices.count)
+            try checkpoints.store.names.reserve(name, for: .snapshot)
         }
         let entry = HeldSnapshot(
             label: SnapshotLabel(id: .random(), name: request.name), policy: request.policy,
@@ -110,6 +113,14 @@ package actor SnapshotRegistry {
         entries[entry.label.id] = entry
         events.began(entry.label)
         return entry
+    }
+
+    /// The snapshot is gone, and its name free unless a checkpoint has it.
+    private func left(_ entry: HeldSnapshot) {
+        entries[entry.label.id] = nil
+        if let name = entry.label.name {
+            checkpoints.store.names.release(name, of: .snapshot)
+        }
     }
 
     /// Does everything that can fail: storage, and a part on each device.
@@ -187,42 +198,11 @@ package actor SnapshotRegistry {
         if let failure { throw failure }
     }
 
-    private func freezePlan(of entry: HeldSnapshot) async throws -> FreezePlan {
-        try await freezing.plan(
-            entry.take.freeze, devices: entry.parts.map(\.name), protected: await protectedGround())
-    }
-
-    /// What must stay writable while filesystems are frozen: origins, storage, what is the
-    /// service's own.
-    private func protectedGround() async throws -> [ProtectedGround] {
-        var grounds = await devices.grounds()
-        for entry in entries.values {
-            for storage in entry.storages {
-                grounds.append(
-                    ProtectedGround(
-                        what: "storage of snapshot \(entry.label)", devices: storage.ground))
-            }
-        }
-        let directories = ownDirectories
-        let own = await blocking.run {
-            directories.map { directory in
-                ProtectedGround(
-                    what: directory.what, devices: MountSurvey.ground(ofPath: directory.path))
-            }
-                + [STDOUT_FILENO, STDERR_FILENO].map { descriptor in
-                    ProtectedGround(
-                        what: "the service's log",
-                        devices: MountSurvey.ground(ofDescriptor: descriptor))
-                }
-        }
-        guard let own else { throw ControlError.tooManyOperations }
-        return own + grounds
-    }
-
     private func cut(_ entry: HeldSnapshot) async throws {
         let (outcome, freeze) = try await freezing.makeCut(
             entry.parts.map { CutMember(device: $0.device, snapshot: $0.snapshot) },
-            try await freezePlan(of: entry), isBestEffort: entry.take.isBestEffort)
+            isBase: entry.label.name != nil, try await freezePlan(of: entry),
+            isBestEffort: entry.take.isBestEffort)
         for error in freeze.errors {
             events.record(
                 .freezeFailed, snapshot: entry.label, "snapshot \(entry.label): \(error)")
@@ -232,7 +212,8 @@ package actor SnapshotRegistry {
         entry.takenAt = Date()
         entry.outcome = outcome
         entry.freeze = freeze
-        var published: [ExportDescription] = []
+        try await leaveCheckpoint(entry, outcome)
+        var published: [(export: ExportDescription, history: ExportHistory)] = []
         for index in entry.parts.indices {
             let part = entry.parts[index]
             guard let images = await part.snapshot.images() else {
@@ -243,22 +224,35 @@ package actor SnapshotRegistry {
             }
             let name = "\(part.name)@\(entry.label)"
             for (suffix, target) in [("", images.readOnly), (":rw", images.writable)] {
-                published.append(
-                    ExportDescription(
-                        name: name + suffix,
-                        summary: "device \(part.name) as it was at snapshot \(entry.label)"
-                            + (suffix.isEmpty ? "" : ", writable"),
-                        size: outcome.sizes[index], isReadOnly: suffix.isEmpty,
-                        isRotational: part.device.facts.isRotational, canDiscard: false,
-                        contexts: [], loop: part.device.loop, target: target))
+                let export = ExportDescription(
+                    name: name + suffix,
+                    summary: "device \(part.name) as it was at snapshot \(entry.label)"
+                        + (suffix.isEmpty ? "" : ", writable"),
+                    size: outcome.sizes[index], isReadOnly: suffix.isEmpty,
+                    isRotational: part.device.facts.isRotational, canDiscard: false,
+                    loop: part.device.loop, target: target)
+                let history: ExportHistory =
+                    suffix.isEmpty ? .image(part.name, cut: outcome.base(at: index)) : .none
+                published.append((export, history))
             }
             entry.parts[index].exports = [name, name + ":rw"]
         }
-        for export in published { exports.publish(export) }
+        for (export, history) in published { exports.publish(export, history: history) }
         events.record(
             .taken, snapshot: entry.label,
             "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")
         logger.info("took snapshot \(entry.label), gates closed \(outcome.closedMicroseconds) us")
+    }
+
+    /// A named snapshot can be named by queries after its end.
+    private func leaveCheckpoint(_ entry: HeldSnapshot, _ outcome: CutOutcome) async throws {
+        guard let name = entry.label.name, let takenAt = entry.takenAt else { return }
+        try await checkpoints.record(
+            Checkpoint(
+                name: name, createdAt: takenAt, snapshot: entry.label.id,
+                parts: entry.parts.enumerated().map { index, part in
+                    Checkpoint.Part(device: part.name, base: outcome.base(at: index))
+                }))
     }
 
     private static func refusal(of fault: Fault, _ label: SnapshotLabel) -> ControlError {
@@ -381,7 +375,7 @@ package actor SnapshotRegistry {
     private func end(_ entry: HeldSnapshot) async -> SnapshotDocument {
         var last = await entry.document()
         await tearDown(entry)
-        entries[entry.label.id] = nil
+        left(entry)
         events.record(
             .destroyed, snapshot: entry.label, "snapshot \(entry.label) destroyed")
         entry.operationEnded()
@@ -420,6 +414,44 @@ package actor SnapshotRegistry {
     package func show(_ text: String) async throws -> SnapshotDocument {
         let entry = try find(text)
         return await entry.document()
+    }
+
+    /// The image of a device at the cut of a held snapshot, for a question about changes.
+    func image(
+        of device: ObjectName, at text: String
+    ) throws(ControlError) -> (label: SnapshotLabel, snapshot: DeviceSnapshot) {
+        let entry: HeldSnapshot
+        do throws(ControlError) {
+            entry = try find(text)
+        } catch {
+            guard wasThere(text) else { throw error }
+            throw Self.isNotHeld(text)
+        }
+        guard entry.phase != .ending else { throw Self.isNotHeld(text) }
+        guard entry.phase == .held else {
+            throw ControlError(
+                .busy, "snapshot \(entry.label) is not taken yet; take it, then ask until it")
+        }
+        guard let part = entry.parts.first(where: { $0.name == device }) else {
+            throw ControlError(
+                .notFound,
+                "snapshot \(entry.label) is not of device \(device), but of "
+                    + entry.parts.map(\.name.text).joined(separator: ", "))
+        }
+        return (entry.label, part.snapshot)
+    }
+
+    /// Whether a snapshot may have been called so that is gone now.
+    private func wasThere(_ text: String) -> Bool {
+        if UniqueID(text) != nil || events.snapshot(called: text) != nil { return true }
+        return ObjectName(text).flatMap { checkpoints.store.checkpoint($0) } != nil
+    }
+
+    private static func isNotHeld(_ text: String) -> ControlError {
+        ControlError(
+            .busy,
+            "\(text) is not held: only a snapshot that is held can end a question about changes; "
+                + "ask until one that `stillpoint snapshot list` names, or until now")
     }
 
     /// The id of a snapshot, also of one that is destroyed and whose events are kept.

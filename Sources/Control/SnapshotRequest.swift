@@ -112,25 +112,13 @@ package struct SnapshotRequest: Equatable, Sendable {
 
     /// Checks what came from outside.
     package init(_ document: SnapshotCreateDocument) throws(ControlError) {
-        guard (1...Self.deviceCountMax).contains(document.devices.count) else {
-            throw ControlError(
-                .invalid, "a snapshot is of 1 to \(Self.deviceCountMax) devices; name them")
-        }
-        var devices: [ObjectName] = []
-        for text in document.devices {
-            let device = try Self.name(text, of: "device")
-            guard !devices.contains(device) else {
-                throw ControlError(.invalid, "device \(device) is given twice; name it once")
-            }
-            devices.append(device)
-        }
-        self.devices = devices
+        devices = try Self.devices(document.devices, of: "snapshot")
         name = try document.name.map { text throws(ControlError) in
             guard UniqueID(text) == nil else {
                 throw ControlError(
                     .invalid, "\"\(text)\" could be the id of a snapshot; choose another name")
             }
-            return try Self.name(text, of: "snapshot")
+            return try CheckpointRequest.baseName(text, of: "snapshot")
         }
         storage = try StorageWish(
             texts: document.storage ?? [], limit: document.limit,
@@ -143,6 +131,25 @@ package struct SnapshotRequest: Equatable, Sendable {
                 try HookWish(document)
             } ?? .none)
         preparesOnly = document.prepare ?? false
+    }
+
+    /// The devices of a cut.
+    static func devices(
+        _ texts: [String], of kind: String
+    ) throws(ControlError) -> [ObjectName] {
+        guard (1...deviceCountMax).contains(texts.count) else {
+            throw ControlError(
+                .invalid, "a \(kind) is of 1 to \(deviceCountMax) devices; name them")
+        }
+        var devices: [ObjectName] = []
+        for text in texts {
+            let device = try name(text, of: "device")
+            guard !devices.contains(device) else {
+                throw ControlError(.invalid, "device \(device) is given twice; name it once")
+            }
+            devices.append(device)
+        }
+        return devices
     }
 
     private static func freeze(_ texts: [String]) throws(ControlError) -> FreezeWish {
@@ -170,7 +177,7 @@ package struct SnapshotRequest: Equatable, Sendable {
         return FreezeWish(isAutomatic: texts.contains("auto"), mountPoints: mountPoints)
     }
 
-    private static func name(_ text: String, of kind: String) throws(ControlError) -> ObjectName {
+    static func name(_ text: String, of kind: String) throws(ControlError) -> ObjectName {
         guard let name = ObjectName(text) else {
             throw ControlError(
                 .invalid,

@@ -8,7 +8,8 @@ internal import RingIO
 // Invariants
 // - The directory is locked (flock) from `open` until the object goes or the process dies.
 // - Nothing is written while filesystems are frozen (`quiet`).
-// - `devices.json` is replaced as a whole, durably, before the command that changed it answers.
+// - `devices.json` is replaced as a whole, durably, before the command that changed it answers;
+//   so is `checkpoints.json` (`CheckpointStore`).
 
 /// A device to attach again at the next start.
 struct RememberedDevice: Codable, Equatable, Sendable {

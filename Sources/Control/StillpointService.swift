@@ -22,8 +22,15 @@ package let stillpointVersion = "0.1.0"
 struct Registries: Sendable {
     let devices: DeviceRegistry
     let snapshots: SnapshotRegistry
+    let checkpoints: CheckpointRegistry
     let blocks: BlockRegistry
     let events: EventLog
+    let cuts: CutThread
+
+    /// Answers questions about changes.
+    var changes: ChangeQueries {
+        ChangeQueries(devices: devices, snapshots: snapshots, checkpoints: checkpoints)
+    }
 }
 
 /// The running service; see the head of this file.
@@ -32,6 +39,7 @@ package final class StillpointService: Service {
     private let logger: Logger
     private let whenReady: @Sendable () -> Void
     private let startedAt = Date()
+    private let counts = RequestCounts()
 
     /// `whenReady` is called once, when all is reachable.
     package init(
@@ -47,6 +55,7 @@ package final class StillpointService: Service {
     package func run() async throws {
         let state = try StateDirectory(opening: configuration.stateDirectory)
         let remembered = try state.load()
+        let checkpoints = try CheckpointStore(loading: state.path)
         do throws(SystemFailure) {
             try makePrivateDirectory(configuration.runtimeDirectory)
         } catch {
@@ -55,20 +64,31 @@ package final class StillpointService: Service {
         }
         let runtime = try RuntimeDirectory(claiming: configuration.runtimeDirectory)
         defer { withExtendedLifetime(runtime) {} }
-        let socket = try ControlSocket(claiming: configuration.control)
-        defer { socket.remove() }
         let blocking = try BlockingPool()
         defer { blocking.close() }
+        let socket = try await claimSocket(on: blocking)
+        defer { socket.remove() }
         let loops = try startLoops()
         let outcome: Result<Void, any Error>
         do {
             outcome = .success(
                 try await runDevices(
-                    remembered, state: state, socket: socket, loops: loops, blocking: blocking))
+                    remembered, checkpoints, state: state, socket: socket, loops: loops,
+                    blocking: blocking))
         } catch { outcome = .failure(error) }
         await stop(loops, on: blocking)
         try outcome.get()
         logger.info("stopped")
+    }
+
+    /// Another service that starts on the same path is waited for: not on a thread of Swift's pool.
+    private func claimSocket(on blocking: BlockingPool) async throws -> ControlSocket {
+        let path = configuration.control
+        let outcome = await blocking.run { Result { try ControlSocket(claiming: path) } }
+        guard let outcome else {
+            preconditionFailure("nothing else waits in the blocking pool at the start")
+        }
+        return try outcome.get()
     }
 
     private func startLoops() throws -> [LoopThread] {
@@ -94,8 +114,8 @@ package final class StillpointService: Service {
     }
 
     private func runDevices(
-        _ remembered: [RememberedDevice], state: StateDirectory, socket: ControlSocket,
-        loops: [LoopThread], blocking: BlockingPool
+        _ remembered: [RememberedDevice], _ store: CheckpointStore, state: StateDirectory,
+        socket: ControlSocket, loops: [LoopThread], blocking: BlockingPool
     ) async throws {
         let exports = ExportTable()
         let events = EventLog()
@@ -109,20 +129,24 @@ package final class StillpointService: Service {
             histories: HistoryPlaces(
                 runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
                 guardian: guardian),
-            state: state, exports: exports, events: events, logger: logger)
+            state: state, exports: exports, events: events, checkpoints: store, logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
+            let checkpoints = CheckpointRegistry(
+                store: store, devices: registry, blocking: blocking, cuts: cuts,
+                quiet: state.quiet, logger: logger)
             let snapshots = try snapshotRegistry(
-                devices: registry, state: state, cuts: cuts, blocking: blocking, exports: exports,
-                events: events)
+                devices: registry, checkpoints: checkpoints, state: state, cuts: cuts,
+                blocking: blocking, exports: exports, events: events)
             let blocks = BlockRegistry(
                 directory: configuration.runtimeDirectory + "/block", devices: registry,
                 snapshots: snapshots, exports: exports, events: events, blocking: blocking,
                 logger: logger)
             outcome = await runSnapshots(
                 Registries(
-                    devices: registry, snapshots: snapshots, blocks: blocks, events: events),
+                    devices: registry, snapshots: snapshots, checkpoints: checkpoints,
+                    blocks: blocks, events: events, cuts: cuts),
                 exports, socket: socket, loops: loops)
         } catch { outcome = .failure(error) }
         await registry.stopping()
@@ -138,8 +162,8 @@ package final class StillpointService: Service {
     }
 
     private func snapshotRegistry(
-        devices: DeviceRegistry, state: StateDirectory, cuts: CutThread, blocking: BlockingPool,
-        exports: ExportTable, events: EventLog
+        devices: DeviceRegistry, checkpoints: CheckpointRegistry, state: StateDirectory,
+        cuts: CutThread, blocking: BlockingPool, exports: ExportTable, events: EventLog
     ) throws(ControlError) -> SnapshotRegistry {
         var limits = FreezeLimits()
         if let limit = configuration.freezeLimitMilliseconds { limits.freezeMilliseconds = limit }
@@ -151,8 +175,8 @@ package final class StillpointService: Service {
                 localBlockDevices: { ServedBlockDevices.byDevice() }, logger: logger)
         } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
         return SnapshotRegistry(
-            devices: devices, blocking: blocking, exports: exports, events: events,
-            freezing: freezing,
+            devices: devices, checkpoints: checkpoints, blocking: blocking, exports: exports,
+            events: events, freezing: freezing,
             hooks: HookRunner(
                 quiet: state.quiet, blocking: blocking, control: configuration.control),
             ownDirectories: [
@@ -194,7 +218,23 @@ package final class StillpointService: Service {
     ) async throws {
         var server = NBDServerConfiguration(endpoints: configuration.nbd.map(\.endpoint))
         server.allowsPlaintext = configuration.allowsPlaintext
+        let gateway = try configuration.encryption?.gateway(
+            threadCount: loops.count, logger: logger)
+        if let gateway, let settings = configuration.encryption {
+            server.encryption = NBDEncryption(mode: settings.mode, gateway: gateway)
+        }
         let nbd = NBDServer(directory: exports, loops: loops, configuration: server)
+        let outcome: Result<Void, any Error>
+        do {
+            outcome = .success(try await runNBD(nbd, registries, socket: socket))
+        } catch { outcome = .failure(error) }
+        await gateway?.close()
+        try outcome.get()
+    }
+
+    private func runNBD(
+        _ nbd: NBDServer, _ registries: Registries, socket: ControlSocket
+    ) async throws {
         do {
             try await nbd.start()
         } catch let error as NBDServerError { throw Self.refusal(of: error) }
@@ -217,7 +257,9 @@ package final class StillpointService: Service {
     /// Serves HTTP until the graceful stop, which lets requests under way finish.
     private func runHTTP(_ registries: Registries, socket: ControlSocket) async throws {
         let server = ControlServer(
-            registries: registries, status: { await self.status(registries) }, logger: logger)
+            registries: registries, status: { await self.status(registries) },
+            metrics: { await self.metrics(registries) },
+            probe: { try await registries.devices.probe($0) }, counts: counts, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
         let application = server.application(path: configuration.control) {
             do {
@@ -269,21 +311,21 @@ package final class StillpointService: Service {
             control: configuration.control, stateDirectory: configuration.stateDirectory,
             runtimeDirectory: configuration.runtimeDirectory,
             nbd: configuration.nbd.map(\.description), loops: await registry.listLoops(),
-            memory: MemoryDocument(residentBytes: residentBytes()),
+            memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
             missing: await registry.listMissing(), blocks: await registries.blocks.list())
     }
 
-    /// Resident memory of this process; 0 when the kernel does not say.
-    private func residentBytes() -> UInt64 {
-        guard let file = fopen("/proc/self/statm", "re") else { return 0 }
-        defer { fclose(file) }
-        var line = [CChar](repeating: 0, count: 256)
-        guard fgets(&line, Int32(line.count), file) != nil else { return 0 }
-        let text = String(
-            decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
-        let fields = text.split(separator: " ")
-        guard fields.count > 1, let pages = UInt64(fields[1]) else { return 0 }
-        return pages * UInt64(sysconf(Int32(_SC_PAGESIZE)))
+    private func metrics(_ registries: Registries) async -> String {
+        let devices = registries.devices
+        let activity = await devices.activity()
+        return ServiceMetrics(
+            version: stillpointVersion,
+            process: .now(startedAt: startedAt.timeIntervalSince1970),
+            loops: await devices.loopUsage(), devices: activity,
+            missingCount: await devices.listMissing().count,
+            snapshots: await registries.snapshots.list(), cuts: registries.cuts.cuts,
+            events: registries.events.counts(), requests: counts.all()
+        ).text
     }
 }

@@ -60,6 +60,12 @@ package struct DifferenceLayer {
         return nil
     }
 
+    /// True when records of so many more chunks are below the metadata limit.
+    package func hasRoom(forRecords count: UInt64) -> Bool {
+        guard byteCount + 64 <= byteCountMax else { return false }
+        return count <= (byteCountMax - byteCount - 64) / 36
+    }
+
     /// Adds a record for a chunk that has none; nil when the metadata limit is reached.
     package mutating func insert(_ chunk: UInt64, savedEntry: UInt64) -> UInt32? {
         assert(find(chunk) == nil, "a chunk has one record in a layer")

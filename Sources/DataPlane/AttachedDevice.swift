@@ -25,10 +25,10 @@ package final class AttachedDevice: Sendable {
         _ origin: OpenedOrigin, _ history: OpenedHistory, loop: LoopThread,
         device: LoopConfined<Device>, blocking: BlockingPool
     ) {
-        groundwork = origin.groundwork
         self.origin = origin
         newHistoryReason = history.reason
         request = history.request
+        groundwork = origin.groundwork
         self.loop = loop
         self.device = device
         self.blocking = blocking
@@ -141,6 +141,12 @@ package final class AttachedDevice: Sendable {
         }
     }
 
+    /// What the device and its images did, for metrics; nil when its loop does not answer.
+    package func activity() async -> DeviceActivity? {
+        let device = device
+        return await loop.mailbox.run { device.get(on: $0).activity }
+    }
+
     /// Whether the page of the change map can be had now whose lack ended the tracking.
     package func canTrackAgain() async -> Bool {
         let device = device
@@ -149,6 +155,15 @@ package final class AttachedDevice: Sendable {
         }
         guard let (memory, page) = found else { return false }
         return await blocking.run { memory.reserve(page: page) } ?? false
+    }
+
+    /// The history that queries can name now; nil when it was lost.
+    package func history() async -> Generation? {
+        let device = device
+        return await loop.mailbox.run { loop in
+            let device = device.get(on: loop)
+            return device.engine.isTrackingLost ? nil : device.generation
+        } ?? nil
     }
 
     // MARK: Resize

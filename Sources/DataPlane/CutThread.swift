@@ -30,29 +30,42 @@ package struct CutOutcome: Sendable {
     package var closedMicroseconds: UInt64 = 0
     /// The epoch that ended, by device.
     package var epochs: [Epoch] = []
+    /// The history that epoch belongs to, by device.
+    package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
     /// How the filesystems fared that were to be frozen for it.
     package var freeze = FreezeOutcome()
     /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
     package var isCalledOffByFreeze = false
+
+    /// What is remembered of the cut of the device at `index`.
+    package func base(at index: Int) -> TrackingBase {
+        TrackingBase(generation: generations[index], epoch: epochs[index], size: sizes[index])
+    }
     /// Why the size that an origin was found to have could not be taken over, by device.
     package var resizeObstacles: [ResizeObstacle?] = []
 }
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
-    private struct Job: Sendable {
+    private struct CutWish: Sendable {
         var members: [CutMember]
+        var isBase: Bool
         var resizes: [DeviceResize?]
         var limitNanoseconds: UInt64
         var freeze: FreezeJob?
+    }
+
+    private struct Job: Sendable {
+        var wish: CutWish
         var finish: @Sendable (CutOutcome) -> Void
     }
 
     private let jobs = Mutex<[Job]?>([])
     private let available = Semaphore()
     private let thread = Mutex<pthread_t?>(nil)
+    private let history = Mutex(CutHistory())
 
     package init() throws(RingError) {
         var handle = pthread_t()
@@ -74,11 +87,12 @@ package final class CutThread: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Makes a cut over the members, each with the size that its origin has now.
-    /// `limitNanoseconds`: longest time writers wait behind closed gates; beyond it everything is
-    /// undone. `freeze`: filesystems to freeze before and to thaw after it.
+    /// Makes a cut over the members, each with the size that its origin has now. `isBase`: later
+    /// queries of changes can name it. `limitNanoseconds`: longest time writers wait behind closed
+    /// gates; beyond it everything is undone. `freeze`: filesystems to freeze before and to thaw
+    /// after it.
     package func makeCut(
-        _ members: [CutMember], limitNanoseconds: UInt64 = 1_000_000_000,
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000,
         freezing freeze: FreezeJob? = nil
     ) async -> CutOutcome {
         var resizes: [DeviceResize?] = []
@@ -93,21 +107,20 @@ package final class CutThread: Sendable {
                 obstacles.append(obstacle)
             }
         }
-        var outcome = await makeCut(
-            members, resizes: resizes, limitNanoseconds: limitNanoseconds, freezing: freeze)
+        let job = CutWish(
+            members: members, isBase: isBase, resizes: resizes,
+            limitNanoseconds: limitNanoseconds, freeze: freeze)
+        var outcome = await perform(job)
         outcome.resizeObstacles = obstacles
         return outcome
     }
 
-    private func makeCut(
-        _ members: [CutMember], resizes: [DeviceResize?], limitNanoseconds: UInt64,
-        freezing freeze: FreezeJob?
-    ) async -> CutOutcome {
+    private func perform(_ wish: CutWish) async -> CutOutcome {
         await withCheckedContinuation { continuation in
-            let job = Job(
-                members: members, resizes: resizes, limitNanoseconds: limitNanoseconds,
-                freeze: freeze
-            ) { continuation.resume(returning: $0) }
+            let job = Job(wish: wish) { outcome in
+                self.history.withLock { $0.add(outcome) }
+                continuation.resume(returning: outcome)
+            }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
                 jobs?.append(job)
@@ -120,6 +133,9 @@ package final class CutThread: Sendable {
             }
         }
     }
+
+    /// How the cuts so far went.
+    package var cuts: CutHistory { history.withLock { $0 } }
 
     /// Finishes the cuts that wait and ends the thread.
     package func close() {
@@ -143,8 +159,9 @@ package final class CutThread: Sendable {
             }
             guard let job else { return }
             var run = CutRun(
-                job.members, resizes: job.resizes, limitNanoseconds: job.limitNanoseconds)
-            if let freeze = job.freeze {
+                job.wish.members, isBase: job.wish.isBase, resizes: job.wish.resizes,
+                limitNanoseconds: job.wish.limitNanoseconds)
+            if let freeze = job.wish.freeze {
                 var freezing = FreezeRun(freeze)
                 job.finish(freezing.perform { run.perform() })
             } else {
@@ -158,12 +175,13 @@ package final class CutThread: Sendable {
 private struct CutRun {
     private enum Answer: Sendable {
         case drained(Int)
-        case switched(Int, Epoch, UInt64)
+        case switched(Int, TrackingBase)
         case opened(Int)
         case undone(Int)
     }
 
     private let members: [CutMember]
+    private let isBase: Bool
     private let resizes: [DeviceResize?]
     private let answers = Answers<Answer>()
     private var coordinator: CutCoordinator
@@ -171,13 +189,18 @@ private struct CutRun {
     private var closedAt: UInt64 = 0
     private var openCount = 0
 
-    init(_ members: [CutMember], resizes: [DeviceResize?], limitNanoseconds: UInt64) {
+    init(
+        _ members: [CutMember], isBase: Bool, resizes: [DeviceResize?], limitNanoseconds: UInt64
+    ) {
         self.members = members
+        self.isBase = isBase
         self.resizes = resizes
         coordinator = CutCoordinator(
             deviceCount: members.count, limitNanoseconds: limitNanoseconds)
         outcome.epochs = Array(repeating: .first, count: members.count)
         outcome.sizes = Array(repeating: 0, count: members.count)
+        outcome.generations = Array(
+            repeating: Generation(id: UniqueID(high: 0, low: 0)), count: members.count)
     }
 
     mutating func perform() -> CutOutcome {
@@ -208,10 +231,15 @@ private struct CutRun {
             if closedAt == 0 { closedAt = cl_now_nanoseconds() }
             send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
         case .switchEpoch(let index):
+            let isBase = isBase
             let resize = resizes[index]
             send(index) { device, part in
-                let ended = device.switchEpoch(holding: part, isBase: true, resize: resize)
-                answers.add(.switched(index, ended, device.size))
+                let ended = device.switchEpoch(holding: part, isBase: isBase, resize: resize)
+                answers.add(
+                    .switched(
+                        index,
+                        TrackingBase(
+                            generation: device.generation, epoch: ended, size: device.size)))
             }
         case .openGate(let index):
             send(index) { device, _ in
@@ -243,10 +271,11 @@ private struct CutRun {
         case .drained(let index):
             outcome.drainMicroseconds = elapsed
             coordinator.gateDrained(device: index)
-        case .switched(let index, let epoch, let size):
-            outcome.epochs[index] = epoch
-            outcome.sizes[index] = size
-            if resizes[index] != nil { members[index].device.wasResized(to: size) }
+        case .switched(let index, let base):
+            outcome.epochs[index] = base.epoch
+            outcome.sizes[index] = base.size
+            outcome.generations[index] = base.generation
+            if resizes[index] != nil { members[index].device.wasResized(to: base.size) }
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed

@@ -38,6 +38,9 @@ final class Device: BlockTarget {
     private var preserverStorage: Preserver?
     private var underway = 0
     private var counters = DeviceCounters()
+    private let meter = RequestMeter()
+    /// What came through images.
+    let imageMeter = RequestMeter()
     private var closing: Closing?
 
     private struct Closing {
@@ -84,6 +87,7 @@ final class Device: BlockTarget {
     override func submit(_ index: RequestIndex) {
         let request = requests.pointer(to: index)
         underway += 1
+        request.pointee.submittedNanoseconds = loop.now
         guard closing == nil else { return finish(index, .shutdown) }
         precondition(
             request.pointee.operation == .flush || request.pointee.range.end <= size,
@@ -110,7 +114,9 @@ final class Device: BlockTarget {
         case .prefetch:
             // The page cache is not ours to fill: direct origins have none, tmpfs is memory.
             finish(index, nil)
-        case .blockStatus: origin.statusArrived(index)
+        case .blockStatus:
+            guard let base = request.pointee.statusBase else { return origin.statusArrived(index) }
+            finish(index, tellChanges(index, since: base, until: nil))
         }
     }
 
@@ -148,6 +154,7 @@ final class Device: BlockTarget {
     /// Tells the owner.
     func finish(_ index: RequestIndex, _ fault: Fault?) {
         if fault != nil { counters.failures &+= 1 }
+        meter.finished(requests[index], now: loop.now, isFailure: fault != nil)
         underway -= 1
         requests.finish(index, fault)
         if closing != nil { continueClosing() }
@@ -159,6 +166,13 @@ final class Device: BlockTarget {
         counters.copiedBytes = engine.counters.copiedByteCount
         counters.parkedWrites = engine.counters.delayedRequestCount
         return counters
+    }
+
+    /// The same with how long requests took.
+    var activity: DeviceActivity {
+        DeviceActivity(
+            counters: currentCounters, requests: meter.report, imageRequests: imageMeter.report,
+            epoch: engine.epoch)
     }
 
     // MARK: Turns

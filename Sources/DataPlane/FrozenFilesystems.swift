@@ -27,7 +27,7 @@ package enum FrozenFilesystems {
         guard !mountPoints.isEmpty else {
             return unlink(path) == 0 || errno == ENOENT ? 0 : errno
         }
-        let bytes = mountPoints.flatMap { path -> [UInt8] in escaped(path) + [10] }
+        let bytes = Array(mountPoints.map { escaped($0) + [10] }.joined())
         let temporary = path + ".new"
         let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard file >= 0 else { return errno }

@@ -186,7 +186,7 @@ enum OriginOpener {
     private static let blockBytes: UInt32 = 4096
 
     /// O_DIRECT where a read proves that it works, inline on tmpfs, else the page cache.
-    private static func accessMode(
+    static func accessMode(
         _ descriptor: Int32, isBlockDevice: Bool, _ found: cl_file_facts, size: UInt64,
         sectorBytes: UInt32
     ) -> (mode: AccessMode, alignment: UInt32) {
@@ -232,7 +232,7 @@ enum OriginOpener {
         return known.contains(type)
     }
 
-    private static func isRotational(_ found: cl_file_facts, isBlockDevice: Bool) -> Bool {
+    static func isRotational(_ found: cl_file_facts, isBlockDevice: Bool) -> Bool {
         let major = isBlockDevice ? found.special_major : found.device_major
         let minor = isBlockDevice ? found.special_minor : found.device_minor
         let folder = "/sys/dev/block/\(major):\(minor)"

@@ -22,6 +22,8 @@ package struct SnapshotPartReport: Sendable {
     /// Bytes of old data read on this device since the cut in order to preserve it, for this
     /// snapshot or a newer one.
     package var copiedBytes: UInt64
+    /// Preserved blocks of this device that are in memory only.
+    package var unstoredBlocks: UInt64
 }
 
 /// One device's part of a snapshot, on the device's loop.
@@ -52,6 +54,15 @@ final class SnapshotPart {
         copiedByteCountAtCut = device.engine.counters.copiedByteCount
         image = ImageDevice(of: device, snapshot: index, isWritable: false)
         writableImage = ImageDevice(of: device, snapshot: index, isWritable: true)
+    }
+
+    /// What can be said of the image's cut.
+    enum Standing { case prepared, held, corrupted, destroyed }
+
+    var standing: Standing {
+        if isDestroyed { return .destroyed }
+        if !isHeld { return .prepared }
+        return device.engine.report(on: index).isCorrupted ? .corrupted : .held
     }
 
     func corrupted(_ fault: Fault) { notify(.corrupted(fault)) }
@@ -89,7 +100,8 @@ final class SnapshotPart {
             isCorrupted: report.isCorrupted,
             storedBlocks: report.preservedBlockCount - report.zeroBlockCount,
             zeroBlocks: report.zeroBlockCount, metadataBytes: report.metadataByteCount,
-            copiedBytes: isHeld ? copied - copiedByteCountAtCut : 0)
+            copiedBytes: isHeld ? copied - copiedByteCountAtCut : 0,
+            unstoredBlocks: UInt64(device.engine.unstoredBlockCount))
     }
 }
 

@@ -29,6 +29,8 @@ final class SimulatedSnapshot {
     var isDestroyed = false
     var isOverlayLost = false
     var cutEpoch: UInt32 = 0
+    /// The base that was the newest before the cut, ever since it was made; nil when disturbed.
+    var exactBase: UInt32?
     var generation: UInt32 = 0
     let index: SnapshotIndex
     var size: UInt64 = 0
@@ -148,8 +150,10 @@ final class SimulatedDevice {
         payloads + Int(request) * payloadByteCount
     }
 
-    func note(_ table: inout [UInt32: [Bool]], offset: UInt64, length: UInt64) {
-        let epoch = engine.epoch.rawValue
+    func note(
+        _ table: inout [UInt32: [Bool]], offset: UInt64, length: UInt64, epoch: UInt32? = nil
+    ) {
+        let epoch = epoch ?? engine.epoch.rawValue
         if table[epoch] == nil { table[epoch] = [Bool](repeating: false, count: blockCount) }
         for block in blocks(touching: ByteRange(offset: offset, length: length)) {
             table[epoch]![Int(block)] = true

@@ -124,6 +124,7 @@ extension World {
         let snapshot = device.prepared
         device.prepared = nil
         let generation = device.engine.generationOrdinal
+        let exactBase = device.wasNewestBaseDisturbed ? nil : device.newestBase
         let newMap = random.oneIn(30) || device.isTrackingLost ? device.newMap() : nil
         if newMap != nil { coverage.hit(.generationBegun) }
         let ended = device.engine.cutSwitched(
@@ -137,6 +138,7 @@ extension World {
         if let snapshot {
             snapshot.isHeld = true
             snapshot.cutEpoch = ended.rawValue
+            snapshot.exactBase = exactBase
             snapshot.generation = generation
             snapshot.size = device.size
             snapshot.image = [UInt8](
@@ -150,6 +152,24 @@ extension World {
     }
 
     // MARK: What changed
+
+    /// A mark by hand: changed in the present epoch, and before the cut of each held snapshot.
+    func declareChanges(_ device: SimulatedDevice, _ range: ByteRange) {
+        guard !device.isTrackingLost, device.engine.unreservedPages(of: range, countMax: 1).isEmpty
+        else { return }
+        let held = device.snapshotsInOrder.filter {
+            $0.isHeld && !$0.isCorrupted && !$0.isDestroyed
+                && $0.generation == device.engine.generationOrdinal
+        }
+        coverage.hit(held.isEmpty ? .changesDeclared : .changesDeclaredToSnapshot)
+        device.engine.changesDeclared(in: range)
+        for epoch in [device.engine.epoch.rawValue] + held.map(\.cutEpoch) {
+            device.note(
+                &device.changed, offset: range.offset, length: range.length, epoch: epoch)
+            device.note(
+                &device.touched, offset: range.offset, length: range.length, epoch: epoch)
+        }
+    }
 
     func checkChanges(_ number: Int) {
         let device = devices[number]
@@ -189,7 +209,9 @@ extension World {
         for (epoch, blocks) in device.touched where epoch > base && epoch <= last {
             for block in blocks.indices where blocks[block] { mustNot[block] = false }
         }
-        let isExact = base == device.newestBase && !device.wasNewestBaseDisturbed && until == nil
+        let isExact =
+            until.map { $0.exactBase == base }
+            ?? (base == device.newestBase && !device.wasNewestBaseDisturbed)
         for block in mustNot.indices where reported[block] && mustNot[block] {
             // Older bases may see whole chunks, but only those touched.
             let chunk = block / 16 * 16
@@ -210,13 +232,21 @@ extension World {
         defer { page.deallocate() }
         var offset: UInt64 = 0
         var lastEnd: UInt64?
+        let budget = random.oneIn(2) ? UInt64.max : UInt64(1 + random.below(3))
         while offset < device.size {
             switch device.engine.changes(
-                since: base, baseSize: device.size, until: until?.index, from: offset, into: page)
+                since: base, baseSize: device.size, until: until?.index, from: offset,
+                chunkBudget: budget, into: page)
             {
             case .ranges(let count, let resumeOffset):
                 for range in page[0..<count] {
-                    if let lastEnd, range.offset <= lastEnd { violate("ranges are not maximal") }
+                    // Only where a slice ended may two ranges meet.
+                    if let lastEnd,
+                        range.offset < lastEnd || (range.offset == lastEnd && lastEnd != offset)
+                    {
+                        violate("ranges are not maximal")
+                    }
+                    if budget == .max, range.offset == lastEnd { violate("a range was cut in two") }
                     lastEnd = range.end
                     for block in blocks(touching: range) { reported[Int(block)] = true }
                 }

@@ -25,6 +25,10 @@ extension World {
             if random.oneIn(4) {
                 let offset = UInt64(random.below(Int(device.size)))
                 let length = 1 + UInt64(random.below(Int(device.size - offset)))
+                if random.oneIn(2) {
+                    declareChanges(device, ByteRange(offset: offset, length: length))
+                    break
+                }
                 coverage.hit(.changesMarked)
                 if device.engine.changesMarked(offset: offset, length: length) {
                     device.note(&device.changed, offset: offset, length: length)

@@ -124,6 +124,8 @@ struct SnapshotRecord {
     var policy = OverflowPolicy.Kind.break
     var limitNanoseconds: UInt64 = 0
     var cutEpoch: UInt32 = 0
+    /// The epoch that ended at the newest cut before its own that was usable as a base.
+    var baseBefore: UInt32 = 0
     /// Counts generations of the device; queries across two are refused.
     var generation: UInt32 = 0
     var size: UInt64 = 0
@@ -150,6 +152,8 @@ struct SourceRecord {
     var isUsed = false
     var isClosed = false
     var state = State.usable
+    /// It failed for want of space: a thin device, say.
+    var isOutOfSpace = false
     var isOverlayFull = false
     var snapshot: UInt16 = .max
     var extentCount: UInt32 = 0

@@ -73,6 +73,7 @@ extension SnapshotEngine {
         orphanCopies(of: nil)
         settle()
         let ended = map.current
+        let baseBefore = map.newestBase
         if let newMap {
             map = newMap
             generationOrdinal += 1
@@ -86,6 +87,7 @@ extension SnapshotEngine {
             record.pointee.state = .held
             record.pointee.size = size
             record.pointee.cutEpoch = ended.rawValue
+            record.pointee.baseBefore = baseBefore
             record.pointee.generation = generationOrdinal - (newMap == nil ? 0 : 1)
             let layer = record.pointee.layer
             layerUses[Int(layer)].role = .live

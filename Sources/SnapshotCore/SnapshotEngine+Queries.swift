@@ -6,8 +6,8 @@ internal import CopyOnWrite
 
 /// How a query of changes ended.
 package enum ChangesOutcome: Equatable, Sendable {
-    /// `count` ranges were written; the next page begins at `resumeOffset`, or there is none
-    /// when that is the size.
+    /// `count` ranges were written and everything before `resumeOffset` is answered: the next
+    /// page begins there, or there is none when that is the end of what was asked for.
     case ranges(count: Int, resumeOffset: UInt64)
     /// Nothing can be said: another generation, a cut of the future, or tracking was lost.
     case unknown
@@ -27,13 +27,16 @@ package enum ImageRun: Equatable, Sendable {
 
 extension SnapshotEngine {
     /// Blocks changed after the cut that ended epoch `base` (then `baseSize` bytes), until the
-    /// cut of `snapshot`, or until now. Ranges ascend from `offset` and fill `ranges`.
+    /// cut of `snapshot`, or until now. Ranges ascend from `offset`, end at `windowEnd` and fill
+    /// `ranges`. At most `chunkBudget` chunks that can have changed are looked at: a range that
+    /// ends at `resumeOffset` may then go on in the next answer.
     package func changes(
         since base: UInt32, baseSize: UInt64, until snapshot: SnapshotIndex?,
-        from offset: UInt64, into ranges: UnsafeMutableBufferPointer<ByteRange>
+        from offset: UInt64, to windowEnd: UInt64 = .max, chunkBudget: UInt64 = .max,
+        into ranges: UnsafeMutableBufferPointer<ByteRange>
     ) -> ChangesOutcome {
         var until = map.current.rawValue
-        var end = size
+        var end = min(size, windowEnd)
         var first = chainCount
         if let snapshot {
             let record = snapshots[Int(snapshot.rawValue)]
@@ -41,52 +44,56 @@ extension SnapshotEngine {
                 return .unknown
             }
             until = record.cutEpoch
-            end = record.size
+            end = min(record.size, windowEnd)
             first = chainPosition(of: record.layer)
         }
         guard !isTrackingLost, base <= until, base < map.current.rawValue else { return .unknown }
         var result = ChangedRanges(into: ranges, from: offset, size: end)
-        let chunkEnd = (min(end, size) + chunkByteCount - 1) / chunkByteCount
-        var chunk = offset / chunkByteCount
-        while chunk < chunkEnd, !result.isFull {
-            chunk = map.nextChanged(from: chunk, to: chunkEnd, since: base)
-            guard chunk < chunkEnd else { break }
-            let live = map.entry(of: chunk)
-            guard live.isPossible(atEpoch: map.current.rawValue) else { return .damaged }
-            let entry = live.epoch > until ? savedEntry(of: chunk, from: first) ?? live : live
-            let blocks = entry.epoch > until ? .max : entry.blocksChanged(since: base)
+        // What grew since counts as changed, from the block on in which the base's size lay.
+        let tailStart = baseSize < end ? baseSize / blockByteCount * blockByteCount : end
+        let mapEnd = (min(tailStart, size) + chunkByteCount - 1) / chunkByteCount
+        var chunk = min(map.nextReserved(from: offset / chunkByteCount), mapEnd)
+        var stop = chunkBudget < mapEnd - chunk ? chunk + chunkBudget : mapEnd
+        // A look into the layers takes about as long as thirty entries of the map.
+        var lookups = chunkBudget / 32 + 1
+        while chunk < stop, !result.isFull {
+            chunk = map.nextChanged(from: chunk, to: stop, since: base)
+            guard chunk < stop else { break }
+            var entry = map.entry(of: chunk)
+            guard entry.isPossible(atEpoch: map.current.rawValue) else { return .damaged }
+            if entry.epoch > until {
+                entry = savedEntry(of: chunk, from: first) ?? entry
+                guard entry.isPossible(atEpoch: map.current.rawValue) else { return .damaged }
+                lookups -= 1
+                if lookups == 0 { stop = chunk + 1 }
+            }
+            var blocks = entry.epoch > until ? .max : entry.blocksChanged(since: base)
             let byteStart = chunk * chunkByteCount
-            if baseSize < end, byteStart + chunkByteCount > baseSize {
-                addGrownTail(from: baseSize, to: end, blocks, chunk, &result)
-                result.finish()
-                return .ranges(count: result.count, resumeOffset: result.resumeOffset)
+            if byteStart + chunkByteCount > tailStart, tailStart < end {
+                blocks &=
+                    tailStart > byteStart ? blockMask(of: chunk, offset: 0, end: tailStart) : 0
             }
             result.add(blocks: blocks, of: chunk)
             chunk += 1
         }
-        if !result.isFull, baseSize < end {
-            result.add(from: baseSize / blockByteCount * blockByteCount, to: end)
+        if stop < mapEnd {
+            result.finish(at: stop * chunkByteCount)
+        } else {
+            if tailStart < end { result.add(from: tailStart, to: end) }
+            result.finish(at: end)
         }
-        result.finish()
         return .ranges(count: result.count, resumeOffset: result.resumeOffset)
     }
 
-    /// The chunk in which the base's size ends: its changed blocks before the tail, then the tail.
-    private func addGrownTail(
-        from baseSize: UInt64, to end: UInt64, _ blocks: UInt16, _ chunk: UInt64,
-        _ result: inout ChangedRanges
-    ) {
-        let tailStart = baseSize / blockByteCount * blockByteCount
-        let byteStart = chunk * chunkByteCount
-        if tailStart > byteStart {
-            let before = blockMask(of: chunk, offset: 0, end: tailStart)
-            result.add(blocks: blocks & before, of: chunk)
-        }
-        result.add(from: tailStart, to: end)
+    /// The epoch that ended at the cut of a snapshot that was taken, and whether it belongs to
+    /// the history of now.
+    package func cut(of snapshot: SnapshotIndex) -> (epoch: Epoch, isOfThisHistory: Bool) {
+        let record = snapshots[Int(snapshot.rawValue)]
+        return (Epoch(record.cutEpoch), record.generation == generationOrdinal)
     }
 
     /// The first entry saved for the chunk in the layers from `position` on.
-    private func savedEntry(of chunk: UInt64, from position: Int) -> ChangeEntry? {
+    func savedEntry(of chunk: UInt64, from position: Int) -> ChangeEntry? {
         for index in position..<max(chainCount, position) {
             let layer = layers + Int(chain[index])
             if let record = layer.pointee.find(chunk) {

@@ -157,8 +157,8 @@ extension SnapshotEngine {
         }
     }
 
-    /// The blocks of the range changed or will be reported as changed: by hand, or by a grown
-    /// tail. Returns false when a page had to be reserved first: say it again when it is.
+    /// The blocks of the range changed: the tail of a device that grew. Returns false when a page
+    /// had to be reserved first: say it again when it is.
     package func changesMarked(offset: UInt64, length: UInt64) -> Bool {
         precondition(
             length <= size && offset <= size - length, "a marked range lies within the device")
@@ -363,7 +363,7 @@ extension SnapshotEngine {
         }
     }
 
-    private func unreservedPage(_ touched: Range<UInt64>) -> UInt64? {
+    func unreservedPage(_ touched: Range<UInt64>) -> UInt64? {
         var page = ChangeMap.page(of: touched.lowerBound)
         let last = ChangeMap.page(of: touched.upperBound - 1)
         while page <= last {

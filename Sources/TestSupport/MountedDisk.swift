@@ -17,16 +17,30 @@ package final class MountedDisk: Sendable {
     /// The block device it is on.
     package let device: String
     private let directory: TemporaryDirectory
-    private let loop: LoopDevice
+    private let loop: LoopDevice?
     private let ticket: Int
 
-    /// Makes one on a sparse file, or on `disk`, which is formatted.
-    package init(_ kind: Kind = .ext4, on disk: String? = nil) throws {
-        directory = try TemporaryDirectory()
-        let file = disk ?? directory.path("disk.img")
-        if disk == nil { try makeSparseFile(file, byteCount: kind.byteCount) }
-        loop = try LoopDevice(over: file, sectorSize: 512)
-        device = loop.path
+    /// Makes one on a loop device of its own, over a sparse file or over `file`.
+    package convenience init(_ kind: Kind = .ext4, over file: String? = nil) throws {
+        let directory = try TemporaryDirectory()
+        if file == nil {
+            try makeSparseFile(directory.path("disk.img"), byteCount: kind.byteCount)
+        }
+        let loop = try LoopDevice(over: file ?? directory.path("disk.img"), sectorSize: 512)
+        try self.init(kind, on: loop.path, loop: loop, directory: directory)
+    }
+
+    /// Makes one on a block device that is there.
+    package convenience init(_ kind: Kind = .ext4, onDevice device: String) throws {
+        try self.init(kind, on: device, loop: nil, directory: try TemporaryDirectory())
+    }
+
+    private init(
+        _ kind: Kind, on device: String, loop: LoopDevice?, directory: TemporaryDirectory
+    ) throws {
+        self.device = device
+        self.loop = loop
+        self.directory = directory
         path = directory.path("mount")
         // lazy_itable_init=0: nothing is written behind the test's back.
         try Command.check(

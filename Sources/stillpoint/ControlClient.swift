@@ -1,5 +1,6 @@
 import ArgumentParser
 import AsyncHTTPClient
+import BlockModel
 import Control
 import FoundationEssentials
 import Glibc
@@ -64,6 +65,22 @@ struct ControlClient {
         } catch {
             throw Self.notUnderstood(path)
         }
+    }
+
+    /// Asks for a page of changes in the compact form.
+    func changes(
+        _ target: String
+    ) async throws -> (document: ChangesDocument, ranges: [ByteRange]) {
+        var request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
+        request.headers.add(name: "accept", value: CompactChanges.mediaType)
+        let (status, bytes) = try await exchange(request, Self.timeLimit)
+        guard (200..<300).contains(status.code) else { throw refusal(status, bytes) }
+        do {
+            guard let page = try CompactChanges.decoded(bytes) else {
+                throw Self.notUnderstood(path)
+            }
+            return page
+        } catch is DecodingError { throw Self.notUnderstood(path) }
     }
 
     private static func notUnderstood(_ path: String) -> ControlError {

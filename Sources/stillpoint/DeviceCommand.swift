@@ -11,18 +11,21 @@ struct DeviceCommand: AsyncParsableCommand {
     struct Attach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Attach an origin, a disk image or block device, under a name.",
+            usage: "stillpoint device attach NAME PATH [OPTIONS]",
             discussion: """
                 The same again is done already and succeeds. Changes are tracked from then on; what \
                 was tracked before under this name is continued if nobody else has written to the \
                 origin since, which `device show` tells as its history.
 
-                Example: stillpoint device attach data /dev/sdb1
+                Examples:
+                  stillpoint device attach data /dev/sdb1
+                  stillpoint device attach old /srv/old.img --read-only
                 """)
 
         @Argument(help: "Name of the device: letters, digits, '.', '_', '-'.")
         var name: String
 
-        @Argument(help: "Path of the origin.")
+        @Argument(help: "Path of the origin.", completion: .file())
         var path: String
 
         @Flag(help: "Serve it read-only.")
@@ -57,7 +60,12 @@ struct DeviceCommand: AsyncParsableCommand {
 
     /// `device list`.
     struct List: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "List all devices.")
+        static let configuration = CommandConfiguration(
+            abstract: "List all devices.",
+            discussion: """
+                Examples:
+                  stillpoint device list
+                """)
 
         @OptionGroup var options: ClientOptions
 
@@ -70,7 +78,12 @@ struct DeviceCommand: AsyncParsableCommand {
 
     /// `device show`.
     struct Show: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Show one device.")
+        static let configuration = CommandConfiguration(
+            abstract: "Show one device.",
+            discussion: """
+                Examples:
+                  stillpoint device show data
+                """)
 
         @Argument(help: "Name of the device.")
         var name: String
@@ -148,7 +161,13 @@ struct DeviceCommand: AsyncParsableCommand {
     /// `device detach`.
     struct Detach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Flush and close a device, and forget it.")
+            abstract: "Flush and close a device, and forget it.",
+            discussion: """
+                Refused while it is in use or in a snapshot, unless --force is given.
+
+                Examples:
+                  stillpoint device detach data
+                """)
 
         @Argument(help: "Name of the device.")
         var name: String

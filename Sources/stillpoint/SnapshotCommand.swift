@@ -19,6 +19,7 @@ struct SnapshotCommand: AsyncParsableCommand {
     struct Create: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Make a snapshot of one or more devices and take it; print its id.",
+            usage: "stillpoint snapshot create --device NAME... [OPTIONS]",
             discussion: """
                 Examples:
                   stillpoint snapshot create --device vm1 --name before-upgrade
@@ -73,7 +74,12 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot take`.
     struct Take: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Make the cut of a snapshot that was only prepared.")
+            abstract: "Make the cut of a snapshot that was only prepared.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot create --device vm1 --name nightly --prepare
+                  stillpoint snapshot take nightly
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
@@ -91,7 +97,11 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot destroy`.
     struct Destroy: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "End a snapshot in whatever state it is, and its exports.")
+            abstract: "End a snapshot in whatever state it is, and its exports.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot destroy nightly
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
@@ -107,7 +117,12 @@ struct SnapshotCommand: AsyncParsableCommand {
 
     /// `snapshot list`.
     struct List: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "List all snapshots.")
+        static let configuration = CommandConfiguration(
+            abstract: "List all snapshots.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot list
+                """)
 
         @OptionGroup var options: ClientOptions
 
@@ -124,7 +139,12 @@ struct SnapshotCommand: AsyncParsableCommand {
 
     /// `snapshot show`.
     struct Show: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Show one snapshot.")
+        static let configuration = CommandConfiguration(
+            abstract: "Show one snapshot.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot show nightly
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
@@ -191,7 +211,13 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot append-storage`.
     struct AppendStorage: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Give a snapshot more storage while it is held.")
+            abstract: "Give a snapshot more storage while it is held.",
+            usage: "stillpoint snapshot append-storage SNAPSHOT --storage PLACE... [OPTIONS]",
+            discussion: """
+                Examples:
+                  stillpoint snapshot append-storage nightly --storage /srv/more --limit 20G
+                  stillpoint snapshot append-storage nightly --storage memory:256M
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String

@@ -4,7 +4,12 @@ import Control
 /// `status`: the service at a glance.
 struct Status: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Show the service, its devices, its snapshots and its memory at a glance.")
+        abstract: "Show the service, its devices, its snapshots and its memory at a glance.",
+        discussion: """
+            Examples:
+              stillpoint status
+              stillpoint status --json
+            """)
 
     @OptionGroup var options: ClientOptions
 

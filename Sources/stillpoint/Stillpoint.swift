@@ -14,14 +14,17 @@ struct Stillpoint: AsyncParsableCommand {
               stillpoint status
               stillpoint device attach data /dev/sdb1
               stillpoint snapshot create --device data --name nightly
+              stillpoint changes data --since nightly
 
             Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 busy or conflicting \
-            state; 7 service not reachable.
+            state; 5 refused because what changed is not known; 6 snapshot corrupted; 7 service not \
+            reachable.
             """,
         version: stillpointVersion,
         subcommands: [
             Serve.self, Status.self, Probe.self, DeviceCommand.self, SnapshotCommand.self,
-            EventsCommand.self, BlockCommand.self, GuardianCommand.self,
+            CheckpointCommand.self, ChangesCommand.self, CopyCommand.self, BlockCommand.self,
+            EventsCommand.self, GuardianCommand.self,
         ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.

@@ -175,7 +175,7 @@ struct `Filesystems that are frozen for a snapshot` {
     @Test(.enabled(if: canUseFUSE, "needs /dev/fuse"))
     func `too slowly are given up at the limit, and thawed when they come back`() throws {
         let filesystem = try PowerCutFilesystem(byteCount: 32 * mebibyte)
-        let slow = try MountedDisk(on: filesystem.diskPath)
+        let slow = try MountedDisk(over: filesystem.diskPath)
         let fast = try MountedDisk()
         let harness = try ControlHarness(
             environment: ["STILLPOINT_FREEZE_MILLISECONDS": "300"])
@@ -206,7 +206,7 @@ struct `Filesystems that are frozen for a snapshot` {
     @Test(.enabled(if: canUseFUSE, "needs /dev/fuse"))
     func `are thawed after a kill in the middle`() throws {
         let filesystem = try PowerCutFilesystem(byteCount: 32 * mebibyte)
-        let slow = try MountedDisk(on: filesystem.diskPath)
+        let slow = try MountedDisk(over: filesystem.diskPath)
         let fast = try MountedDisk()
         let harness = try ControlHarness()
         try harness.attach("a")
@@ -236,9 +236,86 @@ struct `Filesystems that are frozen for a snapshot` {
         #expect(!FileManager.default.fileExists(atPath: harness.frozenList))
         #expect(try harness.snapshotNames().isEmpty)
     }
+
+    @Test(.enabled(if: canUseFUSE, "needs /dev/fuse"))
+    func `are those on local block devices, without being named`() throws {
+        let harness = try ControlHarness()
+        try harness.attach("a", byteCount: 64 * mebibyte)
+        try harness.attach("b")
+        let disk = try MountedDisk(onDevice: try harness.blockDevice("a"))
+        try "before".write(toFile: disk.path("file"), atomically: true, encoding: .utf8)
+        let frozen = try harness.object("snapshot", "create", "--device", "a", "--name", "s")
+        #expect(frozen["frozen"] as? [String] == [disk.path])
+        #expect(frozen["consistency"] as? String == "filesystem")
+        #expect(try disk.isWritable())
+        try "after".write(toFile: disk.path("file"), atomically: true, encoding: .utf8)
+        let crash = try harness.object(
+            "snapshot", "create", "--device", "a", "--name", "c", "--freeze", "none")
+        #expect((crash["frozen"] as? [String])?.isEmpty == true)
+        #expect(crash["consistency"] as? String == "crash")
+        // The journal of a frozen filesystem is empty.
+        #expect(try !harness.needsRecovery("a@s"))
+        #expect(try harness.needsRecovery("a@c"))
+        // Nobody here sees who writes to b.
+        let both = try harness.object("snapshot", "create", "--device", "a", "--device", "b")
+        #expect(both["frozen"] as? [String] == [disk.path])
+        #expect(both["consistency"] as? String == "crash")
+        // A filesystem on an image is not one on the device.
+        let image = try harness.blockDevice("a@s")
+        let mounted = harness.service.directory.path("image")
+        #expect(mkdir(mounted, 0o700) == 0)
+        try Command.check("mount", [image, mounted])
+        defer { umount2(mounted, Int32(MNT_DETACH)) }
+        #expect(try String(contentsOfFile: mounted + "/file", encoding: .utf8) == "before")
+        let again = try harness.object("snapshot", "create", "--device", "a")
+        #expect(again["frozen"] as? [String] == [disk.path])
+        try Command.check("umount", [mounted])
+        try Command.check("umount", [disk.path])
+        let unmounted = try harness.object("snapshot", "create", "--device", "a")
+        #expect((unmounted["frozen"] as? [String])?.isEmpty == true)
+    }
+
+    @Test(.enabled(if: canUseFUSE, "needs /dev/fuse"))
+    func `on a local block device keep no killed service from ending`() throws {
+        let filesystem = try PowerCutFilesystem(byteCount: 64 * mebibyte)
+        let harness = try ControlHarness(attaching: ["a": filesystem.diskPath])
+        let disk = try MountedDisk(onDevice: try harness.blockDevice("a"))
+        try Command.check("sync", ["--file-system", disk.path])
+        // The freeze waits for writes that the service itself has to perform.
+        try filesystem.delay("write", milliseconds: 8000)
+        let client = try ChildProcess(
+            TestService.binary,
+            ["snapshot", "create", "--device", "a", "--control", harness.service.controlPath])
+        try harness.waitUntil("the list of frozen filesystems is there") {
+            FileManager.default.fileExists(atPath: harness.frozenList)
+        }
+        harness.service.process.send(signal: SIGKILL)
+        try harness.service.process.wait(deadline: 60)
+        #expect(try client.wait(deadline: 60) != .exited(0))
+        try filesystem.clearFaults()
+        try harness.service.restart()
+        // Its device is gone, and it is frozen no more: it can be unmounted.
+        try Command.check("umount", [disk.path], deadline: 60)
+        #expect(!FileManager.default.fileExists(atPath: harness.frozenList))
+    }
 }
 
 extension ControlHarness {
+    /// Attaches a device or image as a local block device and returns its path.
+    func blockDevice(_ target: String) throws -> String {
+        guard let path = try object("block", "attach", target)["path"] as? String else {
+            throw TestFailure("block attach \(target) names no path")
+        }
+        return path
+    }
+
+    /// Whether the ext4 on an image has something in its journal.
+    func needsRecovery(_ image: String) throws -> Bool {
+        let path = try blockDevice(image)
+        defer { _ = try? command("block", "detach", path) }
+        return try Command.check("dumpe2fs", ["-h", path]).contains("needs_recovery")
+    }
+
     var frozenList: String { service.directory.path("run/frozen") }
 
     /// Waits for something that no event tells of.

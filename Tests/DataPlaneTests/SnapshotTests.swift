@@ -27,7 +27,8 @@ final class HeldSnapshot {
         snapshot = try await DeviceSnapshot.prepare(
             harness.device, policy: policy, account: account, storage: storage, notify: notify)
         storage.release()
-        let outcome = await cut.makeCut([CutMember(device: harness.device, snapshot: snapshot)])
+        let outcome = await cut.makeCut(
+            [CutMember(device: harness.device, snapshot: snapshot)], isBase: true)
         #expect(outcome.fault == nil)
         (image, writable) = try #require(await snapshot.images())
     }

@@ -36,6 +36,9 @@ MUTANTS = [
 ("corrupt only own snapshot","SnapshotCore/SnapshotEngine+Layers.swift","                endImageRequests(of: snapshot)\n            }\n        }\n        for _ in 0...position","                endImageRequests(of: snapshot)\n                if index > 0 { break }\n            }\n        }\n        for _ in 0...position"),
 ("reach not capped at gap","ChangeTracking/ChangeEntry.swift","return epoch &- UInt32(reach) <= base ? blocks : .max","return blocks"),
 ("short origin write acknowledged","SnapshotCore/SnapshotEngine+Writes.swift","if fault == nil, byteCount < expected {","if fault == nil, byteCount < expected, byteCount == 0 {"),
+    ("mark unknown to older snapshots","SnapshotCore/SnapshotEngine+Marks.swift","        var position = 0\n        // Giving","        var position = newestLive\n        // Giving"),
+    ("mark shows a newer snapshot's entry to an older one","SnapshotCore/SnapshotEngine+Marks.swift","savedEntry(of: chunk, from: position + 1) ?? map.entry(of: chunk)","map.entry(of: chunk)"),
+    ("answer goes on behind where it stopped","SnapshotCore/SnapshotEngine+Queries.swift","result.finish(at: stop * chunkByteCount)","result.finish(at: (stop + 1) * chunkByteCount)"),
     ("deadline ignored","SnapshotCore/SnapshotEngine+Copies.swift","if let deadline, deadline <= now {","if let deadline, deadline <= now, newestLive < 0 {"),
     ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
 ]

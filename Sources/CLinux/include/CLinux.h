@@ -297,6 +297,9 @@ bool cl_process_lives(int32_t pid);
 // The process that listens on the Unix socket this one is connected to; -1 on error.
 int32_t cl_peer_process(int fd);
 
+/* Bytes sent over a TCP connection that its peer's kernel has not taken yet; 0 on other sockets, and
+   when it cannot be told. */
+int cl_undelivered(int fd);
 // Gives the calling thread a table of descriptors of its own, with none above 2 open.
 int cl_own_descriptors(void);
 
@@ -336,6 +339,14 @@ static inline uint64_t cl_stamp_nanoseconds(void) {
 
 // At most 15 characters.
 static inline void cl_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+
+// Whether this process may mark its threads as ones that memory reclaim must not wait for
+// (PR_SET_IO_FLUSHER, Linux 5.6; needs CAP_SYS_RESOURCE). Leaves the calling thread as it was.
+static inline bool cl_may_flush_io(void) {
+    int state = prctl(58, 0, 0, 0, 0);
+    if (state < 0) return false;
+    return prctl(57, state, 0, 0, 0) == 0;
+}
 
 static inline uint64_t cl_now_nanoseconds(void) {
     struct timespec now;

@@ -1,0 +1,89 @@
+package import FoundationEssentials
+
+// The JSON documents of checkpoints and changes.
+
+/// A checkpoint.
+package struct CheckpointDocument: Codable, Equatable, Sendable {
+    package var name: String
+    package var createdAt: Date
+    /// Id of the snapshot that left it; it may be gone.
+    @OrNull package var snapshot: String?
+    package var devices: [Device]
+
+    /// One device's part of the cut.
+    package struct Device: Codable, Equatable, Sendable {
+        package var device: String
+        package var generation: String
+        /// The epoch that ended at the cut.
+        package var epoch: UInt32
+        /// Bytes at the cut.
+        package var size: UInt64
+        /// Queries can name it: the device is attached and its history still the same.
+        package var usable: Bool
+    }
+}
+
+/// What `POST /v1/checkpoints` takes.
+package struct CheckpointCreateDocument: Codable, Equatable, Sendable {
+    package var name: String
+    package var devices: [String]
+
+    /// Keys it may have, for refusing others.
+    package static let keys: Set<String> = ["name", "devices"]
+
+    package init(name: String, devices: [String]) {
+        self.name = name
+        self.devices = devices
+    }
+}
+
+/// What changed on a device, or a page of it.
+package struct ChangesDocument: Codable, Equatable, Sendable {
+    package var device: String
+    package var generation: String
+    /// No cut was named: the ranges are all that a full backup has to read.
+    package var full: Bool
+    @OrNull package var since: Cut?
+    package var until: Cut
+    /// Bytes of the device at `until`.
+    package var size: UInt64
+    /// Bytes of the ranges.
+    package var changedBytes: UInt64
+    package var ranges: [Range]
+    /// Where the next page begins; null at the end.
+    @OrNull package var nextOffset: UInt64?
+
+    /// A cut of the device; without a name, the present.
+    package struct Cut: Codable, Equatable, Sendable {
+        @OrNull package var name: String?
+        package var epoch: UInt32
+    }
+
+    /// Bytes that changed.
+    package struct Range: Codable, Equatable, Sendable {
+        package var offset: UInt64
+        package var length: UInt64
+
+        package init(offset: UInt64, length: UInt64) {
+            self.offset = offset
+            self.length = length
+        }
+    }
+}
+
+/// What `POST /v1/devices/{name}/changes` takes.
+package struct ChangesMarkDocument: Codable, Equatable, Sendable {
+    package var ranges: [ChangesDocument.Range]
+
+    /// Keys it may have, for refusing others.
+    package static let keys: Set<String> = ["ranges"]
+
+    package init(ranges: [ChangesDocument.Range]) { self.ranges = ranges }
+}
+
+/// What was marked.
+package struct ChangesMarkedDocument: Codable, Equatable, Sendable {
+    package var device: String
+    /// As they were given; blocks that they touch count as changed.
+    package var ranges: [ChangesDocument.Range]
+}

@@ -1,0 +1,212 @@
+internal import BlockModel
+internal import DataPlane
+internal import Logging
+internal import RingIO
+
+// The checkpoints of the service: create, list, delete; and those that named snapshots leave.
+//
+// Invariants
+// - A checkpoint is answered only when it is on the disk; one that could not be recorded does not
+//   exist, and its cut is no base.
+// - Changes of what is remembered are made one after the other, each with what it means for the
+//   devices: a device's loop knows the newest cut that queries can name, or an older one, which
+//   makes answers wider, never shorter.
+// - A question that names a checkpoint is answered by what it was when the question came: deleting
+//   it meanwhile changes nothing, and the next question is refused.
+
+/// The checkpoints of the service; see the head of this file.
+package actor CheckpointRegistry {
+    nonisolated let store: CheckpointStore
+    private let devices: DeviceRegistry
+    private let blocking: BlockingPool
+    private let cuts: CutThread
+    /// Nothing is written while filesystems are frozen.
+    private let quiet: Turns
+    private let logger: Logger
+    private var isChanging = false
+    private var waiters: [CheckedContinuation<Void, Never>] = []
+
+    init(
+        store: CheckpointStore, devices: DeviceRegistry, blocking: BlockingPool, cuts: CutThread,
+        quiet: Turns, logger: Logger
+    ) {
+        self.store = store
+        self.devices = devices
+        self.blocking = blocking
+        self.cuts = cuts
+        self.quiet = quiet
+        self.logger = logger
+    }
+
+    /// Makes a cut over the devices and remembers it.
+    func create(_ request: CheckpointRequest) async throws -> CheckpointDocument {
+        try store.checkRoom(forParts: request.devices.count)
+        try store.names.reserve(request.name, for: .checkpoint)
+        do {
+            let checkpoint = try await devices.pinning(request.devices) { devices in
+                let outcome = await self.cuts.makeCut(
+                    devices.map { CutMember(device: $0, snapshot: nil) }, isBase: true)
+                if let fault = outcome.fault { throw Self.refusal(of: fault, request.name) }
+                let checkpoint = Checkpoint(
+                    name: request.name, createdAt: .now, snapshot: nil,
+                    parts: request.devices.enumerated().map { index, device in
+                        Checkpoint.Part(device: device, base: outcome.base(at: index))
+                    })
+                try await self.record(checkpoint)
+                return checkpoint
+            }
+            return await document(of: checkpoint)
+        } catch {
+            store.names.release(request.name, of: .checkpoint)
+            throw error
+        }
+    }
+
+    /// Remembers a cut that was made, durably.
+    func record(_ checkpoint: Checkpoint) async throws {
+        await beginChange()
+        defer { endChange() }
+        do {
+            try store.checkRoom(forParts: checkpoint.parts.count)
+            try await commit(
+                try store.adding(checkpoint),
+                otherwise: "checkpoint \(checkpoint.name) could not be recorded")
+        } catch {
+            await removed(checkpoint)
+            throw error
+        }
+        store.names.add(checkpoint.name, for: .checkpoint)
+        await devices.publishBases(of: checkpoint.parts.map(\.device))
+        logger.info("recorded checkpoint \(checkpoint.name)")
+    }
+
+    /// Forgets a checkpoint; returns it as it last was.
+    func delete(_ text: String) async throws -> CheckpointDocument {
+        await beginChange()
+        defer { endChange() }
+        guard let name = ObjectName(text), let checkpoint = store.checkpoint(name) else {
+            throw Self.noSuchCheckpoint(text)
+        }
+        let last = await document(of: checkpoint)
+        try await commit(
+            store.removing(name), otherwise: "checkpoint \(name) could not be deleted")
+        store.names.release(name, of: .checkpoint)
+        await removed(checkpoint)
+        await devices.publishBases(of: checkpoint.parts.map(\.device))
+        logger.info("deleted checkpoint \(name)")
+        return last
+    }
+
+    /// All checkpoints, the oldest first.
+    func list() async -> [CheckpointDocument] {
+        let histories = await devices.histories()
+        return store.all.map { Self.document(of: $0, histories) }
+    }
+
+    /// The cut that a question names: by the name of a checkpoint, or by the id or a unique prefix
+    /// of the id of the snapshot that left one.
+    nonisolated func base(
+        of device: ObjectName, named text: String
+    ) throws(ControlError) -> (name: ObjectName, base: TrackingBase) {
+        var checkpoint = ObjectName(text).flatMap { store.checkpoint($0) }
+        if checkpoint == nil, !text.isEmpty {
+            let matches = store.checkpoints(ofSnapshot: text.lowercased())
+            if matches.count == 1 { checkpoint = matches[0] }
+        }
+        guard let checkpoint else { throw Self.noSuchCheckpoint(text) }
+        guard let base = checkpoint.base(of: device) else {
+            throw ControlError(
+                .notFound,
+                "checkpoint \(checkpoint.name) is not of device \(device), but of "
+                    + checkpoint.parts.map(\.device.text).joined(separator: ", "))
+        }
+        return (checkpoint.name, base)
+    }
+
+    // -- changes, one at a time
+
+    private func beginChange() async {
+        if isChanging {
+            // Handed over: it stays true for who comes next.
+            await withCheckedContinuation { waiters.append($0) }
+        }
+        isChanging = true
+    }
+
+    private func endChange() {
+        if waiters.isEmpty {
+            isChanging = false
+        } else {
+            waiters.removeFirst().resume()
+        }
+    }
+
+    private func commit(_ change: CheckpointStore.Change, otherwise failed: String) async throws {
+        let store = store
+        await quiet.takeShared()
+        defer { quiet.giveBack() }
+        let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
+            do throws(SystemFailure) {
+                return .success(try store.write(change))
+            } catch { return .failure(error) }
+        }
+        guard let outcome else { throw ControlError.tooManyOperations }
+        if case .failure(let failure) = outcome {
+            throw ControlError(
+                .failed,
+                "\(failed) (\(failure)), so nothing was changed; make room or mend the state "
+                    + "directory and try again")
+        }
+        store.apply(change)
+    }
+
+    /// The cut is no base any more: tells the devices which is the newest now.
+    private func removed(_ checkpoint: Checkpoint) async {
+        for part in checkpoint.parts {
+            guard let device = await devices.attached(part.device) else { continue }
+            let generation = part.base.generation
+            await device.baseRemoved(
+                part.base.epoch, newest: store.newestBase(of: part.device, in: generation),
+                of: generation)
+        }
+    }
+
+    // -- helpers
+
+    private func document(of checkpoint: Checkpoint) async -> CheckpointDocument {
+        Self.document(of: checkpoint, await devices.histories())
+    }
+
+    private static func document(
+        of checkpoint: Checkpoint, _ histories: [ObjectName: Generation]
+    ) -> CheckpointDocument {
+        CheckpointDocument(
+            name: checkpoint.name.text, createdAt: checkpoint.createdAt,
+            snapshot: checkpoint.snapshot?.description,
+            devices: checkpoint.parts.map { part in
+                CheckpointDocument.Device(
+                    device: part.device.text, generation: part.base.generation.description,
+                    epoch: part.base.epoch.rawValue, size: part.base.size,
+                    usable: histories[part.device] == part.base.generation)
+            })
+    }
+
+    private static func refusal(of fault: Fault, _ name: ObjectName) -> ControlError {
+        guard fault.errnoValue == 110 else {
+            return ControlError(
+                fault == .shutdown ? .busy : .failed,
+                "checkpoint \(name) could not be made (\(errnoText(fault.errnoValue))); nothing "
+                    + "was changed")
+        }
+        return ControlError(
+            .busy,
+            "checkpoint \(name) could not be made: writers would have waited longer than 1 s; "
+                + "nothing was changed; try again when the origins answer faster")
+    }
+
+    private static func noSuchCheckpoint(_ text: String) -> ControlError {
+        ControlError(
+            .notFound,
+            "there is no checkpoint \(text); `stillpoint checkpoint list` names those there are")
+    }
+}

@@ -1,0 +1,31 @@
+package import BlockModel
+
+/// How a checkpoint is asked for.
+package struct CheckpointRequest: Equatable, Sendable {
+    package let name: ObjectName
+    package let devices: [ObjectName]
+
+    /// What `--since` calls the begin of a device's history, so no cut can be called so.
+    package static let generationName = "generation"
+
+    /// Checks what came from outside.
+    package init(_ document: CheckpointCreateDocument) throws(ControlError) {
+        name = try Self.baseName(document.name, of: "checkpoint")
+        devices = try SnapshotRequest.devices(document.devices, of: "checkpoint")
+    }
+
+    /// A name that queries of changes can use for a cut.
+    static func baseName(_ text: String, of kind: String) throws(ControlError) -> ObjectName {
+        guard UniqueID(text) == nil else {
+            throw ControlError(
+                .invalid, "\"\(text)\" could be the id of a snapshot; choose another name")
+        }
+        guard text != generationName else {
+            throw ControlError(
+                .invalid,
+                "a \(kind) cannot be called \"\(text)\": `--since generation` means since tracking "
+                    + "began; choose another name")
+        }
+        return try SnapshotRequest.name(text, of: kind)
+    }
+}

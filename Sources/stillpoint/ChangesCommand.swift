@@ -1,0 +1,137 @@
+import ArgumentParser
+import BlockModel
+import Control
+
+/// `changes`: what changed, and marks by hand.
+struct ChangesCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "changes",
+        abstract: "Say what changed on a device between two cuts, or declare changes.",
+        discussion: """
+            Examples:
+              stillpoint changes data --since monday
+              stillpoint changes data --since monday --until nightly --format ranges
+              stillpoint changes mark data --range 1M:64K
+
+            A device called `mark` or `show` is asked about with `changes show NAME`.
+
+            Exit status: 3 no such device or checkpoint; 4 what --until names is not held; 5 what \
+            changed is not known, make a full backup; 6 the snapshot of --until is corrupted.
+            """,
+        subcommands: [Show.self, Mark.self], defaultSubcommand: Show.self)
+
+    /// `changes DEVICE`.
+    struct Show: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Say what changed on a device between two cuts, or up to now (the default).",
+            discussion: """
+                Blocks that are reported may have changed; those that are not, have not. It is exact \
+                to 4 KiB since the newest checkpoint, and to 64 KiB at worst since older ones.
+                """)
+
+        @Argument(help: "Name of the device.")
+        var device: String
+
+        @Option(
+            help: ArgumentHelp(
+                "The cut after which changes count: a checkpoint, a named snapshot, or `generation` "
+                    + "for all since tracking began. Default: list all that a full backup has to "
+                    + "read, the whole device less its holes.", valueName: "name|generation"))
+        var since: String?
+
+        @Option(
+            help: ArgumentHelp(
+                "A held snapshot, whose cut ends the question. Default: now.",
+                valueName: "snapshot"))
+        var until: String?
+
+        @Option(
+            help: ArgumentHelp(
+                "How to print it: a table; one JSON document; a line OFFSET LENGTH in bytes for "
+                    + "each range; or a picture.", valueName: "table|json|ranges|heatmap"))
+        var format: Format?
+
+        @OptionGroup var options: ClientOptions
+
+        /// How changes are printed.
+        enum Format: String, ExpressibleByArgument, CaseIterable {
+            case table, json, ranges, heatmap
+        }
+
+        mutating func validate() throws {
+            if options.json, let format, format != .json {
+                throw ValidationError("--json and --format \(format.rawValue): give one of them")
+            }
+            for (name, value) in [("--since", since), ("--until", until)] where value == "" {
+                throw ValidationError("\(name) names nothing; name a cut or leave it out")
+            }
+        }
+
+        mutating func run() async throws {
+            let reader = ChangesReader(
+                client: try options.client(), device: device, since: since, until: until)
+            let changes = try await reader.read()
+            switch options.json ? .json : format ?? .table {
+            case .json: try changes.printJSON()
+            case .ranges: try changes.printRanges()
+            case .table: try changes.printTable()
+            case .heatmap:
+                var map = Heatmap(
+                    size: changes.document.size, columns: FileHandles.output.columns ?? 80,
+                    rows: FileHandles.output.rows ?? 24)
+                try changes.ranges.forEach { map.add($0) }
+                FileHandles.output.write(
+                    map.picture(
+                        title: changes.title, rangeCount: changes.ranges.count,
+                        isColoured: FileHandles.output.columns != nil
+                            && Defaults.environment("NO_COLOR") == nil))
+            }
+        }
+    }
+
+    /// `changes mark`.
+    struct Mark: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Declare ranges of a device as changed.",
+            discussion: """
+                They are in every later answer, also in those until a snapshot that is held now. All \
+                ranges are marked or none; each counts for the whole blocks of 4 KiB it touches.
+
+                Example: stillpoint changes mark data --range 0:1M --range 4096:512
+                """)
+
+        @Argument(help: "Name of the device.")
+        var device: String
+
+        @Option(
+            help: ArgumentHelp(
+                "Bytes to mark, with K, M, G or T; may be repeated.", valueName: "offset:length"))
+        var range: [String]
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let ranges = try range.map(Self.parse)
+            let marked = try await options.client().call(
+                .POST, "/v1/devices/\(ControlClient.escaped(device))/changes",
+                body: ChangesMarkDocument(ranges: ranges), as: ChangesMarkedDocument.self)
+            try options.show(marked) {
+                "marked \(marked.ranges.count) range(s) of \(marked.device) as changed\n"
+            }
+        }
+
+        private static func parse(_ text: String) throws(ControlError) -> ChangesDocument.Range {
+            let parts = text.split(separator: ":", omittingEmptySubsequences: false)
+            guard parts.count == 2, let offset = parseSize(String(parts[0])),
+                let length = parseSize(String(parts[1]))
+            else {
+                throw ControlError(
+                    .invalid, "--range \(text): give OFFSET:LENGTH in bytes, like 1M:64K")
+            }
+            guard length > 0 else {
+                throw ControlError(.invalid, "--range \(text) is empty; give the bytes to mark")
+            }
+            return ChangesDocument.Range(offset: offset, length: length)
+        }
+    }
+}
