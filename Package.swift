@@ -152,6 +152,12 @@ let package = Package(
             dependencies: ["Control", "TestSupport", "manual", "powercut-fs", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
+            name: "HistoryTests",
+            dependencies: [
+                "BlockModel", "CTestSupport", "ChangeTracking", "TestSupport", "stillpoint",
+            ],
+            swiftSettings: strictTests),
+        .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
             swiftSettings: strictTests),
         .testTarget(

@@ -78,20 +78,24 @@ extension DeviceRegistry {
         while !isStopping, let device = entries[name]?.device,
             await device.progress()?.isTrackingLost ?? false
         {
-            if await device.canTrackAgain(), reserved.insert(name).inserted {
-                // In its own time: a device that is reserved is not detached under the cut.
-                let isStill = entries[name]?.device === device && !isStopping
-                let fault =
-                    isStill
-                    ? await cuts.makeCut(
-                        [CutMember(device: device, snapshot: nil)], isBase: false
-                    ).fault : nil
-                reserved.remove(name)
-                guard isStill else { return }
-                if fault == nil { continue }
-            }
+            if await device.canTrackAgain(), await beginsAnew(device, name) { continue }
             await sleep(for: delay)
             delay = min(delay * 2, Self.renewalDelayMax)
+        }
+    }
+
+    /// Makes a cut, which begins the new generation; false when it has to be tried again.
+    private func beginsAnew(_ device: AttachedDevice, _ name: ObjectName) async -> Bool {
+        let cuts = cuts
+        do {
+            return try await pinning([name]) { devices in
+                guard devices[0] === device else { return true }
+                let member = CutMember(device: device, snapshot: nil)
+                return await cuts.makeCut([member], isBase: false).fault == nil
+            }
+        } catch {
+            logger.info("tracking of device \(name) does not begin anew yet: \(error)")
+            return false
         }
     }
 

@@ -147,15 +147,6 @@ package final class AttachedDevice: Sendable {
         return await loop.mailbox.run { device.get(on: $0).activity }
     }
 
-    /// The history that queries can name now; nil when it was lost.
-    package func history() async -> Generation? {
-        let device = device
-        return await loop.mailbox.run { loop in
-            let device = device.get(on: loop)
-            return device.engine.isTrackingLost ? nil : device.generation
-        } ?? nil
-    }
-
     /// Whether the page of the change map can be had now whose lack ended the tracking.
     package func canTrackAgain() async -> Bool {
         let device = device
@@ -164,6 +155,15 @@ package final class AttachedDevice: Sendable {
         }
         guard let (memory, page) = found else { return false }
         return await blocking.run { memory.reserve(page: page) } ?? false
+    }
+
+    /// The history that queries can name now; nil when it was lost.
+    package func history() async -> Generation? {
+        let device = device
+        return await loop.mailbox.run { loop in
+            let device = device.get(on: loop)
+            return device.engine.isTrackingLost ? nil : device.generation
+        } ?? nil
     }
 
     // MARK: Resize

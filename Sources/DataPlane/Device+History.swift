@@ -74,17 +74,22 @@ extension Device {
         let back = LoopConfined(self, on: loop)
         let mailbox = loop.mailbox
         let memory = keeper.memory
+        let ordinal = engine.generationOrdinal
         let accepted = blocking.submit {
             let isReserved = memory.reserve(page: page)
             let failure = isReserved ? 0 : errno
             mailbox.postWhenRoom { loop in
-                back.get(on: loop).mapPageAnswered(page, failure: failure)
+                back.get(on: loop).mapPageAnswered(page, failure: failure, ordinal: ordinal)
             }
         }
         if !accepted { mapPageRefused(page, failure: Fault.noMemory.errnoValue) }
     }
 
-    private func mapPageAnswered(_ page: UInt64, failure: Int32) {
+    private func mapPageAnswered(_ page: UInt64, failure: Int32, ordinal: UInt32) {
+        guard ordinal == engine.generationOrdinal else {
+            // A new generation began meanwhile: the page may be stale by now.
+            return reserveMapPage(page)
+        }
         if failure == 0 {
             engine.mapPageReserved(page)
         } else {

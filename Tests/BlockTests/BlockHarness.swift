@@ -179,27 +179,3 @@ func allocatedByteCount(_ path: String) throws -> Int {
     guard stat(path, &status) == 0 else { throw TestFailure("stat \(path): \(errno)") }
     return Int(status.st_blocks) * 512
 }
-
-/// A function that runs on a thread of its own.
-final class Background<Value: Sendable>: @unchecked Sendable {
-    // Written by the thread before the semaphore is signalled, read after it was waited for.
-    private var result: Result<Value, any Error>?
-    private let done = DispatchSemaphore(value: 0)
-
-    init(_ body: @escaping @Sendable () throws -> Value) {
-        let thread = Thread { [self] in
-            result = Result { try body() }
-            done.signal()
-        }
-        thread.stackSize = 4 << 20
-        thread.start()
-    }
-
-    /// Waits for its end, once; the limit only detects hangs.
-    func value(within seconds: Double = 300) throws -> Value {
-        guard done.wait(timeout: .now() + seconds) == .success, let result else {
-            throw TestFailure("a thread of the test hangs")
-        }
-        return try result.get()
-    }
-}

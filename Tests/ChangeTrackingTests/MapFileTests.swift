@@ -65,10 +65,15 @@ enum Samples {
         }
     }
 
+    /// Every bit of the fields and of the checksum, and some of the zeroes between.
+    private let flips: [Int] =
+        Array(0..<1024 * 8) + Array(stride(from: 8192, to: 32768, by: 61))
+        + Array(4092 * 8..<4096 * 8)
+
     @Test func `every flipped bit of a header is noticed`() {
         for lines in [GoldenPages.fileHeader, GoldenPages.blockDeviceHeader] {
             let good = GoldenPages.page(lines)
-            for bit in 0..<4096 * 8 {
+            for bit in flips {
                 var bytes = good
                 bytes[bit / 8] ^= 1 << UInt8(bit % 8)
                 if case .success = decode(bytes) { Issue.record("bit \(bit) passed") }
@@ -129,7 +134,7 @@ enum Samples {
 
     @Test func `every flipped bit of a death record is noticed`() {
         let good = GoldenPages.page(GoldenPages.deathRecord)
-        for bit in 0..<4096 * 8 {
+        for bit in flips {
             var bytes = good
             bytes[bit / 8] ^= 1 << UInt8(bit % 8)
             if case .success = decodeRecord(bytes) { Issue.record("bit \(bit) passed") }

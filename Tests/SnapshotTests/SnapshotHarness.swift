@@ -184,30 +184,6 @@ final class SnapshotHarness: Sendable {
     }
 }
 
-/// A function that runs on a thread of its own.
-final class Background<Value: Sendable>: @unchecked Sendable {
-    // Written by the thread before the semaphore is signalled, read after it was waited for.
-    private var result: Result<Value, any Error>?
-    private let done = DispatchSemaphore(value: 0)
-
-    init(_ body: @escaping @Sendable () throws -> Value) {
-        let thread = Thread { [self] in
-            result = Result { try body() }
-            done.signal()
-        }
-        thread.stackSize = 4 << 20
-        thread.start()
-    }
-
-    /// Waits for its end, once.
-    func value() throws -> Value {
-        guard done.wait(timeout: .now() + 300) == .success, let result else {
-            throw TestFailure("a thread of the test hangs")
-        }
-        return try result.get()
-    }
-}
-
 /// Nanoseconds of the monotonic clock.
 func monotonicNanoseconds() -> UInt64 {
     var now = timespec()
