@@ -10,6 +10,9 @@ package struct MachineProbe: Codable, Equatable, Sendable {
     package var fuse: Bool
     /// Loop devices can be made.
     package var loop: Bool
+    /// Loop threads may allocate without waiting for I/O that they have to serve themselves
+    /// (PR_SET_IO_FLUSHER, which needs CAP_SYS_RESOURCE).
+    package var ioFlusher: Bool
     package var path: Path?
 
     /// io_uring here.
@@ -35,13 +38,14 @@ package struct MachineProbe: Codable, Equatable, Sendable {
         let kernel = withUnsafeBytes(of: &names.release) { bytes in
             String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
         }
+        let (ring, ioFlusher) = ring()
         return MachineProbe(
-            kernel: kernel, ioUring: ring(), fuse: access("/dev/fuse", R_OK | W_OK) == 0,
-            loop: access("/dev/loop-control", R_OK | W_OK) == 0,
+            kernel: kernel, ioUring: ring, fuse: access("/dev/fuse", R_OK | W_OK) == 0,
+            loop: access("/dev/loop-control", R_OK | W_OK) == 0, ioFlusher: ioFlusher,
             path: try path.map { try probe($0) })
     }
 
-    private static func ring() -> Ring {
+    private static func ring() -> (Ring, ioFlusher: Bool) {
         var configuration = LoopConfiguration()
         configuration.bufferPoolBytes = 1 << 20
         configuration.requestCapacity = 64
@@ -49,9 +53,11 @@ package struct MachineProbe: Codable, Equatable, Sendable {
             let loop = try LoopThread(index: 0, configuration: configuration)
             defer { loop.stopAndJoin() }
             let features = RingFeatures.names.filter { loop.features.contains($0.feature) }
-            return Ring(usable: true, features: features.map(\.name), reason: nil)
+            return (
+                Ring(usable: true, features: features.map(\.name), reason: nil), loop.isIOFlusher
+            )
         } catch {
-            return Ring(usable: false, features: [], reason: error.description)
+            return (Ring(usable: false, features: [], reason: error.description), false)
         }
     }
 

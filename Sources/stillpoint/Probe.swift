@@ -30,6 +30,12 @@ struct Probe: AsyncParsableCommand {
             ("io_uring", probe.ioUring.usable ? "yes" : "no: \(probe.ioUring.reason ?? "")"),
             ("io_uring features", probe.ioUring.features.joined(separator: ", ")),
             ("FUSE", probe.fuse ? "yes" : "no"), ("loop devices", probe.loop ? "yes" : "no"),
+            (
+                "I/O flusher",
+                probe.ioFlusher
+                    ? "yes"
+                    : "no: block devices may stall when memory is short; needs CAP_SYS_RESOURCE"
+            ),
         ]
         if let origin = probe.path {
             facts.append(("origin", origin.path))

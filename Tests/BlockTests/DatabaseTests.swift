@@ -131,7 +131,7 @@ struct `Databases on block devices` {
         try database.client("pgbench", "-q", "-i", "-s", "2", "postgres")
         let witness = try Witness(database)
         let witnessing = Background { try witness.run() }
-        let bench = try Background {
+        let bench = Background {
             try database.client("pgbench", "-c", "4", "-T", "\(rounds * 30)", "postgres")
         }
         for round in 0..<rounds { try Self.checkImage(round, harness, witness) }
