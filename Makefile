@@ -8,7 +8,7 @@ BUILD := -c release --scratch-path $(SCRATCH)
 TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants demo bench-nbd bench-snapshots format lint install clean
+.PHONY: help build build-tests test soak simulate mutants demo bench-nbd bench-snapshots bench-tracking format lint install clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,6 +62,11 @@ bench-snapshots: ## Measure what snapshots cost, and against QEMU's copy-before-
 	@$(MAKE) --no-print-directory build
 	swift build $(BUILD) --product nbd-load
 	@Scripts/bench-snapshots $(PROGRAM)
+
+bench-tracking: ## Measure what marking and scanning the change map cost
+	@Scripts/ensure-packages build test
+	swift build $(BUILD) --product bench-tracking
+	@Scripts/bench-tracking $(SCRATCH)/release/bench-tracking
 
 lint: ## Check the format of all Swift sources
 	@echo "swift format lint --strict"
