@@ -8,7 +8,7 @@
 // - All of it happens on the loop of the target.
 
 /// What a request asks for.
-package enum RequestOperation: UInt8, Sendable {
+package enum RequestOperation: UInt8, CaseIterable, Sendable {
     case read
     case write
     /// Everything acknowledged before is on stable storage when this finishes.
@@ -55,7 +55,7 @@ public struct RequestIndex: Hashable, Sendable {
 package struct StatusExtent: Equatable, Sendable {
     /// Bytes, never 0.
     package var length: UInt64
-    /// Meaning by context: for allocation the bits of `AllocationFlags`.
+    /// `AllocationFlags` or `ChangeFlags`, by what was asked.
     package var flags: UInt64
 
     package init(length: UInt64, flags: UInt64) {
@@ -71,13 +71,20 @@ package enum AllocationFlags {
     package static let zero: UInt64 = 2
 }
 
+/// Flags of an extent that says what changed; the values are those of `qemu:dirty-bitmap`.
+package enum ChangeFlags {
+    package static let unchanged: UInt64 = 0
+    package static let changed: UInt64 = 1
+}
+
 /// A request on its way through a device.
 package struct BlockRequest {
     package var operation: RequestOperation
     package var flags: RequestFlags
-    /// Which status a `blockStatus` request asks for: 0 is allocation, others name what the
-    /// target published.
-    package var statusContext: UInt16
+    /// What a `blockStatus` request asks for: what changed since this cut, or allocation when nil.
+    /// The request carries the cut itself, so whoever asks means the same one for ever, whatever
+    /// becomes of the name it was found under.
+    package var statusBase: TrackingBase?
     package var offset: UInt64
     package var length: UInt64
     /// The payload: `length` bytes for reads and writes, `bufferByteCount` bytes of room for
@@ -118,7 +125,7 @@ package struct BlockRequest {
     ) {
         self.operation = operation
         self.flags = flags
-        self.statusContext = 0
+        self.statusBase = nil
         self.offset = offset
         self.length = length
         self.buffer = nil

@@ -1,4 +1,5 @@
 internal import BlockModel
+internal import ExportNBD
 internal import FoundationEssentials
 internal import Synchronization
 
@@ -94,6 +95,18 @@ final class CheckpointStore: Sendable {
                 return max(newest, base.epoch.rawValue)
             }
         }
+    }
+
+    /// The cuts of a device in a history, as its exports name them.
+    func exportBases(of device: ObjectName, in generation: Generation) -> ExportBases {
+        let entries = state.withLock { entries in
+            entries.values.compactMap { entry in
+                entry.checkpoint.base(of: device).map {
+                    ExportBases.Entry(name: entry.checkpoint.name.text, base: $0)
+                }
+            }
+        }
+        return ExportBases(entries, generation: generation)
     }
 
     /// Refuses where one more checkpoint would be too many.

@@ -59,6 +59,18 @@ extension DeviceRegistry {
         await withCheckedContinuation { pinWaiters[name] = $0 }
     }
 
+    /// From now on the exports of these devices name the checkpoints that are remembered now.
+    func publishBases(of names: [ObjectName]) async {
+        for name in names {
+            guard let device = entries[name]?.device else { continue }
+            let history = await device.history()
+            // Detached meanwhile, or attached again, which published them too.
+            guard entries[name]?.device === device else { continue }
+            // Nothing is waited for from here on, so a later call never loses against this one.
+            exports.setBases(history.map { checkpoints.exportBases(of: name, in: $0) }, of: name)
+        }
+    }
+
     /// The histories of the attached devices that queries can name now.
     func histories() async -> [ObjectName: Generation] {
         var histories: [ObjectName: Generation] = [:]

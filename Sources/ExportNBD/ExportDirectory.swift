@@ -13,27 +13,15 @@ package struct ExportDescription: Sendable {
     package var isRotational: Bool
     /// Discards are offered.
     package var canDiscard: Bool
-    /// Meta contexts beside `base:allocation`, with the number that `BlockRequest.statusContext`
-    /// takes for each.
-    package var contexts: [MetaContext]
+    /// The cuts since which changes can be asked for; nil: it tells no changes.
+    package var bases: ExportBases.View?
     /// The loop that serves it.
     package var loop: LoopThread
     package var target: LoopConfined<BlockTarget>
 
-    /// A meta context of an export.
-    package struct MetaContext: Sendable {
-        package var name: String
-        package var statusContext: UInt16
-
-        package init(name: String, statusContext: UInt16) {
-            self.name = name
-            self.statusContext = statusContext
-        }
-    }
-
     package init(
         name: String, summary: String, size: UInt64, isReadOnly: Bool, isRotational: Bool,
-        canDiscard: Bool, contexts: [MetaContext], loop: LoopThread,
+        canDiscard: Bool, bases: ExportBases.View? = nil, loop: LoopThread,
         target: LoopConfined<BlockTarget>
     ) {
         self.name = name
@@ -42,7 +30,7 @@ package struct ExportDescription: Sendable {
         self.isReadOnly = isReadOnly
         self.isRotational = isRotational
         self.canDiscard = canDiscard
-        self.contexts = contexts
+        self.bases = bases
         self.loop = loop
         self.target = target
     }

@@ -1,14 +1,22 @@
+internal import BlockModel
+
 // The handshake of fixed newstyle as a state machine: bytes in, bytes out.
 //
 //   greeting sent ──client flags──► options ──EXPORT_NAME, GO──► opened
 //                                      │  ▲
 //                                      └──┘ every other option
 //
+// STARTTLS, where it is offered, ends a negotiation: the client goes on under TLS with one that
+// knows nothing of the first but the client flags.
+//
 // Invariants
 // - No length is believed before it was compared with its limit; no option is looked at before
 //   all of its bytes are there.
 // - An option that was refused changes nothing; a failed SET_META_CONTEXT forgets the selection.
 // - Contexts belong to the export they were selected for: opening another one drops them.
+// - Where TLS is required and not established, no option but STARTTLS and ABORT is looked at, and
+//   nothing is said about exports.
+// - Bytes that came in behind STARTTLS were not protected by it: they end the connection.
 
 /// A handshake of one connection.
 struct NBDNegotiation {
@@ -18,6 +26,8 @@ struct NBDNegotiation {
         case more
         /// Send `output`, then serve requests; `remainingInput` belongs to them.
         case opened(Opening)
+        /// Send `output`, then go on under TLS with `init(under:)`.
+        case secured
         /// Send `output`, then close.
         case closed
     }
@@ -31,18 +41,22 @@ struct NBDNegotiation {
 
         struct Context: Sendable {
             var id: UInt32
-            var statusContext: UInt16
+            /// What it says: what changed since this cut, or allocation when nil.
+            var base: TrackingBase?
         }
     }
 
     /// Most options of one handshake.
     static let optionCountMax = 4096
-    /// Most queries of one option: each is held against every context of the export.
+    /// Most queries of one option.
     static let queryCountMax: UInt32 = 256
+    /// Most meta contexts that are listed, those of the newest cuts; all can be selected.
+    static let listedCountMax = 1024
     /// Most meta contexts selected by a connection.
     static let contextCountMax = 64
 
     private let directory: any ExportDirectory
+    private let security: NBDSecurity
     private var input: [UInt8] = []
     private var hasClientFlags = false
     private var omitsZeroes = false
@@ -54,11 +68,20 @@ struct NBDNegotiation {
     /// Bytes to be sent; the caller takes them with `takeOutput`.
     private(set) var output = NBDBytes()
 
-    init(directory: any ExportDirectory) {
+    init(directory: any ExportDirectory, security: NBDSecurity = .unavailable) {
         self.directory = directory
+        self.security = security
         output.append(NBD.greetingMagic)
         output.append(NBD.optionMagic)
         output.append(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
+    }
+
+    /// Goes on under TLS after `plain` ended with `.secured`.
+    init(under plain: NBDNegotiation) {
+        directory = plain.directory
+        security = .established
+        hasClientFlags = true
+        omitsZeroes = plain.omitsZeroes
     }
 
     /// What came in behind the option that opened the export.
@@ -78,7 +101,7 @@ struct NBDNegotiation {
             guard let outcome = step() else { return .more }
             switch outcome {
             case .more: continue
-            case .opened, .closed: return outcome
+            case .opened, .secured, .closed: return outcome
             }
         }
         return .more
@@ -101,6 +124,14 @@ struct NBDNegotiation {
         guard optionCount <= Self.optionCountMax else { return .closed }
         let data = NBDOptionReader(input[16..<16 + length])
         input.removeFirst(16 + length)
+        if security == .required, number != NBD.Option.startTLS.rawValue,
+            number != NBD.Option.abort.rawValue
+        {
+            // This option has no other refusal than the end.
+            if number == NBD.Option.exportName.rawValue { return .closed }
+            reply(number, .encryptionRequired, "start TLS first")
+            return .more
+        }
         guard let option = NBD.Option(rawValue: number) else {
             reply(number, .unsupported, "this option is not known here")
             return .more
@@ -128,8 +159,7 @@ struct NBDNegotiation {
             reply(option, .acknowledge)
             return .closed
         case .list: list(data)
-        case .startTLS:
-            reply(option.rawValue, .unsupported, "this endpoint does not speak TLS")
+        case .startTLS: return startTLS(data)
         case .info, .go: return information(option, data)
         case .structuredReply: structuredReply(data)
         case .listMetaContext, .setMetaContext: metaContext(option, data)
@@ -139,6 +169,25 @@ struct NBDNegotiation {
     }
 
     // MARK: Options
+
+    private mutating func startTLS(_ data: NBDOptionReader) -> Outcome {
+        switch security {
+        case .unavailable:
+            reply(.startTLS, .unsupported, "this endpoint does not speak TLS")
+            return .more
+        case .established:
+            reply(.startTLS, .invalid, "this connection is encrypted already")
+            return .more
+        case .offered, .required: break
+        }
+        guard data.isEmpty else {
+            reply(.startTLS, .invalid, "this option takes no data")
+            return .more
+        }
+        guard input.isEmpty else { return .closed }
+        reply(.startTLS, .acknowledge)
+        return .secured
+    }
 
     private mutating func exportName(_ data: NBDOptionReader) -> Outcome {
         var data = data
@@ -269,35 +318,23 @@ struct NBDNegotiation {
             return reply(option, .unknown, "there is no such export")
         }
         let isSetting = option == .setMetaContext
-        var chosen: [Opening.Context] = []
-        for (index, context) in contexts(of: export).enumerated() {
-            let isMatch =
-                isSetting
-                ? queries.contains(context.name)
-                : queries.isEmpty || queries.contains { Self.lists($0, context.name) }
-            guard isMatch, chosen.count < Self.contextCountMax else { continue }
-            let id = UInt32(index + 1)
-            chosen.append(Opening.Context(id: id, statusContext: context.statusContext))
+        let chosen =
+            isSetting
+            ? NBDMetaContexts.selected(by: queries, of: export)
+            : NBDMetaContexts.listed(by: queries, of: export)
+        for (index, context) in chosen.enumerated() {
             var body = NBDBytes()
-            body.append(isSetting ? id : 0)
+            body.append(isSetting ? UInt32(index + 1) : 0)
             body.append(context.name)
             reply(option, .metaContext, body)
         }
         if isSetting {
             selectedExport = export.name
-            selected = chosen
+            selected = chosen.enumerated().map { index, context in
+                Opening.Context(id: UInt32(index + 1), base: context.base)
+            }
         }
         reply(option, .acknowledge)
-    }
-
-    /// A query of LIST matches a name, or all names below a namespace that ends with a colon.
-    private static func lists(_ query: String, _ name: String) -> Bool {
-        query == name || (query.hasSuffix(":") && name.hasPrefix(query))
-    }
-
-    private func contexts(of export: ExportDescription) -> [ExportDescription.MetaContext] {
-        [ExportDescription.MetaContext(name: "base:allocation", statusContext: 0)]
-            + export.contexts
     }
 
     // MARK: Helpers

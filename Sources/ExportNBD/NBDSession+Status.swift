@@ -76,7 +76,7 @@ extension NBDSession {
             preconditionFailure("a block status request has a buffer")
         }
         let left = lease.byteCount - records
-        request.pointee.statusContext = contexts[wanted.trailingZeroBitCount].statusContext
+        request.pointee.statusBase = contexts[wanted.trailingZeroBitCount].base
         request.pointee.buffer = base + records
         request.pointee.bufferByteCount = left / wanted.nonzeroBitCount & ~15
     }

@@ -20,7 +20,7 @@ import Testing
             $0.append(
                 ExportDescription(
                     name: "disk", summary: "a disk", size: 1 << 30, isReadOnly: false,
-                    isRotational: false, canDiscard: true, contexts: [], loop: thread,
+                    isRotational: false, canDiscard: true, loop: thread,
                     target: target))
         }
         thread.stopAndJoin()

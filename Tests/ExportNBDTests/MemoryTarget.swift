@@ -15,7 +15,7 @@ final class MemoryTarget: BlockTarget {
     /// Requests seen, in order.
     private(set) var seen: [Seen] = []
     /// What block status answers for each context; the range itself where it has none.
-    var extents: [UInt16: [StatusExtent]] = [:]
+    var extents: [TrackingBase?: [StatusExtent]] = [:]
     /// Set when a buffer is not placed as the contract wants it.
     private(set) var misplacedCount = 0
     var whenUsersChange: (() -> Void)?
@@ -85,7 +85,7 @@ final class MemoryTarget: BlockTarget {
         case .flush, .prefetch: break
         case .blockStatus:
             let answer =
-                extents[request.statusContext]
+                extents[request.statusBase]
                 ?? [StatusExtent(length: request.length, flags: 0)]
             for (position, extent) in answer.enumerated() {
                 request.buffer?.storeBytes(

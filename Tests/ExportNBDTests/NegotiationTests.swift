@@ -7,15 +7,17 @@ import Testing
 
 /// Feeds bytes to a handshake and collects what it says.
 struct Handshake {
-    enum Outcome: Equatable { case open, closed, waiting }
+    enum Outcome: Equatable { case open, closed, secured, waiting }
 
     var negotiation: NBDNegotiation
     var output: [UInt8] = []
     var outcome = Outcome.waiting
     var opening: NBDNegotiation.Opening?
 
-    init(_ directory: TestDirectory, clientFlags: UInt32? = 3) {
-        negotiation = NBDNegotiation(directory: directory)
+    init(
+        _ directory: TestDirectory, clientFlags: UInt32? = 3, security: NBDSecurity = .unavailable
+    ) {
+        negotiation = NBDNegotiation(directory: directory, security: security)
         if let clientFlags {
             feed([])
             output = []
@@ -42,6 +44,7 @@ struct Handshake {
         switch result {
         case .more: break
         case .closed: outcome = .closed
+        case .secured: outcome = .secured
         case .opened(let opened):
             outcome = .open
             opening = opened
@@ -83,13 +86,15 @@ private let acknowledged: UInt32 = 1
 private let invalid: UInt32 = 0x8000_0003
 private let unknown: UInt32 = 0x8000_0006
 
+/// Both names of a cut, in the order they are listed.
+private func changes(_ name: String) -> [String] {
+    ["qemu:dirty-bitmap:\(name)", "stillpoint:changes:\(name)"]
+}
+
 @Suite struct `Negotiation` {
     let directory = TestDirectory()
     private let thread: LoopThread
-    private let contexts = [
-        ExportDescription.MetaContext(name: "qemu:dirty-bitmap:monday", statusContext: 5),
-        ExportDescription.MetaContext(name: "qemu:allocation-depth", statusContext: 6),
-    ]
+    private let bases = TestBases(["monday", "tuesday"])
 
     init() async throws {
         var configuration = LoopConfiguration()
@@ -102,8 +107,11 @@ private let unknown: UInt32 = 0x8000_0006
         for (name, isReadOnly) in [("disk", false), ("disk@monday", true)] {
             let export = ExportDescription(
                 name: name, summary: "a disk", size: 1 << 30, isReadOnly: isReadOnly,
-                isRotational: isReadOnly, canDiscard: !isReadOnly, contexts: contexts, loop: thread,
-                target: target)
+                isRotational: isReadOnly, canDiscard: !isReadOnly,
+                bases: isReadOnly
+                    ? bases.list.view(until: Epoch(1), of: bases.generation)
+                    : bases.list.all,
+                loop: thread, target: target)
             directory.exports.withLock { $0.append(export) }
         }
         thread.stopAndJoin()
@@ -231,15 +239,16 @@ private let unknown: UInt32 = 0x8000_0006
 
     @Test(
         arguments: [
-            ([], ["base:allocation", "qemu:dirty-bitmap:monday", "qemu:allocation-depth"]),
+            ([], ["base:allocation"] + changes("tuesday") + changes("monday")),
             (["base:"], ["base:allocation"]),
-            (["qemu:"], ["qemu:dirty-bitmap:monday", "qemu:allocation-depth"]),
-            (["qemu:dirty-bitmap:"], ["qemu:dirty-bitmap:monday"]),
+            (["qemu:"], ["qemu:dirty-bitmap:tuesday", "qemu:dirty-bitmap:monday"]),
+            (["qemu:dirty-bitmap:"], ["qemu:dirty-bitmap:tuesday", "qemu:dirty-bitmap:monday"]),
+            (["stillpoint:"], ["stillpoint:changes:tuesday", "stillpoint:changes:monday"]),
             (
                 ["qemu:dirty-bitmap:monday", "qemu:"],
-                ["qemu:dirty-bitmap:monday", "qemu:allocation-depth"]
+                ["qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"]
             ),
-            (["none:", "base", "qemu:d", ""], []),
+            (["none:", "base", "qemu:d", "", ":", "qemu:dirty-bitmap:none"], []),
         ] as [([String], [String])])
     func `LIST_META_CONTEXT finds names and prefixes`(
         queries: [String], expected: [String]
@@ -258,13 +267,45 @@ private let unknown: UInt32 = 0x8000_0006
             try client.ask(10, NBDClient.contextData("disk", [])).map(\.type) == [invalid],
             "structured replies come first")
         _ = try client.ask(8)
-        let all = ["qemu:allocation-depth", "base:allocation", "base:allocation", "qemu:"]
+        let all = [
+            "stillpoint:changes:monday", "base:allocation", "base:allocation", "qemu:",
+            "qemu:dirty-bitmap:none", "qemu:dirty-bitmap:tuesday",
+        ]
         #expect(
             names(try client.ask(10, NBDClient.contextData("disk", all)))
-                == ["base:allocation", "qemu:allocation-depth"])
+                == ["stillpoint:changes:monday", "base:allocation", "qemu:dirty-bitmap:tuesday"])
         _ = try client.ask(7, NBDClient.goData("disk"))
-        #expect(client.opening?.contexts.map(\.statusContext) == [0, 6])
-        #expect(client.opening?.contexts.map(\.id) == [1, 3])
+        #expect(client.opening?.contexts.map(\.base) == [bases.base(1), nil, bases.base(2)])
+        #expect(client.opening?.contexts.map(\.id) == [1, 2, 3])
+    }
+
+    @Test func `an image names no cut later than its own`() throws {
+        var client = client()
+        _ = try client.ask(8)
+        let listed = names(try client.ask(9, NBDClient.contextData("disk@monday", [])))
+        #expect(listed == ["base:allocation"] + changes("monday"))
+        let wanted = ["qemu:dirty-bitmap:tuesday", "qemu:dirty-bitmap:monday"]
+        #expect(
+            names(try client.ask(10, NBDClient.contextData("disk@monday", wanted)))
+                == ["qemu:dirty-bitmap:monday"])
+        let other = Generation(id: .random())
+        #expect(bases.list.view(until: Epoch(9), of: other).newest(9).isEmpty)
+    }
+
+    @Test func `of thousands of cuts the newest are listed, and any 64 can be selected`() throws {
+        let many = TestBases((1...10_000).map { "c\($0)" })
+        directory.exports.withLock { $0[0].bases = many.list.all }
+        var client = client()
+        _ = try client.ask(8)
+        let listed = names(try client.ask(9, NBDClient.contextData("disk", [])))
+        #expect(listed.count == 1 + NBDNegotiation.listedCountMax)
+        #expect(Array(listed.prefix(3)) == ["base:allocation"] + changes("c10000"))
+        #expect(listed.last == "stillpoint:changes:c9489")
+        let wanted = (1...100).map { "qemu:dirty-bitmap:c\($0)" }
+        let selected = names(try client.ask(10, NBDClient.contextData("disk", wanted)))
+        #expect(selected == Array(wanted.prefix(NBDNegotiation.contextCountMax)))
+        #expect(
+            names(try client.ask(9, NBDClient.contextData("disk", [wanted[0]]))) == [wanted[0]])
     }
 
     @Test func `a selection is dropped by another export, a later selection and a failed one`()

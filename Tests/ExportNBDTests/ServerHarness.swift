@@ -48,7 +48,7 @@ final class ServerHarness: Sendable {
     func add(
         _ name: String = "disk", size: UInt64 = UInt64(ServerHarness.byteCount),
         alignment: UInt64 = 1, isReadOnly: Bool = false,
-        contexts: [ExportDescription.MetaContext] = []
+        bases: ExportBases.View? = nil
     ) async throws -> TestDevice {
         let thread = threads[threads.count - 1]
         let target = try #require(
@@ -63,7 +63,7 @@ final class ServerHarness: Sendable {
                 ExportDescription(
                     name: name, summary: "memory of the tests", size: size,
                     isReadOnly: isReadOnly, isRotational: false, canDiscard: true,
-                    contexts: contexts, loop: thread,
+                    bases: bases, loop: thread,
                     target: target.map { $0 as BlockTarget }))
         }
         return TestDevice(thread: thread, target: target)

@@ -203,15 +203,15 @@ private let mebibyte = 1 << 20
         headers: NBDClient.Headers
     ) async throws {
         let harness = try await ServerHarness()
-        let device = try await harness.add(contexts: [
-            .init(name: "qemu:dirty-bitmap:a", statusContext: 3),
-            .init(name: "qemu:dirty-bitmap:b", statusContext: 4),
-        ])
+        let bases = TestBases(["a", "b"])
+        let device = try await harness.add(bases: bases.list.all)
         try await device.with {
             $0.extents = [
-                0: [StatusExtent(length: 8192, flags: 3)],
-                3: [StatusExtent(length: 4096, flags: 1), StatusExtent(length: 4096, flags: 0)],
-                4: [StatusExtent(length: 65536, flags: 0)],
+                nil: [StatusExtent(length: 8192, flags: 3)],
+                bases.base(1): [
+                    StatusExtent(length: 4096, flags: 1), StatusExtent(length: 4096, flags: 0),
+                ],
+                bases.base(2): [StatusExtent(length: 8192, flags: 0)],
             ]
         }
         let names = ["base:allocation", "qemu:dirty-bitmap:a", "qemu:dirty-bitmap:b"]
@@ -220,6 +220,11 @@ private let mebibyte = 1 << 20
         var chunks: [NBDChunk] = []
         repeat { chunks.append(try client.receiveChunk()) } while chunks.last?.isDone == false
         #expect(chunks.count == 3)
+        let told = try NBDReply(cookie: 1, chunks: chunks).extents()
+        for (name, lengths) in zip(names, [[8192], [4096, 4096], [8192]] as [[UInt64]]) {
+            let id = try #require(client.contexts[name])
+            #expect(told[id]?.map(\.length) == lengths)
+        }
         if headers == .extended {
             // A subset by id, one extent of it.
             let id = try #require(client.contexts["qemu:dirty-bitmap:a"])

@@ -1,0 +1,88 @@
+internal import Glibc
+
+/// The file beside a target that holds its record. Blocks.
+package struct CopyRecordFile: Sendable {
+    package let path: String
+
+    package init(besideTarget target: String) { path = target + CopyRecord.suffix }
+
+    private static func failure(_ path: String, _ errnoValue: Int32) -> CopyError {
+        CopyError(
+            .failed,
+            "\(path): \(String(cString: strerror(errnoValue))); the record of the copy must be "
+                + "readable and writable")
+    }
+
+    /// What lies there.
+    package func load() throws(CopyError) -> CopyRecordFound {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else {
+            let reason = errno
+            if reason == ENOENT { return .none }
+            throw Self.failure(path, reason)
+        }
+        defer { close(descriptor) }
+        var bytes = [UInt8](repeating: 0, count: CopyRecord.byteCountMax + 1)
+        var filled = 0
+        while filled < bytes.count {
+            let count = bytes.withUnsafeMutableBytes {
+                read(descriptor, $0.baseAddress.unsafelyUnwrapped + filled, $0.count - filled)
+            }
+            if count < 0, errno == EINTR { continue }
+            guard count >= 0 else { throw Self.failure(path, errno) }
+            if count == 0 { break }
+            filled += count
+        }
+        guard filled <= CopyRecord.byteCountMax,
+            let record = CopyRecord.decoded(Array(bytes[..<filled]))
+        else { return .damaged }
+        return .record(record)
+    }
+
+    /// Replaces the record so that after a crash the old or the new one is there, whole.
+    package func store(_ record: CopyRecord) throws(CopyError) {
+        let bytes: [UInt8]
+        do {
+            bytes = try record.encoded()
+        } catch {
+            preconditionFailure("a record has a text form: \(error)")
+        }
+        let temporary = path + ".new"
+        do throws(CopyError) {
+            try Self.write(bytes, to: temporary)
+            guard rename(temporary, path) == 0 else { throw Self.failure(path, errno) }
+        } catch {
+            // What stays is replaced by the next attempt.
+            unlink(temporary)
+            throw error
+        }
+        try Self.syncDirectory(of: path)
+    }
+
+    private static func write(_ bytes: [UInt8], to path: String) throws(CopyError) {
+        let descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else { throw failure(path, errno) }
+        defer { close(descriptor) }
+        var written = 0
+        while written < bytes.count {
+            let count = bytes.withUnsafeBytes {
+                Glibc.write(
+                    descriptor, $0.baseAddress.unsafelyUnwrapped + written, $0.count - written)
+            }
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { throw failure(path, count < 0 ? errno : ENOSPC) }
+            written += count
+        }
+        guard fsync(descriptor) == 0 else { throw failure(path, errno) }
+    }
+
+    /// Makes names in the directory of `path` durable.
+    static func syncDirectory(of path: String) throws(CopyError) {
+        let slash = path.lastIndex(of: "/")
+        let parent = slash.map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
+        let descriptor = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard descriptor >= 0 else { throw failure(parent, errno) }
+        defer { close(descriptor) }
+        guard fsync(descriptor) == 0 else { throw failure(parent, errno) }
+    }
+}

@@ -1,0 +1,215 @@
+internal import BlockModel
+internal import CLinux
+package import NBDAccess
+internal import Synchronization
+
+// A connection that reads pieces of an image and writes them to the target, many requests in
+// flight. Several workers share the pieces of one copy.
+//
+// Invariants
+// - A slot is free, or belongs to one read that is under way; its cookie is its place.
+// - A read is written to the target when all of its bytes came, each once.
+
+/// One connection of a copy; see the head of this file.
+package final class CopyWorker: @unchecked Sendable {
+    // Used by one thread at a time: whoever runs `work`.
+
+    /// Reads under way.
+    private static let slotCount = 16
+    /// Most bytes of a read.
+    private static let readByteCount = 256 << 10
+    /// From this length on it pays to ask how a piece lies before it is read.
+    private static let statusByteCountMin: UInt64 = 1 << 20
+    private static let statusCookie = UInt64.max
+
+    /// What is done, and with which target.
+    private struct Share {
+        let pieces: CopyWork
+        let target: CopyTarget
+        let isFresh: Bool
+    }
+
+    private struct Slot {
+        var range = ByteRange(offset: 0, length: 0)
+        /// Bytes that came.
+        var received = 0
+    }
+
+    private let reader: NBDReader
+    private let buffer: UnsafeMutableRawPointer
+    private var slots = Array(repeating: Slot(), count: slotCount)
+    private var free = Array(0..<slotCount)
+
+    /// Connects to an image.
+    package init(_ address: NBDServerAddress, export: String) throws(NBDAccessError) {
+        reader = try NBDReader(address, export: export)
+        buffer = .allocate(
+            byteCount: Self.slotCount * Self.readByteCount, alignment: Int(blockByteCount))
+    }
+
+    deinit { buffer.deallocate() }
+
+    /// Bytes of the image.
+    package var imageSize: UInt64 { reader.size }
+
+    /// Copies pieces until none is left or something failed. `isFresh`: what is not written to
+    /// the target reads as zero.
+    func work(_ work: CopyWork, into target: CopyTarget, isFresh: Bool) {
+        let share = Share(pieces: work, target: target, isFresh: isFresh)
+        do throws(CopyError) {
+            while let piece = work.next() {
+                if piece.length >= Self.statusByteCountMin, reader.hasAllocation {
+                    try copyByStatus(piece, share)
+                } else {
+                    try read(piece, share)
+                }
+            }
+            try finishReads(share)
+        } catch { work.failed(error) }
+    }
+
+    private func unreadable(_ error: NBDAccessError) -> CopyError {
+        CopyError(.unreadable, "the image cannot be read: \(error)")
+    }
+
+    // MARK: Status
+
+    private func copyByStatus(_ piece: ByteRange, _ share: Share) throws(CopyError) {
+        var position = piece.offset
+        while position < piece.end {
+            for extent in try status(from: position, to: piece.end, share) {
+                let length = min(extent.length, piece.end - position)
+                let range = ByteRange(offset: position, length: length)
+                if extent.isZero {
+                    try zero(range, share)
+                    share.pieces.doneByteCount.add(length, ordering: .relaxed)
+                } else {
+                    try read(range, share)
+                }
+                position += length
+                if position == piece.end { break }
+            }
+        }
+    }
+
+    /// Extents that describe some bytes from `start` on. Reads that end meanwhile are written.
+    private func status(
+        from start: UInt64, to end: UInt64, _ share: Share
+    ) throws(CopyError) -> [NBDReader.Extent] {
+        reader.requestStatus(cookie: Self.statusCookie, offset: start, length: end - start)
+        var extents: [NBDReader.Extent] = []
+        while true {
+            let piece = try receive()
+            guard piece.cookie == Self.statusCookie else {
+                try came(piece, share)
+                continue
+            }
+            extents += piece.extents
+            guard piece.isLast else { continue }
+            guard let first = extents.first, first.length > 0 else {
+                throw unreadable(.notUnderstood("a block status without extents"))
+            }
+            return extents.filter { $0.length > 0 }
+        }
+    }
+
+    // MARK: Reads
+
+    /// Asks for a range; its bytes are written when they come.
+    private func read(_ range: ByteRange, _ share: Share) throws(CopyError) {
+        var offset = range.offset
+        while offset < range.end {
+            while free.isEmpty { try came(try receive(), share) }
+            guard let place = free.popLast() else {
+                preconditionFailure("a slot was just found free")
+            }
+            let length = min(range.end - offset, UInt64(Self.readByteCount))
+            slots[place] = Slot(range: ByteRange(offset: offset, length: length))
+            reader.requestRead(cookie: UInt64(place), offset: offset, length: Int(length))
+            offset += length
+        }
+    }
+
+    private func finishReads(_ share: Share) throws(CopyError) {
+        while free.count < slots.count { try came(try receive(), share) }
+    }
+
+    private func receive() throws(CopyError) -> NBDReader.Piece {
+        do throws(NBDAccessError) {
+            let piece = try reader.next { cookie, offset, byteCount in
+                guard cookie < UInt64(slots.count) else { return nil }
+                let range = slots[Int(cookie)].range
+                guard offset >= range.offset, offset <= range.end, byteCount > 0,
+                    UInt64(byteCount) <= range.end - offset
+                else { return nil }
+                return slotAddress(Int(cookie)) + Int(offset - range.offset)
+            }
+            if let number = piece.errorNumber { throw .failed(number: number) }
+            return piece
+        } catch { throw unreadable(error) }
+    }
+
+    private func slotAddress(_ place: Int) -> UnsafeMutableRawPointer {
+        buffer + place * Self.readByteCount
+    }
+
+    /// A piece of a read is there.
+    private func came(_ piece: NBDReader.Piece, _ share: Share) throws(CopyError) {
+        guard piece.cookie < UInt64(slots.count), !slots[Int(piece.cookie)].range.isEmpty else {
+            throw unreadable(.notUnderstood("a reply to nothing"))
+        }
+        let place = Int(piece.cookie)
+        slots[place].received += piece.byteCount
+        guard piece.isLast else { return }
+        let range = slots[place].range
+        guard UInt64(slots[place].received) == range.length else {
+            throw unreadable(.notUnderstood("\(slots[place].received) of \(range.length) bytes"))
+        }
+        share.pieces.readByteCount.add(range.length, ordering: .relaxed)
+        try store(range, slotAddress(place), share)
+        share.pieces.doneByteCount.add(range.length, ordering: .relaxed)
+        slots[place].range = ByteRange(offset: 0, length: 0)
+        free.append(place)
+    }
+
+    // MARK: Target
+
+    /// Writes a range: blocks that are all zero become holes.
+    private func store(
+        _ range: ByteRange, _ bytes: UnsafeRawPointer, _ share: Share
+    ) throws(CopyError) {
+        var start = 0
+        let byteCount = Int(range.length)
+        while start < byteCount {
+            let isZero = isZeroBlock(bytes, start, byteCount)
+            var end = start + blockLength(start, byteCount)
+            while end < byteCount, isZeroBlock(bytes, end, byteCount) == isZero {
+                end += blockLength(end, byteCount)
+            }
+            let part = ByteRange(
+                offset: range.offset + UInt64(start), length: UInt64(end - start))
+            if isZero {
+                try zero(part, share)
+            } else {
+                try share.target.write(bytes + start, end - start, at: part.offset)
+                share.pieces.writtenByteCount.add(part.length, ordering: .relaxed)
+            }
+            start = end
+        }
+    }
+
+    private func blockLength(_ start: Int, _ byteCount: Int) -> Int {
+        min(Int(blockByteCount), byteCount - start)
+    }
+
+    /// Only whole blocks count: shorter ones at the end of an image are written as they are.
+    private func isZeroBlock(_ bytes: UnsafeRawPointer, _ start: Int, _ byteCount: Int) -> Bool {
+        byteCount - start >= Int(blockByteCount)
+            && cl_is_zero(bytes + start, Int(blockByteCount))
+    }
+
+    private func zero(_ range: ByteRange, _ share: Share) throws(CopyError) {
+        if !share.isFresh { try share.target.zero(range) }
+        share.pieces.zeroedByteCount.add(range.length, ordering: .relaxed)
+    }
+}

@@ -1,0 +1,218 @@
+internal import Glibc
+
+// A connection that reads one export. Requests are gathered and sent when a reply is waited for;
+// replies come in any order and in pieces.
+//
+// Invariants
+// - Nothing the server says is believed before it was compared with what was asked: data lies
+//   within its request, or the connection is given up.
+// - Used by one thread at a time.
+
+/// A connection that reads one export; see the head of this file.
+package final class NBDReader {
+    /// A piece of a reply.
+    package struct Piece {
+        /// Of the request it answers.
+        package var cookie: UInt64
+        /// Bytes of the request that are there now.
+        package var byteCount = 0
+        package var extents: [Extent] = []
+        /// The request failed, with the protocol's number of the reason.
+        package var errorNumber: UInt32?
+        /// The request is answered.
+        package var isLast: Bool
+    }
+
+    /// A run of the export's bytes.
+    package struct Extent: Equatable, Sendable {
+        package var length: UInt64
+        /// Bits of `base:allocation`: 1 a hole, 2 reads as zero.
+        package var flags: UInt64
+
+        /// The bytes read as zero.
+        package var isZero: Bool { flags & 2 != 0 }
+    }
+
+    /// Bytes of the export.
+    package private(set) var size: UInt64 = 0
+    /// Block status can be asked for.
+    package private(set) var hasAllocation = false
+    private let stream: NBDStream
+    private var isExtended = false
+
+    /// Connects and opens `export`.
+    package init(_ address: NBDServerAddress, export: String) throws(NBDAccessError) {
+        stream = try NBDStream(connecting: address)
+        let greeting = try stream.receive(18)
+        guard greeting.wire(at: 0) == NBDWire.greetingMagic,
+            greeting.wire(at: 8) == NBDWire.optionMagic,
+            greeting.wire(at: 16, as: UInt16.self) & NBDWire.fixedNewstyle != 0
+        else { throw .notUnderstood("no NBD server of fixed newstyle") }
+        var flags: [UInt8] = []
+        flags.append(wire: UInt32(NBDWire.fixedNewstyle | NBDWire.noZeroes))
+        stream.send(flags)
+        isExtended = try negotiate(NBDWire.Option.extendedHeaders, []) != nil
+        if !isExtended, try negotiate(NBDWire.Option.structuredReply, []) == nil {
+            throw .refused("the server has no structured replies")
+        }
+        try selectAllocation(export)
+        try open(export)
+    }
+
+    deinit {
+        stream.send(request(NBDWire.Command.disconnect, cookie: 0, offset: 0, length: 0))
+        // A server that is gone needs no goodbye.
+        try? stream.flush()
+    }
+
+    // MARK: Handshake
+
+    /// Sends an option; returns its replies before the acknowledgement, nil when the server does
+    /// not know it.
+    private func negotiate(
+        _ option: UInt32, _ data: [UInt8]
+    ) throws(NBDAccessError) -> [(type: UInt32, data: [UInt8])]? {
+        var bytes: [UInt8] = []
+        bytes.append(wire: NBDWire.optionMagic)
+        bytes.append(wire: option)
+        bytes.append(wire: UInt32(data.count))
+        stream.send(bytes + data)
+        var replies: [(type: UInt32, data: [UInt8])] = []
+        while true {
+            let header = try stream.receive(20)
+            let byteCount = Int(header.wire(at: 16, as: UInt32.self))
+            guard header.wire(at: 0) == NBDWire.optionReplyMagic, header.wire(at: 8) == option,
+                byteCount <= NBDWire.byteCountMax, replies.count < 64
+            else { throw .notUnderstood("the answer to option \(option)") }
+            let type: UInt32 = header.wire(at: 12)
+            let data = try stream.receive(byteCount)
+            if type == NBDWire.OptionReply.acknowledge { return replies }
+            if type == NBDWire.OptionReply.unsupported { return nil }
+            guard type & NBDWire.OptionReply.errorBit == 0 else {
+                let text = String(decoding: data, as: UTF8.self)
+                throw .refused(text.isEmpty ? "error \(type & 0xFFFF) of the handshake" : text)
+            }
+            replies.append((type, data))
+        }
+    }
+
+    private func selectAllocation(_ export: String) throws(NBDAccessError) {
+        var data: [UInt8] = []
+        data.append(wireName: export)
+        data.append(wire: UInt32(1))
+        data.append(wireName: "base:allocation")
+        let replies = try negotiate(NBDWire.Option.setMetaContext, data) ?? []
+        hasAllocation = replies.contains { $0.type == NBDWire.OptionReply.metaContext }
+    }
+
+    private func open(_ export: String) throws(NBDAccessError) {
+        var data: [UInt8] = []
+        data.append(wireName: export)
+        data.append(wire: UInt16(0))
+        guard let replies = try negotiate(NBDWire.Option.go, data),
+            let facts = replies.first(where: {
+                $0.type == NBDWire.OptionReply.info && $0.data.count >= 12
+                    && $0.data.wire(at: 0, as: UInt16.self) == 0
+            })
+        else { throw .notUnderstood("the server does not say how large \(export) is") }
+        size = facts.data.wire(at: 2)
+    }
+
+    // MARK: Requests
+
+    private func request(
+        _ command: UInt16, cookie: UInt64, offset: UInt64, length: UInt64
+    ) -> [UInt8] {
+        var bytes: [UInt8] = []
+        bytes.append(wire: isExtended ? NBDWire.extendedRequestMagic : NBDWire.requestMagic)
+        bytes.append(wire: UInt16(0))
+        bytes.append(wire: command)
+        bytes.append(wire: cookie)
+        bytes.append(wire: offset)
+        if isExtended { bytes.append(wire: length) } else { bytes.append(wire: UInt32(length)) }
+        return bytes
+    }
+
+    /// Asks for bytes; `next` brings them.
+    package func requestRead(cookie: UInt64, offset: UInt64, length: Int) {
+        stream.send(
+            request(
+                NBDWire.Command.read, cookie: cookie, offset: offset, length: UInt64(length)))
+    }
+
+    /// Asks how the bytes from `offset` on lie; `next` brings extents that describe some of them.
+    package func requestStatus(cookie: UInt64, offset: UInt64, length: UInt64) {
+        precondition(hasAllocation, "block status was negotiated")
+        let limit: UInt64 = isExtended ? .max : 0xFFFF_0000
+        stream.send(
+            request(
+                NBDWire.Command.blockStatus, cookie: cookie, offset: offset,
+                length: min(length, limit)))
+    }
+
+    // MARK: Replies
+
+    /// Waits for the next piece of a reply. `place` says where `byteCount` bytes at `offset` of
+    /// the request with that cookie belong; nil when they are none of it.
+    package func next(
+        _ place: (_ cookie: UInt64, _ offset: UInt64, _ byteCount: Int) -> UnsafeMutableRawPointer?
+    ) throws(NBDAccessError) -> Piece {
+        let header = try stream.receive(isExtended ? 32 : 20)
+        let magic = isExtended ? NBDWire.extendedReplyMagic : NBDWire.structuredReplyMagic
+        guard header.wire(at: 0) == magic else { throw .notUnderstood("no reply to a request") }
+        let type: UInt16 = header.wire(at: 6)
+        let cookie: UInt64 = header.wire(at: 8)
+        let wide =
+            isExtended
+            ? header.wire(at: 24, as: UInt64.self)
+            : UInt64(header.wire(at: 16, as: UInt32.self))
+        guard wide <= UInt64(NBDWire.byteCountMax) + 8 else {
+            throw .notUnderstood("a chunk of \(wide) bytes")
+        }
+        let length = Int(wide)
+        let isLast = header.wire(at: 4, as: UInt16.self) & NBDWire.Chunk.doneFlag != 0
+        var piece = Piece(cookie: cookie, isLast: isLast)
+        switch type {
+        case NBDWire.Chunk.none where length == 0: break
+        case NBDWire.Chunk.offsetData where length > 8:
+            let offset: UInt64 = try stream.receive(8).wire(at: 0)
+            piece.byteCount = length - 8
+            guard let destination = place(cookie, offset, piece.byteCount) else {
+                throw .notUnderstood("data that was not asked for")
+            }
+            try stream.receive(into: destination, piece.byteCount)
+        case NBDWire.Chunk.offsetHole where length == 12:
+            let hole = try stream.receive(12)
+            piece.byteCount = Int(hole.wire(at: 8, as: UInt32.self))
+            guard let destination = place(cookie, hole.wire(at: 0), piece.byteCount) else {
+                throw .notUnderstood("a hole that was not asked for")
+            }
+            memset(destination, 0, piece.byteCount)
+        case NBDWire.Chunk.blockStatus, NBDWire.Chunk.blockStatusExtended:
+            piece.extents = try extents(
+                try stream.receive(length),
+                isExtended: type == NBDWire.Chunk.blockStatusExtended)
+        case let type where type & NBDWire.Chunk.errorBit != 0 && length >= 6:
+            piece.errorNumber = try stream.receive(length).wire(at: 0)
+        default: throw .notUnderstood("a chunk of type \(type) and \(length) bytes")
+        }
+        return piece
+    }
+
+    private func extents(
+        _ body: [UInt8], isExtended: Bool
+    ) throws(NBDAccessError) -> [Extent] {
+        let start = isExtended ? 8 : 4
+        let stride = isExtended ? 16 : 8
+        guard body.count > start, (body.count - start) % stride == 0 else {
+            throw .notUnderstood("extents of \(body.count) bytes")
+        }
+        return Swift.stride(from: start, to: body.count, by: stride).map { place in
+            isExtended
+                ? Extent(length: body.wire(at: place), flags: body.wire(at: place + 8))
+                : Extent(
+                    length: UInt64(body.wire(at: place, as: UInt32.self)),
+                    flags: UInt64(body.wire(at: place + 4, as: UInt32.self)))
+        }
+    }
+}

@@ -1,0 +1,146 @@
+import BlockModel
+import Control
+import ImageCopy
+import NBDAccess
+
+/// The image that is copied, as the service describes it.
+struct CopySource: Sendable {
+    let client: ControlClient
+    let device: String
+    let cut: CopyCut
+    /// Name of the image's export.
+    let export: String
+    /// Where the service serves it, the best first.
+    let addresses: [NBDServerAddress]
+
+    /// Asks the service for `DEVICE@SNAPSHOT`.
+    static func find(_ text: String, with client: ControlClient) async throws -> CopySource {
+        let parts = text.split(separator: "@", maxSplits: 1, omittingEmptySubsequences: false)
+        guard parts.count == 2, ObjectName(String(parts[0])) != nil, !parts[1].isEmpty,
+            !parts[1].contains(":")
+        else {
+            throw ControlError(
+                .invalid, "\"\(text)\" is no image: give DEVICE@SNAPSHOT, such as vm1@monday")
+        }
+        let device = String(parts[0])
+        let status = try await client.call(.GET, "/v1/status", as: StatusDocument.self)
+        let snapshot = try await Self.snapshot(String(parts[1]), client)
+        let part = try Self.part(of: snapshot, device)
+        guard let export = part.image, let generation = part.generation, let epoch = part.epoch
+        else {
+            throw ControlError(
+                .busy,
+                "snapshot \(snapshot.label) is \(snapshot.state): only the image of one that is "
+                    + "held can be copied; take it first, or name another")
+        }
+        let listening = status.nbd.compactMap { text -> NBDServerAddress? in
+            // An address that only a newer program knows is one this program cannot use.
+            switch try? ListenAddress(parsing: text) {
+            case .unix(let path): .unix(path: path)
+            case .tcp(let host, let port): .tcp(host: host, port: port)
+            case nil: nil
+            }
+        }
+        let isUnix = { (address: NBDServerAddress) in
+            if case .unix = address { true } else { false }
+        }
+        return CopySource(
+            client: client, device: device,
+            cut: CopyCut(
+                generation: generation, epoch: epoch, size: part.size, snapshot: snapshot.label,
+                snapshotId: snapshot.id),
+            export: export,
+            addresses: listening.filter(isUnix) + listening.filter { !isUnix($0) })
+    }
+
+    private static func snapshot(
+        _ text: String, _ client: ControlClient
+    ) async throws -> SnapshotDocument {
+        try await client.call(
+            .GET, "/v1/snapshots/\(ControlClient.escaped(text))", as: SnapshotDocument.self)
+    }
+
+    /// The device's part of a snapshot; throws when it is not in it, or its image lost data.
+    private static func part(
+        of snapshot: SnapshotDocument, _ device: String
+    ) throws(ControlError) -> SnapshotDocument.Device {
+        guard let part = snapshot.devices.first(where: { $0.device == device }) else {
+            throw ControlError(
+                .notFound,
+                "snapshot \(snapshot.label) is not of device \(device), but of "
+                    + snapshot.devices.map(\.device).joined(separator: ", "))
+        }
+        if let error = part.error {
+            throw ControlError(
+                .corrupted,
+                "the image \(device)@\(snapshot.label) lost data (\(error)); destroy the snapshot "
+                    + "and copy a new one")
+        }
+        return part
+    }
+
+    // -- changes
+
+    /// What changed since the cut called `name`, all of it.
+    func changes(since name: String) async throws -> (base: CopyWish.Base, ranges: [ByteRange]) {
+        let changes = try await ChangesReader(
+            client: client, device: device, since: name, until: cut.snapshotId
+        ).read()
+        let document = changes.document
+        guard let since = document.since, document.generation == cut.generation,
+            document.until.epoch == cut.epoch, document.size == cut.size
+        else {
+            throw ControlError(
+                .failed, "the service answered about another cut than \(device)@\(cut.snapshot)")
+        }
+        var ranges: [ByteRange] = []
+        try changes.ranges.forEach { range in
+            guard range.end <= cut.size else {
+                throw ControlError(
+                    .failed, "the service names changes beyond the end of \(device)")
+            }
+            ranges.append(range)
+        }
+        return (
+            CopyWish.Base(name: name, generation: document.generation, epoch: since.epoch), ranges
+        )
+    }
+
+    // -- connections
+
+    /// Connects to the image, `count` times. Blocks.
+    func connect(_ count: Int) -> Result<[CopyWorker], NBDAccessError> {
+        var failure = NBDAccessError.refused("the service serves no NBD")
+        for address in addresses {
+            do throws(NBDAccessError) {
+                var workers: [CopyWorker] = []
+                for _ in 0..<count {
+                    workers.append(try CopyWorker(address, export: export))
+                }
+                return .success(workers)
+            } catch { failure = error }
+        }
+        return .failure(failure)
+    }
+
+    /// Throws when the image is not held any more, or lost data: nothing else that failed matters
+    /// then. Also says that connections made since `find` are to this very snapshot, for its
+    /// name was its own all the time.
+    func checkIsHeld() async throws {
+        let now: SnapshotDocument
+        do {
+            now = try await Self.snapshot(cut.snapshotId, client)
+        } catch let error as ControlError where error.code == .notFound {
+            throw ControlError(
+                .notFound,
+                "snapshot \(cut.snapshot) was destroyed while \(device)@\(cut.snapshot) was "
+                    + "copied; bring the target forward with a newer one and the same --since, or "
+                    + "make a full copy if this was one")
+        }
+        let part = try Self.part(of: now, device)
+        guard part.image == export else {
+            throw ControlError(
+                .busy, "snapshot \(cut.snapshot) is being destroyed; copy a newer one")
+        }
+    }
+}
