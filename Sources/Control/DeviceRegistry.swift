@@ -75,9 +75,9 @@ package actor DeviceRegistry {
     private let loops: [LoopThread]
     nonisolated let blocking: BlockingPool
     private let state: StateDirectory
-    private let exports: ExportTable
+    let exports: ExportTable
     private let events: EventLog
-    private let checkpoints: CheckpointStore
+    let checkpoints: CheckpointStore
     private let logger: Logger
     var entries: [ObjectName: Entry] = [:]
     var pins: [ObjectName: Int] = [:]
