@@ -2,8 +2,10 @@
 #include "CLinux.h"
 
 #include <blkid/blkid.h>
+#include <grp.h>
 #include <linux/stat.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/sysmacros.h>
 
 #ifndef STATX_DIOALIGN
@@ -273,4 +275,24 @@ int32_t cl_peer_process(int fd) {
     socklen_t size = sizeof credentials;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return -1;
     return credentials.pid;
+}
+
+int cl_become_user(const char *name, uint32_t user, uint32_t group)
+{
+    struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
+    // Refused in some containers: memory storage then says so when it is asked for.
+    (void)setrlimit(RLIMIT_MEMLOCK, &unlimited);
+    if (initgroups(name, group) != 0 || setresgid(group, group, group) != 0)
+        return -1;
+    return setresuid(user, user, user);
+}
+
+int cl_open_entry(int directory, const char *name)
+{
+    return openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+}
+
+int cl_give_away(int fd, uint32_t user, uint32_t group)
+{
+    return fchownat(fd, "", user, group, AT_EMPTY_PATH);
 }

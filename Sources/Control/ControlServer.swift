@@ -51,6 +51,7 @@ struct Answer<Document: Encodable & Sendable>: ResponseGenerator {
 /// Turns every error into a document that says why.
 struct ErrorDocuments: RouterMiddleware {
     typealias Context = ControlContext
+    let user: ServiceUser?
     let logger: Logger
 
     func handle(
@@ -60,7 +61,8 @@ struct ErrorDocuments: RouterMiddleware {
         do {
             return try await next(request, context)
         } catch {
-            let refusal = Self.refusal(for: error, request)
+            let bare = Self.refusal(for: error, request)
+            let refusal = user?.explained(bare) ?? bare
             if refusal.code == .failed {
                 logger.error("\(request.method) \(request.uri.path): \(refusal): \(error)")
             }
@@ -95,6 +97,7 @@ struct ErrorDocuments: RouterMiddleware {
 struct ControlServer: Sendable {
     let registries: Registries
     let status: @Sendable () async throws -> StatusDocument
+    let user: ServiceUser?
     let logger: Logger
 
     /// The HTTP application at `path`.
@@ -123,7 +126,7 @@ struct ControlServer: Sendable {
 
     private func router() -> Router<ControlContext> {
         let router = Router(context: ControlContext.self)
-        router.add(middleware: ErrorDocuments(logger: logger))
+        router.add(middleware: ErrorDocuments(user: user, logger: logger))
         router.get("v1/status") { _, _ in Answer(try await status()) }
         addDevices(to: router)
         addSnapshots(to: router)

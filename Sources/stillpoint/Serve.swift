@@ -73,6 +73,12 @@ struct Serve: AsyncParsableCommand {
             valueName: "file"))
     var tlsPsk: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "Go on as this user once all is open. What root alone may do is then not permitted.",
+            valueName: "name"))
+    var user: String?
+
     @Option(help: "Least important messages to log: trace, debug, info, notice, warning or error.")
     var logLevel: Logger.Level = .info
 
@@ -117,6 +123,7 @@ struct Serve: AsyncParsableCommand {
                 checking: EncryptionSettings.Options(
                     mode: tls, certificate: tlsCert, key: tlsKey, authority: tlsCa,
                     preSharedKeys: tlsPsk)),
+            user: try user.map { try ServiceUser(named: $0) },
             withoutRingFeatures: without ?? [],
             notifySocket: Defaults.environment("NOTIFY_SOCKET"))
     }
