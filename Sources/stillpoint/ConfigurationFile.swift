@@ -11,7 +11,7 @@ final class ConfigurationFile {
     /// Keys there may be: the options of `serve` that make sense in a file.
     static let keys = [
         "allow-plaintext", "attach", "control", "log-level", "loops", "nbd", "runtime-dir",
-        "state-dir", "tls", "tls-ca", "tls-cert", "tls-key", "tls-psk",
+        "state-dir", "tls", "tls-ca", "tls-cert", "tls-key", "tls-psk", "user",
     ]
     /// Largest file that is read.
     static let byteCountMax = 1 << 20

@@ -287,6 +287,17 @@ int cl_sync_filesystem(int fd);
 
 // -- processes and threads -----------------------------------------------------------------------
 
+// Goes on as another user in all threads, with the groups that user has and no limit on locked
+// memory where the system lets root lift it. 0, or -1 and errno.
+int cl_become_user(const char *name, uint32_t user, uint32_t group);
+
+// An entry of an open directory, whatever it is, links not followed: only good for fstat and
+// cl_give_away. -1 on error.
+int cl_open_entry(int directory, const char *name);
+
+// Changes the owner of what cl_open_entry opened. 0, or -1 and errno.
+int cl_give_away(int fd, uint32_t user, uint32_t group);
+
 // False for a process that does not exist or has ended and only waits to be reaped.
 bool cl_process_lives(int32_t pid);
 
