@@ -12,7 +12,7 @@ struct ModelBase {
 }
 
 /// A held snapshot of a device, until which can be asked.
-struct ModelSnapshot {
+struct TrackedSnapshot {
     let name: String
     let period: Int
     let size: Int
@@ -29,7 +29,7 @@ struct ChangesModel {
     /// Blocks that changed, by period; the last one is now.
     private(set) var periods: [Set<Int>] = [[]]
     var bases: [ModelBase] = []
-    var snapshots: [ModelSnapshot] = []
+    var snapshots: [TrackedSnapshot] = []
     /// The newest base, as long as it has been that ever since it was made.
     private(set) var exactBase: String?
 
@@ -56,7 +56,7 @@ struct ChangesModel {
         let period = periods.count - 1
         if let snapshot {
             snapshots.append(
-                ModelSnapshot(name: snapshot, period: period, size: size, exactBase: exactBase))
+                TrackedSnapshot(name: snapshot, period: period, size: size, exactBase: exactBase))
         }
         if let base {
             bases.append(ModelBase(name: base, period: period, size: size))
@@ -86,7 +86,7 @@ struct ChangesModel {
     }
 
     /// The blocks that must be in an answer.
-    func truth(since base: ModelBase, until snapshot: ModelSnapshot?) -> Set<Int> {
+    func truth(since base: ModelBase, until snapshot: TrackedSnapshot?) -> Set<Int> {
         let last = snapshot?.period ?? periods.count - 1
         guard base.period < last else { return [] }
         var blocks = periods[base.period + 1...last].reduce(into: Set<Int>()) { $0.formUnion($1) }
@@ -97,7 +97,7 @@ struct ChangesModel {
     }
 
     /// Whether the answer may name nothing but those blocks.
-    func isExact(since base: ModelBase, until snapshot: ModelSnapshot?) -> Bool {
+    func isExact(since base: ModelBase, until snapshot: TrackedSnapshot?) -> Bool {
         (snapshot.map(\.exactBase) ?? exactBase) == base.name
     }
 }

@@ -216,7 +216,7 @@ private final class ChangesRun {
     private func checkSome() throws {
         let device = devices.randomElement(using: &generator)!
         guard let base = device.bases.randomElement(using: &generator) else { return }
-        var until: ModelSnapshot?
+        var until: TrackedSnapshot?
         if Bool.random(using: &generator) {
             until = device.snapshots.filter { $0.period >= base.period }
                 .randomElement(using: &generator)
@@ -246,7 +246,7 @@ private final class ChangesRun {
     }
 
     private func check(
-        _ device: ChangesModel, _ base: ModelBase, _ until: ModelSnapshot?, limit: Int = 4096
+        _ device: ChangesModel, _ base: ModelBase, _ until: TrackedSnapshot?, limit: Int = 4096
     ) throws {
         let truth = device.truth(since: base, until: until)
         let answer = try changedBlocks(
