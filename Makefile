@@ -8,7 +8,7 @@ BUILD := -c release --scratch-path $(SCRATCH)
 TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants demo bench bench-nbd bench-snapshots bench-rooms format lint install clean
+.PHONY: help build build-tests test soak simulate mutants demo bench bench-nbd bench-snapshots bench-block bench-rooms bench-tracking format lint install clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ bench-nbd: bench-build ## The part of it without snapshots
 bench-snapshots: bench-build ## The part of it with snapshots
 	@Scripts/bench $(PROGRAM) --only overwrites,many,images,cuts,sizes $(BENCH)
 
+bench-block: bench-build ## The part of it with local block devices
+	@Scripts/bench $(PROGRAM) --only blocks $(BENCH)
+
 BENCH = $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # The build that marks nothing goes first and is moved aside: one directory, so that dependencies
@@ -76,6 +79,11 @@ bench-build:
 bench-rooms: ## Microbenchmarks of the rooms that decide
 	@Scripts/ensure-swift
 	swift package --package-path Benchmarks/Micro --scratch-path $(CURDIR)/$(SCRATCH)-micro benchmark
+
+bench-tracking: ## Measure what marking and scanning the change map cost
+	@Scripts/ensure-packages build test
+	swift build $(BUILD) --product bench-tracking
+	@Scripts/bench-tracking $(SCRATCH)/release/bench-tracking
 
 lint: ## Check the format of all Swift sources
 	@echo "swift format lint --strict"

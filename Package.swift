@@ -52,6 +52,9 @@ let package = Package(
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
             swiftSettings: strict),
         .executableTarget(name: "simulate", dependencies: ["Simulation"], swiftSettings: strict),
+        .executableTarget(
+            name: "bench-tracking", dependencies: ["BlockModel", "ChangeTracking"],
+            swiftSettings: strict),
         .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
             name: "DataPlane",

@@ -4,12 +4,14 @@
 #include <blkid/blkid.h>
 #include <linux/sockios.h>
 #include <linux/blkpg.h>
+#include <grp.h>
 #include <linux/stat.h>
 #include <sched.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/sysmacros.h>
 
 #ifndef STATX_DIOALIGN
@@ -423,4 +425,24 @@ int cl_undelivered(int fd) {
     socklen_t size = sizeof domain;
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain == AF_UNIX) return 0;
     return ioctl(fd, SIOCOUTQ, &count) == 0 ? count : 0;
+}
+
+int cl_become_user(const char *name, uint32_t user, uint32_t group)
+{
+    struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
+    // Refused in some containers: memory storage then says so when it is asked for.
+    (void)setrlimit(RLIMIT_MEMLOCK, &unlimited);
+    if (initgroups(name, group) != 0 || setresgid(group, group, group) != 0)
+        return -1;
+    return setresuid(user, user, user);
+}
+
+int cl_open_entry(int directory, const char *name)
+{
+    return openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+}
+
+int cl_give_away(int fd, uint32_t user, uint32_t group)
+{
+    return fchownat(fd, "", user, group, AT_EMPTY_PATH);
 }

@@ -79,6 +79,40 @@ package struct ChangesMarkDocument: Codable, Equatable, Sendable {
     package static let keys: Set<String> = ["ranges"]
 
     package init(ranges: [ChangesDocument.Range]) { self.ranges = ranges }
+
+    private enum CodingKeys: String, CodingKey { case ranges }
+
+    package init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        ranges = try values.decode([GivenRange].self, forKey: .ranges).map {
+            ChangesDocument.Range(offset: $0.offset, length: $0.length)
+        }
+    }
+
+    /// A range as a client gives it: with no key that would silently do nothing.
+    private struct GivenRange: Decodable {
+        let offset: UInt64
+        let length: UInt64
+
+        init(from decoder: any Decoder) throws {
+            let values = try decoder.container(keyedBy: AnyKey.self)
+            let known = ["offset", "length"]
+            let given = values.allKeys.map(\.stringValue)
+            if let unknown = given.filter({ !known.contains($0) }).min() {
+                throw ControlError(
+                    .invalid, "\"\(unknown)\" is not known in ranges; known are length, offset")
+            }
+            offset = try values.decode(UInt64.self, forKey: AnyKey(stringValue: "offset"))
+            length = try values.decode(UInt64.self, forKey: AnyKey(stringValue: "length"))
+        }
+    }
+
+    private struct AnyKey: CodingKey {
+        let stringValue: String
+        var intValue: Int? { nil }
+        init(stringValue: String) { self.stringValue = stringValue }
+        init?(intValue: Int) { nil }
+    }
 }
 
 /// What was marked.

@@ -41,11 +41,20 @@ extension ControlServer {
     /// what has happened; with a `timeout` in seconds it waits so long for the first one.
     func addEvents(to router: Router<ControlContext>) {
         router.get("v1/events") { request, _ in
-            Self.stream(try await eventWish(of: request), answering: request)
+            let wish = try await eventWish(of: request)
+            guard let place = FollowerPlace(taking: counts) else {
+                throw ControlError(
+                    .busy,
+                    "\(ControlLimits.followersMax) clients wait for events, the most there may be; "
+                        + "end one")
+            }
+            return Self.stream(wish, keeping: place, answering: request)
         }
     }
 
-    private static func stream(_ wish: EventWish, answering request: Request) -> Response {
+    private static func stream(
+        _ wish: EventWish, keeping place: FollowerPlace, answering request: Request
+    ) -> Response {
         Response(
             status: .ok,
             headers: [.contentType: "text/event-stream", .cacheControl: "no-store"],
@@ -53,18 +62,24 @@ extension ControlServer {
                 try await request.body.consumeWithCancellationOnInboundClose { _ in
                     try await wish.write(to: &writer)
                 }
+                withExtendedLifetime(place) {}
                 try await writer.finish(nil)
             })
     }
 
     private func eventWish(of request: Request) async throws -> EventWish {
         let timeout = try Self.number("timeout", of: request)
+        if let timeout, timeout > EventWish.timeoutSecondsMax {
+            throw ControlError(
+                .invalid, "timeout=\(timeout): use at most \(EventWish.timeoutSecondsMax) s, a week"
+            )
+        }
         return EventWish(
             events: registries.events,
             snapshot: try await snapshotID(request.uri.queryParameters.get("snapshot")),
             after: try Self.number("after", of: request) ?? Self.lastSeen(request) ?? 0,
             follows: try Self.flag("follow", of: request, otherwise: true),
-            deadline: timeout.map { .now + .seconds(min($0, EventWish.timeoutSecondsMax)) })
+            deadline: timeout.map { .now + .seconds($0) })
     }
 
     private func snapshotID(_ text: String?) async throws -> UniqueID? {

@@ -14,6 +14,8 @@ enum ControlLimits {
     static let headByteCountMax = 16 << 10
     /// Connections at once; more wait in the backlog.
     static let connectionsMax = 128
+    /// Of these, those that wait for events: they must not keep others from being answered.
+    static let followersMax = 64
     /// Time for a client to send the next part of a request, or a next request.
     static let idleSeconds: Int64 = 30
     /// Time for a request's body as a whole.
@@ -51,6 +53,7 @@ struct Answer<Document: Encodable & Sendable>: ResponseGenerator {
 /// Turns every error into a document that says why.
 struct ErrorDocuments: RouterMiddleware {
     typealias Context = ControlContext
+    let user: ServiceUser?
     let logger: Logger
 
     func handle(
@@ -60,7 +63,8 @@ struct ErrorDocuments: RouterMiddleware {
         do {
             return try await next(request, context)
         } catch {
-            let refusal = Self.refusal(for: error, request)
+            let bare = Self.refusal(for: error, request)
+            let refusal = user?.explained(bare) ?? bare
             if refusal.code == .failed {
                 logger.error("\(request.method) \(request.uri.path): \(refusal): \(error)")
             }
@@ -100,6 +104,7 @@ struct ControlServer: Sendable {
     let metrics: @Sendable () async -> String
     let probe: @Sendable (String?) async throws -> MachineProbe
     let counts: RequestCounts
+    let user: ServiceUser?
     let logger: Logger
 
     /// The HTTP application at `path`.
@@ -129,7 +134,7 @@ struct ControlServer: Sendable {
     private func router() -> Router<ControlContext> {
         let router = Router(context: ControlContext.self)
         router.add(middleware: RequestCounter(counts: counts))
-        router.add(middleware: ErrorDocuments(logger: logger))
+        router.add(middleware: ErrorDocuments(user: user, logger: logger))
         router.get("v1/status") { _, _ in Answer(try await status()) }
         router.get("v1/probe") { request, _ in
             let path = request.uri.queryParameters.get("path")

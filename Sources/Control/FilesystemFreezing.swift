@@ -69,6 +69,8 @@ actor FilesystemFreezing {
         self.logger = logger
     }
 
+    deinit { relay.close() }
+
     /// Chooses what to freeze, or refuses.
     func plan(
         _ wish: FreezeWish, devices: [ObjectName], protected: [ProtectedGround]

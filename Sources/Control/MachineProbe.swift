@@ -125,7 +125,7 @@ package struct MachineProbe: Codable, Equatable, Sendable {
             resolved = try resolvedPath(path)
         } catch {
             throw ControlError(
-                error.errnoValue == ENOENT ? .notFound : .unsuitable,
+                error.errnoValue == EACCES ? .failed : .notFound,
                 "\(error); name an existing disk image or block device")
         }
         do throws(AttachError) {

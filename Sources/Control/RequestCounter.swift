@@ -5,6 +5,8 @@ internal import Synchronization
 /// How many requests to the control socket were answered, by status.
 final class RequestCounts: Sendable {
     private let counts = Mutex<[Int: UInt64]>([:])
+    /// Clients that wait for events now.
+    fileprivate let followerCount = Atomic<Int>(0)
 
     func add(_ status: Int) { counts.withLock { $0[status, default: 0] += 1 } }
 
@@ -12,6 +14,23 @@ final class RequestCounts: Sendable {
     func all() -> [(status: Int, count: UInt64)] {
         counts.withLock { $0 }.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
     }
+}
+
+/// One of the places for clients that wait for events; given back when it goes.
+final class FollowerPlace: Sendable {
+    private let counts: RequestCounts
+
+    /// Nil when all are taken.
+    init?(taking counts: RequestCounts) {
+        self.counts = counts
+        let before = counts.followerCount.wrappingAdd(1, ordering: .relaxed).oldValue
+        guard before < ControlLimits.followersMax else {
+            // A failing initialiser of a complete object runs `deinit`, which gives it back.
+            return nil
+        }
+    }
+
+    deinit { counts.followerCount.wrappingSubtract(1, ordering: .relaxed) }
 }
 
 /// Counts every answer.

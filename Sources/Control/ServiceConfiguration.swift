@@ -14,6 +14,8 @@ package struct ServiceConfiguration: Sendable {
     package var allowsPlaintext: Bool
     /// TLS on NBD's TCP ports; nil: none.
     package var encryption: EncryptionSettings?
+    /// Whom the service goes on as once all is open; nil: whoever started it.
+    package var user: ServiceUser?
     /// Optional features of io_uring to do without, for tests.
     package var withoutRingFeatures: RingFeatures
     /// Socket of the service manager to be told when all is reachable.
@@ -27,8 +29,9 @@ package struct ServiceConfiguration: Sendable {
     package init(
         control: String, stateDirectory: String, runtimeDirectory: String, nbd: [ListenAddress],
         attach: [AttachRequest], loopCount: Int? = nil, allowsPlaintext: Bool = false,
-        encryption: EncryptionSettings? = nil, withoutRingFeatures: RingFeatures = [],
-        notifySocket: String? = nil, freezeLimitMilliseconds: UInt64? = nil
+        encryption: EncryptionSettings? = nil, user: ServiceUser? = nil,
+        withoutRingFeatures: RingFeatures = [], notifySocket: String? = nil,
+        freezeLimitMilliseconds: UInt64? = nil
     ) throws(ControlError) {
         try checkSocketPath(control)
         for path in [stateDirectory, runtimeDirectory] where !path.hasPrefix("/") {
@@ -54,6 +57,7 @@ package struct ServiceConfiguration: Sendable {
         self.loopCount = loopCount
         self.allowsPlaintext = allowsPlaintext
         self.encryption = encryption
+        self.user = user
         self.withoutRingFeatures = withoutRingFeatures
         self.notifySocket = notifySocket
         self.freezeLimitMilliseconds = freezeLimitMilliseconds

@@ -28,14 +28,14 @@ package actor SnapshotRegistry {
     private let blocking: BlockingPool
     private let exports: ExportTable
     private let events: EventLog
-    private let freezing: FilesystemFreezing
+    let freezing: FilesystemFreezing
     private let hooks: HookRunner
     /// Directories of the service, and what they are called: no filesystem of theirs is frozen.
-    private let ownDirectories: [(what: String, path: String)]
+    let ownDirectories: [(what: String, path: String)]
     /// Where storage lies that nobody asked for.
     private let defaultStorage: String
     private let logger: Logger
-    private var entries: [UniqueID: HeldSnapshot] = [:]
+    private(set) var entries: [UniqueID: HeldSnapshot] = [:]
     private var isStopping = false
 
     init(
@@ -196,38 +196,6 @@ package actor SnapshotRegistry {
             }
         }
         if let failure { throw failure }
-    }
-
-    private func freezePlan(of entry: HeldSnapshot) async throws -> FreezePlan {
-        try await freezing.plan(
-            entry.take.freeze, devices: entry.parts.map(\.name), protected: await protectedGround())
-    }
-
-    /// What must stay writable while filesystems are frozen: origins, storage, what is the
-    /// service's own.
-    private func protectedGround() async throws -> [ProtectedGround] {
-        var grounds = await devices.grounds()
-        for entry in entries.values {
-            for storage in entry.storages {
-                grounds.append(
-                    ProtectedGround(
-                        what: "storage of snapshot \(entry.label)", devices: storage.ground))
-            }
-        }
-        let directories = ownDirectories
-        let own = await blocking.run {
-            directories.map { directory in
-                ProtectedGround(
-                    what: directory.what, devices: MountSurvey.ground(ofPath: directory.path))
-            }
-                + [STDOUT_FILENO, STDERR_FILENO].map { descriptor in
-                    ProtectedGround(
-                        what: "the service's log",
-                        devices: MountSurvey.ground(ofDescriptor: descriptor))
-                }
-        }
-        guard let own else { throw ControlError.tooManyOperations }
-        return grounds + own
     }
 
     private func cut(_ entry: HeldSnapshot) async throws {

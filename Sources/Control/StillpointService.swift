@@ -53,6 +53,9 @@ package final class StillpointService: Service {
 
     /// Serves until a graceful stop is asked for.
     package func run() async throws {
+        if let user = configuration.user {
+            for path in ownDirectories { try user.checkDirectory(path) }
+        }
         let state = try StateDirectory(opening: configuration.stateDirectory)
         let remembered = try state.load()
         let checkpoints = try CheckpointStore(loading: state.path)
@@ -259,11 +262,13 @@ package final class StillpointService: Service {
         let server = ControlServer(
             registries: registries, status: { await self.status(registries) },
             metrics: { await self.metrics(registries) },
-            probe: { try await registries.devices.probe($0) }, counts: counts, logger: logger)
+            probe: { try await registries.devices.probe($0) }, counts: counts,
+            user: configuration.user, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
         let application = server.application(path: configuration.control) {
             do {
                 try socket.bound()
+                try self.giveUpRoot()
                 self.tellReady()
             } catch { failed.yield(error) }
         }
@@ -289,6 +294,23 @@ package final class StillpointService: Service {
                         .failed, "the control socket \(configuration.control) failed: \(error)")
             }
         }
+    }
+
+    /// Directories that are the service's alone.
+    private var ownDirectories: [String] {
+        [configuration.stateDirectory, configuration.runtimeDirectory]
+    }
+
+    private func giveUpRoot() throws {
+        guard let user = configuration.user else { return }
+        for path in ownDirectories { try user.own(path) }
+        try user.ownSockets(
+            [configuration.control]
+                + configuration.nbd.compactMap { address in
+                    if case .unix(let path) = address { path } else { nil }
+                })
+        try user.take()
+        logger.info("goes on as \(user.name)")
     }
 
     private func tellReady() {

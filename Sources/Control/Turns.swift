@@ -2,7 +2,7 @@ internal import Synchronization
 
 /// A lock for asynchronous work: several share it, or one has it alone. First come, first served;
 /// waiting blocks no thread.
-final class Turns: Sendable {
+package final class Turns: Sendable {
     private struct Waiter {
         let isAlone: Bool
         let continuation: CheckedContinuation<Void, Never>
@@ -24,11 +24,16 @@ final class Turns: Sendable {
 
     private let state = Mutex(State())
 
+    package init() {}
+
+    /// How many wait.
+    package var waiterCount: Int { state.withLock { $0.waiters.count } }
+
     /// Waits until nobody else has it.
-    func takeAlone() async { await take(alone: true) }
+    package func takeAlone() async { await take(alone: true) }
 
     /// Waits until nobody has it alone.
-    func takeShared() async { await take(alone: false) }
+    package func takeShared() async { await take(alone: false) }
 
     private func take(alone isAlone: Bool) async {
         await withCheckedContinuation { continuation in
@@ -45,7 +50,7 @@ final class Turns: Sendable {
     }
 
     /// Gives back what was taken.
-    func giveBack() {
+    package func giveBack() {
         let admitted = state.withLock { state in
             if state.isTakenAlone {
                 state.isTakenAlone = false

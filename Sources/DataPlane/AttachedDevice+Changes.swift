@@ -93,7 +93,7 @@ struct PageCollector {
     }
 
     mutating func add(_ ranges: some Sequence<ByteRange>) {
-        for range in ranges {
+        for range in ranges where !isFull {
             if let last = page.ranges.last, last.end == range.offset {
                 page.ranges[page.ranges.count - 1] = ByteRange(
                     offset: last.offset, length: last.length + range.length)
@@ -102,7 +102,7 @@ struct PageCollector {
             guard page.ranges.count < rangeCountMax else {
                 page.nextOffset = range.offset
                 isFull = true
-                return
+                continue
             }
             page.ranges.append(range)
         }

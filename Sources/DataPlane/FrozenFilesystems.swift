@@ -53,8 +53,11 @@ package enum FrozenFilesystems {
             waitForFreezers(lockPath(of: path))
             thawed += mountPoints.filter { !thawed.contains($0) }.filter(thaw)
         }
-        unlink(path)
-        unlink(lockPath(of: path))
+        // What may still come is left to the next one who thaws.
+        if !hasFreezers(lockPath(of: path)) {
+            unlink(path)
+            unlink(lockPath(of: path))
+        }
         return thawed.map { String(decoding: $0, as: UTF8.self) }
     }
 

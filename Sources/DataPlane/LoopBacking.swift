@@ -1,10 +1,31 @@
 internal import CLinux
 internal import Glibc
+internal import RingIO
+internal import Synchronization
 
-/// Tells whether a file backs a loop device: its users would write behind our back, or we behind
-/// theirs.
+// Tells whether a file backs a loop device: its users would write behind our back, or we behind
+// theirs.
+//
+// The kernel answers by asking the filesystem of the backing file, which hangs where that filesystem
+// does (a FUSE server that has stopped). Nobody else's filesystem may hold up an attach, so every
+// loop device is asked on a thread of its own, and one that does not answer in time is passed
+// over: the filesystem of the origin has just answered, so that is another one.
+//
+// Invariants
+// - At most `askerCountMax` threads wait for the answer of a loop device.
+
+/// Which loop devices stand on a file.
 enum LoopBacking {
-    /// Throws when a loop device stands on the file with this device number and inode.
+    /// Longest wait for the answer of one loop device, in nanoseconds.
+    private static let waitNanoseconds: UInt64 = 2_000_000_000
+
+    /// More questions to one loop device would wait for ever like those before.
+    private static let askerCountMax = 4
+
+    /// Questions under way, by loop device.
+    private static let asked = Mutex<[String: Int]>([:])
+
+    /// Throws when a loop device stands on the file with this device number and inode. Blocks.
     static func refuseIfBacking(
         path: String, device: UInt64, inode: UInt64
     ) throws(AttachError) {
@@ -12,9 +33,13 @@ enum LoopBacking {
             guard let backing = SystemFile.read("/sys/block/\(name)/loop/backing_file") else {
                 continue
             }
-            guard stands(name, on: path, backing: backing, device: device, inode: inode) else {
-                continue
-            }
+            let isBacking =
+                switch ask(name) {
+                case .file(let itsDevice, let itsInode): itsDevice == device && itsInode == inode
+                // Without the right to open it, the name the kernel shows has to do.
+                case .unknown: backing.trimmingNewline == path
+                }
+            guard isBacking else { continue }
             throw AttachError(
                 .busy,
                 "origin \(path) backs the loop device /dev/\(name); attach that device instead, "
@@ -22,20 +47,72 @@ enum LoopBacking {
         }
     }
 
-    private static func stands(
-        _ name: String, on path: String, backing: String, device: UInt64, inode: UInt64
-    ) -> Bool {
-        let descriptor = open("/dev/\(name)", O_RDONLY | O_CLOEXEC)
-        var itsDevice: UInt64 = 0
-        var itsInode: UInt64 = 0
-        if descriptor >= 0 {
-            defer { close(descriptor) }
-            if cl_loop_backing(descriptor, &itsDevice, &itsInode) == 0 {
-                return itsDevice == device && itsInode == inode
+    private enum Answer: Sendable {
+        case file(device: UInt64, inode: UInt64)
+        case unknown
+    }
+
+    /// A question and its answer, shared with the thread that asks.
+    private final class Question: Sendable {
+        let name: String
+        let answer = Mutex(Answer.unknown)
+        let answered = Semaphore()
+
+        init(_ name: String) { self.name = name }
+
+        func ask() {
+            let descriptor = open("/dev/\(name)", O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+            var device: UInt64 = 0
+            var inode: UInt64 = 0
+            if descriptor >= 0 {
+                if cl_loop_backing(descriptor, &device, &inode) == 0 {
+                    answer.withLock { $0 = .file(device: device, inode: inode) }
+                }
+                close(descriptor)
             }
+            LoopBacking.questionEnded(name)
+            answered.signal()
         }
-        // Without the right to open it, the name the kernel shows has to do.
-        return backing.trimmingNewline == path
+    }
+
+    private static func questionEnded(_ name: String) {
+        asked.withLock { asked in
+            guard let count = asked[name] else {
+                preconditionFailure("a question that ends was counted")
+            }
+            asked[name] = count == 1 ? nil : count - 1
+        }
+    }
+
+    private static func ask(_ name: String) -> Answer {
+        let mayAsk = asked.withLock { asked in
+            guard asked[name, default: 0] < askerCountMax else { return false }
+            asked[name, default: 0] += 1
+            return true
+        }
+        guard mayAsk else { return .unknown }
+        let question = Question(name)
+        var handle = pthread_t()
+        let context = Unmanaged.passRetained(question).toOpaque()
+        let result = pthread_create(
+            &handle, nil,
+            { context in
+                guard let context else { preconditionFailure("a thread without its object") }
+                cl_block_signals()
+                cl_name_thread("loop-status")
+                Unmanaged<Question>.fromOpaque(context).takeRetainedValue().ask()
+                return nil
+            }, context)
+        guard result == 0 else {
+            Unmanaged<Question>.fromOpaque(context).release()
+            questionEnded(name)
+            return .unknown
+        }
+        pthread_detach(handle)
+        guard question.answered.wait(until: cl_now_nanoseconds() + waitNanoseconds) else {
+            return .unknown
+        }
+        return question.answer.withLock { $0 }
     }
 }
 

@@ -51,7 +51,7 @@ enum OriginOpener {
         guard let resolved = realpath(path, nil) else {
             let failure = errno
             throw AttachError(
-                failure == ENOENT ? .notFound : .failed,
+                namesNothing(failure) ? .notFound : .failed,
                 "origin \(path): \(text(of: failure)); name an existing disk image or block device")
         }
         defer { free(resolved) }
@@ -92,7 +92,7 @@ enum OriginOpener {
                 .failed,
                 "origin \(path): \(text(of: failure))"
                     + (isReadOnly ? "" : "; to serve it without writing, attach it read-only"))
-        case ENOENT, ENXIO, ENODEV:
+        case ENOENT, ENXIO, ENODEV, ENOTDIR, ENAMETOOLONG, ELOOP:
             AttachError(.notFound, "origin \(path): \(text(of: failure))")
         default: AttachError(.failed, "origin \(path): \(text(of: failure))")
         }
@@ -241,6 +241,11 @@ enum OriginOpener {
             if let text = SystemFile.read(path) { return text.hasPrefix("1") }
         }
         return false
+    }
+
+    /// The path leads nowhere, whatever is wrong with it.
+    static func namesNothing(_ failure: Int32) -> Bool {
+        [ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP].contains(failure)
     }
 
     static func text(of failure: Int32) -> String { String(cString: strerror(failure)) }

@@ -16,7 +16,7 @@ package struct OriginProbe: Sendable {
         guard descriptor >= 0 else {
             let reason = errno
             throw AttachError(
-                reason == ENOENT ? .notFound : .failed,
+                OriginOpener.namesNothing(reason) ? .notFound : .failed,
                 "origin \(path): \(OriginOpener.text(of: reason))")
         }
         defer { close(descriptor) }

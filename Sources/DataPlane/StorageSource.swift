@@ -118,7 +118,8 @@ package final class StorageSource: Sendable {
         }
     }
 
-    /// Memory that is neither dumped nor swapped, resident only where used.
+    /// Memory that is neither dumped nor swapped, resident only where used: in pages of 2 MiB where
+    /// the system has them, for a fault per block would cost as much as copying it.
     private static func map(_ byteCount: Int) throws(AttachError) -> UInt {
         let mapping = mmap(
             nil, byteCount, PROT_READ | PROT_WRITE,
@@ -127,6 +128,8 @@ package final class StorageSource: Sendable {
             throw AttachError(
                 .failed, "storage memory:\(byteCount): \(OriginOpener.text(of: errno))")
         }
+        // Where it is refused, small pages do.
+        madvise(mapping, byteCount, MADV_HUGEPAGE)
         guard madvise(mapping, byteCount, MADV_DONTDUMP) == 0,
             cl_lock_on_fault(mapping, byteCount) == 0
         else {

@@ -42,10 +42,11 @@ struct FuseMount: Sendable {
             directory: directory, file: directory + "/" + fileName, descriptor: descriptor)
     }
 
-    /// Takes the mount out of sight, and away with its last user.
+    /// Takes the mount out of sight, and away with its last user. What the kernel still wants of
+    /// its session, which has ended or is that of a process that cannot die, fails at once.
     static func unmount(_ directory: String) {
         // EINVAL: somebody else has unmounted it.
-        umount2(directory, Int32(MNT_DETACH))
+        umount2(directory, Int32(MNT_FORCE) | Int32(MNT_DETACH))
         rmdir(directory)
     }
 }

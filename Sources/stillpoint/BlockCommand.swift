@@ -11,6 +11,7 @@ struct BlockCommand: AsyncParsableCommand {
     struct Attach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Make a local block device for a device or an image.",
+            usage: "stillpoint block attach DEVICE[@SNAPSHOT] [OPTIONS]",
             discussion: """
                 Prints its path. Every request passes through the service. What is written to the \
                 block device of an image stays in an overlay of that image and ends with the \
@@ -46,7 +47,11 @@ struct BlockCommand: AsyncParsableCommand {
     /// `block list`.
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "List the local block devices.")
+            abstract: "List the local block devices.",
+            discussion: """
+                Examples:
+                  stillpoint block list
+                """)
 
         @OptionGroup var options: ClientOptions
 
@@ -60,7 +65,11 @@ struct BlockCommand: AsyncParsableCommand {
     /// `block detach`.
     struct Detach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Take a local block device away that nobody uses.")
+            abstract: "Take a local block device away that nobody uses.",
+            discussion: """
+                Examples:
+                  stillpoint block detach /dev/loop0
+                """)
 
         @Argument(help: "Its path, /dev/loopN.")
         var path: String

@@ -24,9 +24,13 @@ struct ChangesCommand: AsyncParsableCommand {
     struct Show: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Say what changed on a device between two cuts, or up to now (the default).",
+            usage: "stillpoint changes DEVICE [--since NAME] [--until SNAPSHOT] [OPTIONS]",
             discussion: """
                 Blocks that are reported may have changed; those that are not, have not. It is exact \
                 to 4 KiB since the newest checkpoint, and to 64 KiB at worst since older ones.
+
+                Examples:
+                  stillpoint changes show data --since monday --json
                 """)
 
         @Argument(help: "Name of the device.")
@@ -93,11 +97,13 @@ struct ChangesCommand: AsyncParsableCommand {
     struct Mark: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Declare ranges of a device as changed.",
+            usage: "stillpoint changes mark DEVICE --range OFFSET:LENGTH... [OPTIONS]",
             discussion: """
                 They are in every later answer, also in those until a snapshot that is held now. All \
                 ranges are marked or none; each counts for the whole blocks of 4 KiB it touches.
 
-                Example: stillpoint changes mark data --range 0:1M --range 4096:512
+                Examples:
+                  stillpoint changes mark data --range 0:1M --range 4096:512
                 """)
 
         @Argument(help: "Name of the device.")

@@ -18,8 +18,9 @@ struct CheckpointCommand: AsyncParsableCommand {
     struct Create: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Make a cut over one or more devices and remember it.",
+            usage: "stillpoint checkpoint create NAME --device NAME... [OPTIONS]",
             discussion: """
-                Example:
+                Examples:
                   stillpoint checkpoint create monday --device data --device log
                 """)
 
@@ -52,6 +53,9 @@ struct CheckpointCommand: AsyncParsableCommand {
             discussion: """
                 USABLE says of which devices a question about changes can name it: those that are \
                 attached and whose tracking history is the same as then.
+
+                Examples:
+                  stillpoint checkpoint list
                 """)
 
         @OptionGroup var options: ClientOptions
@@ -94,6 +98,9 @@ struct CheckpointCommand: AsyncParsableCommand {
             discussion: """
                 Questions since it are refused from then on (exit status 3). A question that is \
                 being answered is answered to its end of page.
+
+                Examples:
+                  stillpoint checkpoint delete monday
                 """)
 
         @Argument(help: "Name of the checkpoint.")

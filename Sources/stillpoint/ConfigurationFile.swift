@@ -11,7 +11,7 @@ final class ConfigurationFile {
     /// Keys there may be: the options of `serve` that make sense in a file.
     static let keys = [
         "allow-plaintext", "attach", "control", "log-level", "loops", "nbd", "runtime-dir",
-        "state-dir", "tls", "tls-ca", "tls-cert", "tls-key", "tls-psk",
+        "state-dir", "tls", "tls-ca", "tls-cert", "tls-key", "tls-psk", "user",
     ]
     /// Largest file that is read.
     static let byteCountMax = 1 << 20
@@ -128,9 +128,11 @@ final class ConfigurationFile {
         var origin: String?
         var isReadOnly = false
         var sectorBytes: UInt32?
+        var isExclusive = false
         for (key, value) in options {
             switch key.string {
             case "path": origin = path(value, of: "path")
+            case "exclusive": isExclusive = flag(value, of: "exclusive") ?? false
             case "read-only": isReadOnly = flag(value, of: "read-only") ?? false
             case "sector-size":
                 sectorBytes = number(value, of: "sector-size").flatMap { UInt32(exactly: $0) }
@@ -138,7 +140,7 @@ final class ConfigurationFile {
                 problem(
                     key,
                     "device \(name): there is no option \"\(key.string ?? "?")\"; known are "
-                        + "path, read-only, sector-size")
+                        + "exclusive, path, read-only, sector-size")
             }
         }
         guard let origin else {
@@ -146,16 +148,18 @@ final class ConfigurationFile {
             return nil
         }
         return request(
-            place, name: name, path: origin, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
+            place, name: name, path: origin, isReadOnly: isReadOnly, sectorBytes: sectorBytes,
+            isExclusive: isExclusive)
     }
 
     private func request(
         _ place: Node, name: String, path: String, isReadOnly: Bool = false,
-        sectorBytes: UInt32? = nil
+        sectorBytes: UInt32? = nil, isExclusive: Bool = false
     ) -> AttachRequest? {
         do throws(ControlError) {
             return try AttachRequest(
-                name: name, path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
+                name: name, path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes,
+                isExclusive: isExclusive)
         } catch {
             problem(place, error.message)
             return nil

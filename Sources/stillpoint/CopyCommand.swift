@@ -9,6 +9,7 @@ struct CopyCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "copy",
         abstract: "Copy an image into a file, wholly or only what changed.",
+        usage: "stillpoint copy DEVICE@SNAPSHOT TARGET [--since NAME] [OPTIONS]",
         discussion: """
             Without --since everything is copied; holes and zeroes become holes. With --since only \
             what changed since that cut is copied, in place, into a target that equals it. \
@@ -17,7 +18,9 @@ struct CopyCommand: AsyncParsableCommand {
             and the same --since. A target that does not fit is refused with exit status 5: make a \
             full copy then.
 
-            Example: stillpoint copy vm1@tuesday /backup/vm1.img --since monday
+            Examples:
+              stillpoint copy vm1@monday /backup/vm1.img
+              stillpoint copy vm1@tuesday /backup/vm1.img --since monday
             """)
 
     @Argument(help: ArgumentHelp("What to copy.", valueName: "device@snapshot"))

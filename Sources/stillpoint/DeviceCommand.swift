@@ -140,7 +140,9 @@ struct DeviceCommand: AsyncParsableCommand {
                 smaller size ends the history of the device's changes, and is refused while a \
                 snapshot of it is held. Clients see the new size when they connect again.
 
-                Example: truncate -s 20G /srv/vm1.img && stillpoint device resize vm1
+                Examples:
+                  truncate -s 20G /srv/vm1.img
+                  stillpoint device resize vm1
                 """)
 
         @Argument(help: "Name of the device.")

@@ -86,6 +86,12 @@ struct Serve: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "Go on as this user once all is open. What root alone may do is then not permitted.",
+            valueName: "name"))
+    var user: String?
+
+    @Option(
+        help: ArgumentHelp(
             "Least important messages to log: trace, debug, info, notice, warning or error. "
                 + "Default: info.",
             valueName: "level"))
@@ -154,6 +160,7 @@ struct Serve: AsyncParsableCommand {
             mode: tls ?? file?.text("tls"), certificate: tlsCert ?? file?.path("tls-cert"),
             key: tlsKey ?? file?.path("tls-key"), authority: tlsCa ?? file?.path("tls-ca"),
             preSharedKeys: tlsPsk ?? file?.path("tls-psk"))
+        let user = user ?? file?.text("user")
         try file?.finish()
         let addresses =
             try nbd.isEmpty
@@ -172,6 +179,7 @@ struct Serve: AsyncParsableCommand {
             attach: devices, loopCount: loops ?? fileLoops,
             allowsPlaintext: allowPlaintext || filePlaintext,
             encryption: try EncryptionSettings(checking: encryption),
+            user: try user.map { try ServiceUser(named: $0) },
             withoutRingFeatures: without ?? [],
             notifySocket: Defaults.environment("NOTIFY_SOCKET"),
             freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")

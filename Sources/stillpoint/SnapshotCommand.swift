@@ -23,10 +23,8 @@ struct SnapshotCommand: AsyncParsableCommand {
             discussion: """
                 Examples:
                   stillpoint snapshot create --device vm1 --name before-upgrade
-                  stillpoint snapshot create --device data --device log --storage /srv/spare \
-                --limit 20G
-                  stillpoint snapshot create --device db --freeze /var/lib/db --pre /etc/db/hold \
-                --post /etc/db/go-on
+                  stillpoint snapshot create --device a --device b --limit 20G
+                  stillpoint snapshot create --device db --pre /etc/hold --post /etc/go-on
                 """)
 
         @Option(help: "Device to hold; may be repeated. All are cut at one moment.")

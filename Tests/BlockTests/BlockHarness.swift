@@ -44,7 +44,7 @@ final class BlockHarness: @unchecked Sendable {
         let place = service.directory.path("run/block")
         ticket = Undertaker.shared.register(
             "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
-                + "losetup -d /dev/${d##*/}; done; umount -l \(place)/*")
+                + "losetup -d /dev/${d##*/}; done; umount -f -l \(place)/*")
     }
 
     deinit {
@@ -165,9 +165,17 @@ final class Mount: @unchecked Sendable {
         Undertaker.shared.withdraw(ticket)
     }
 
-    /// Unmounts; the deadline only detects hangs.
+    /// Unmounts; the deadline only detects hangs. A child of another test, between fork and exec,
+    /// may hold what was open here for a moment: busy is tried again.
     func unmount(deadline: Double = 120) throws {
-        try Command.check("umount", [path], deadline: deadline)
+        let end = monotonicSeconds() + deadline
+        var outcome = try Command.run("umount", [path], deadline: deadline)
+        while outcome.diagnostics.contains("busy"), monotonicSeconds() < end {
+            outcome = try Command.run("umount", [path], deadline: deadline)
+        }
+        guard outcome.status == 0 else {
+            throw TestFailure("umount \(path) ended with \(outcome.status): \(outcome.diagnostics)")
+        }
         isMounted = false
         Undertaker.shared.withdraw(ticket)
     }

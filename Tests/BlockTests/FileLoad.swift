@@ -22,7 +22,8 @@ struct FileLoad: Sendable {
     private(set) var files: [String: Content] = [:]
     /// Those whose content was synced.
     private(set) var synced: [String: Content] = [:]
-    private let root: String
+    /// Where the files are; changes when the filesystem is mounted elsewhere.
+    var root: String
     private var generator: SeededGenerator
     private var nextName = 0
 

@@ -48,6 +48,7 @@ struct `Filesystems on block devices` {
         try disk.filesystem.check(block)
 
         let again = try Mount(block)
+        files.root = again.path
         try files.checkAll(in: again.path)
         try Self.trim(again.path, files: &files, origin: origin)
         try again.unmount()

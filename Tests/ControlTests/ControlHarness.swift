@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 
 /// A service of one test with its command line, without the need of an NBD client.
-final class ControlHarness {
+final class ControlHarness: Sendable {
     let service: TestService
 
     init(
@@ -148,9 +148,13 @@ final class ControlHarness {
 
     private static func readToEnd(_ connection: NBDClient) throws -> String {
         var bytes: [UInt8] = []
-        do {
-            while true { bytes += try connection.receive(1) }
-        } catch is ConnectionEnded {}
-        return String(decoding: bytes, as: UTF8.self)
+        var piece = [UInt8](repeating: 0, count: 65536)
+        while true {
+            let count = recv(connection.descriptor, &piece, piece.count, 0)
+            if count < 0, errno == EINTR { continue }
+            // What the service resets was answered before, or not at all.
+            guard count > 0 else { return String(decoding: bytes, as: UTF8.self) }
+            bytes += piece[..<count]
+        }
     }
 }

@@ -98,4 +98,33 @@ struct `The control socket` {
         #expect(try harness.service.stop() == .exited(0))
         withExtendedLifetime(idle) {}
     }
+
+    @Test func `those who wait for events leave room for others, and give their place back`() throws
+    {
+        let harness = try ControlHarness()
+        let request = Array("GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n".utf8)
+        let ok = "HTTP/1.1 200 OK"
+        func follow() throws -> NBDClient {
+            let client = try NBDClient(.unix(path: harness.service.controlPath))
+            try client.send(request)
+            return client
+        }
+        do {
+            let followers = try (0..<64).map { _ in try follow() }
+            for follower in followers {
+                #expect(String(decoding: try follower.receive(ok.utf8.count), as: UTF8.self) == ok)
+            }
+            let refused = try follow()
+            let text = String(decoding: try refused.receive(ok.utf8.count), as: UTF8.self)
+            #expect(text.hasPrefix("HTTP/1.1 409"))
+            #expect(try harness.command("status").status == 0)
+        }
+        // Gone when the service has seen their connections close, which it does by itself.
+        let end = monotonicSeconds() + 60
+        var answer = ""
+        while monotonicSeconds() < end, answer != ok {
+            answer = String(decoding: try follow().receive(ok.utf8.count), as: UTF8.self)
+        }
+        #expect(answer == ok)
+    }
 }

@@ -25,7 +25,8 @@ struct `A snapshot` {
             #expect(
                 Set(shown.keys) == [
                     "id", "name", "state", "created_at", "taken_at", "cut_microseconds",
-                    "drain_microseconds", "frozen", "consistency", "on_overflow", "devices",
+                    "drain_microseconds", "frozen", "freeze_errors", "consistency",
+                    "on_overflow", "devices",
                     "storage",
                 ])
             #expect(shown["state"] as? String == "held")

@@ -60,7 +60,7 @@ import Testing
         await harness.stop()
     }
 
-    @Test func `when the server stops, after what is under way is answered`()
+    @Test func `when the server stops, after what is under way is answered and the rest refused`()
         async throws
     {
         let harness = try await ServerHarness()
@@ -70,10 +70,23 @@ import Testing
         let idle = try harness.connect()
         let halfOpen = try NBDClient(.unix(path: harness.socketPath))
         try client.send(NBDRequest(.read, cookie: 1, length: 512))
+        let write = NBDRequest(
+            .write, cookie: 2, length: 70_000, payload: [UInt8](repeating: 1, count: 70_000)
+        ).encoded(.structured)
+        try client.send(write.part(0..<1000))
         try await device.waitForHeld(1)
         async let stopped: Void = harness.stop()
         try idle.drainUntilClosed()
         try halfOpen.drainUntilClosed()
+        // All were told in one go: what is asked from now on, or was not complete, is refused.
+        try client.send(write.part(1000..<write.count))
+        try client.send(NBDRequest(.read, cookie: 3, length: 512))
+        try client.send(
+            NBDRequest(.write, cookie: 4, length: 512, payload: [UInt8](repeating: 1, count: 512)))
+        for cookie in UInt64(2)...4 {
+            let chunk = try client.receiveChunk()
+            #expect(chunk.cookie == cookie && chunk.error == TestSupport.NBD.ErrorNumber.shutdown)
+        }
         try await device.with { $0.releaseHeld() }
         #expect(try client.receiveChunk(readLength: { _ in 512 }).cookie == 1)
         try client.drainUntilClosed()

@@ -90,7 +90,10 @@ final class CopyHarness {
     }
 
     func write(_ bytes: [UInt8], at offset: Int) throws {
-        try writer.write(UInt64(offset), bytes)
+        for start in stride(from: 0, to: bytes.count, by: mebibyte) {
+            let end = min(start + mebibyte, bytes.count)
+            try writer.write(UInt64(offset + start), Array(bytes[start..<end]))
+        }
         if !contents.isEmpty {
             contents.replaceSubrange(offset..<offset + bytes.count, with: bytes)
         }

@@ -110,18 +110,22 @@ struct `Copies are refused` {
         return path
     }
 
-    @Test func `when the image is corrupted: 6, or goes: 3`() throws {
+    @Test func `when the image is corrupted: 6, or gone: 3`() throws {
         let harness = try CopyHarness(byteCount: 32 * mebibyte)
         var generator = SeededGenerator.announced("corrupted image")
         try harness.write(generator.bytes(32 * mebibyte), at: 0)
         try harness.take("base")
         try harness.copy("base")
+        // Its storage would take what that of the next one cannot.
+        try harness.destroy("base")
         try harness.take("small", storage: "memory:4M")
         for offset in stride(from: 0, to: 32 * mebibyte, by: mebibyte) {
             try harness.write(generator.bytes(mebibyte), at: offset)
         }
         try harness.expectRefusal(6, "lost data", harness.copyArguments("small"))
         try harness.expectRefusal(6, "lost data", harness.copyArguments("small", since: "base"))
+        try harness.destroy("small")
+        try harness.expectRefusal(3, "no snapshot small", harness.copyArguments("small"))
         try harness.take("next", storage: "memory:64M")
         try harness.copy("next", since: "base")
         try harness.expectCopyIsRight("past a corrupted image")

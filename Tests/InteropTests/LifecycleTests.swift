@@ -55,6 +55,29 @@ struct `Starting and stopping` {
         for client in [connected, greeted, opened] { try client.drainUntilClosed() }
     }
 
+    @Test func `over TCP the last replies reach a client that sends on after DISC`() throws {
+        let served = try ServedOrigin(
+            Setting(kind: .tmpfsFile, transport: .tcp), byteCount: 4 * mebibyte)
+        let client = try served.client()
+        // A small window: most of the replies lie in the server's kernel when it closes.
+        var size: Int32 = 32768
+        setsockopt(
+            client.descriptor, SOL_SOCKET, SO_RCVBUF, &size, socklen_t(MemoryLayout<Int32>.size))
+        var bytes: [UInt8] = []
+        for cookie in UInt64(1)...8 {
+            bytes += NBDRequest(.read, cookie: cookie, length: UInt64(mebibyte))
+                .encoded(.structured)
+        }
+        try client.send(bytes + NBDRequest(.disconnect).encoded(.structured))
+        var cookies = Set([try client.receiveChunk().cookie])
+        // What nobody will read: to close over it would reset the connection.
+        try client.send([UInt8](repeating: 0, count: 100))
+        while cookies.count < 8 { cookies.insert(try client.receiveChunk().cookie) }
+        #expect(cookies == Set(1...8))
+        try client.drainUntilClosed()
+        #expect(try served.service.stop() == .exited(0))
+    }
+
     @Test(.enabled(if: canUseFUSE, "FUSE needs root and /dev/fuse"))
     func `a graceful stop flushes what was acknowledged`() throws {
         let filesystem = try PowerCutFilesystem(byteCount: 8 * mebibyte)

@@ -37,6 +37,9 @@ final class Harness {
         reserved.deallocate()
     }
 
+    /// Puts something impossible into the change map.
+    func damage(chunk: Int, _ raw: UInt64) { entries[chunk] = raw }
+
     /// All effects that wait, in order.
     func effects() -> [Effect] {
         var all: [Effect] = []

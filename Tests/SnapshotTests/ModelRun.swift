@@ -136,13 +136,30 @@ final class ModelRun {
             && !devices.contains(where: \.usesFaulty) && !devices.contains(where: \.sawFailure)
         let (snapshot, storage) = randomSnapshot(
             withFaulty: isFaultyFree && Int.random(in: 0..<3, using: &generator) > 0)
-        try harness.take(
-            snapshot.name, of: chosen.map { devices[$0].name }, storage: storage,
-            limit: 160 * mebibyte, onOverflow: snapshot.isPatient ? "throttle:60" : "break",
-            force: snapshot.usesFaulty)
+        try takeWhenFree(snapshot, of: chosen.map { devices[$0].name }, storage: storage)
         snapshots.append(snapshot)
         for index in chosen {
             try addImage(snapshot, to: index, contents: devices[index].contents)
+        }
+    }
+
+    /// The faulty source is closed behind the destroy that freed its last block: until then it is
+    /// in use.
+    private func takeWhenFree(
+        _ snapshot: ModelSnapshot, of names: [String], storage: [String]
+    ) throws {
+        let deadline = monotonicSeconds() + 60
+        while true {
+            do {
+                try harness.take(
+                    snapshot.name, of: names, storage: storage, limit: 160 * mebibyte,
+                    onOverflow: snapshot.isPatient ? "throttle:60" : "break",
+                    force: snapshot.usesFaulty)
+                return
+            } catch let failure as TestFailure
+                where snapshot.usesFaulty && "\(failure)".contains("is in use")
+                && monotonicSeconds() < deadline
+            {}
         }
     }
 

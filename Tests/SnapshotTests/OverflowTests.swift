@@ -162,6 +162,8 @@ struct `Overflow` {
         let wait = try TimedWriter(harness, "a", value: 2, byteCount: byteCount).finish()
         print("failing storage: the writer waited \(wait) s at most")
         #expect(wait < breakSeconds + slackSeconds)
+        // The data goes to storage behind the writes.
+        try harness.awaitEvent("corrupted", of: "s")
         try faulty.clearFaults()
         try expectLoss(harness, "s", device: "a", errno: 5)
         try expectOrigin(harness, "a", 2, byteCount: byteCount)

@@ -53,6 +53,18 @@ final class RecordedLoad: Sendable {
     /// How many writes were issued until now.
     var writeCount: Int { slots.withLock { $0.reduce(0) { $0 + $1.count } } }
 
+    /// Calls `body` with the sectors of each write issued after a moment.
+    func forEachWrite(issuedAfter time: UInt64, _ body: (Range<Int>) -> Void) {
+        slots.withLock { slots in
+            for (slot, writes) in slots.enumerated() {
+                let base = slot * Self.slotSectorCount
+                for write in writes where write.issued > time {
+                    body(base + write.sectors.lowerBound..<base + write.sectors.upperBound)
+                }
+            }
+        }
+    }
+
     /// Lets what is in flight finish.
     func stop() throws {
         isEnough.store(true, ordering: .relaxed)

@@ -48,14 +48,10 @@ enum {
     cl_feat_nodrop = IORING_FEAT_NODROP,
 };
 
-static inline int cl_ring_open(struct io_uring *ring, unsigned entries, unsigned cq_entries,
-                               unsigned flags) {
-    struct io_uring_params params;
-    memset(&params, 0, sizeof params);
-    params.flags = flags | IORING_SETUP_CQSIZE;
-    params.cq_entries = cq_entries;
-    return io_uring_queue_init_params(entries, ring, &params);
-}
+// Opens a ring, in memory of the process's own where the kernel offers that (Linux 6.5): the mapping
+// of a ring's memory holds the ring, and what it polls and reads, for as long as any thread of the
+// process lives. A thread that waits for I/O which the ring serves would then outlive a kill.
+int cl_ring_open(struct io_uring *ring, unsigned entries, unsigned cq_entries, unsigned flags);
 
 static inline unsigned cl_ring_features(const struct io_uring *ring) { return ring->features; }
 
@@ -290,6 +286,17 @@ int cl_add_partitions(int fd);
 int cl_sync_filesystem(int fd);
 
 // -- processes and threads -----------------------------------------------------------------------
+
+// Goes on as another user in all threads, with the groups that user has and no limit on locked
+// memory where the system lets root lift it. 0, or -1 and errno.
+int cl_become_user(const char *name, uint32_t user, uint32_t group);
+
+// An entry of an open directory, whatever it is, links not followed: only good for fstat and
+// cl_give_away. -1 on error.
+int cl_open_entry(int directory, const char *name);
+
+// Changes the owner of what cl_open_entry opened. 0, or -1 and errno.
+int cl_give_away(int fd, uint32_t user, uint32_t group);
 
 // False for a process that does not exist or has ended and only waits to be reaped.
 bool cl_process_lives(int32_t pid);

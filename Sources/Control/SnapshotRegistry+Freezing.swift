@@ -1,0 +1,41 @@
+internal import BlockModel
+internal import DataPlane
+internal import Glibc
+internal import RingIO
+internal import SnapshotCore
+
+// What a snapshot's take freezes, and what must stay writable meanwhile.
+
+extension SnapshotRegistry {
+    func freezePlan(of entry: HeldSnapshot) async throws -> FreezePlan {
+        try await freezing.plan(
+            entry.take.freeze, devices: entry.parts.map(\.name), protected: await protectedGround())
+    }
+
+    /// What must stay writable while filesystems are frozen: origins, storage, what is the
+    /// service's own.
+    private func protectedGround() async throws -> [ProtectedGround] {
+        var grounds = await devices.grounds()
+        for entry in entries.values {
+            for storage in entry.storages {
+                grounds.append(
+                    ProtectedGround(
+                        what: "storage of snapshot \(entry.label)", devices: storage.ground))
+            }
+        }
+        let directories = ownDirectories
+        let own = await blocking.run {
+            directories.map { directory in
+                ProtectedGround(
+                    what: directory.what, devices: MountSurvey.ground(ofPath: directory.path))
+            }
+                + [STDOUT_FILENO, STDERR_FILENO].map { descriptor in
+                    ProtectedGround(
+                        what: "the service's log",
+                        devices: MountSurvey.ground(ofDescriptor: descriptor))
+                }
+        }
+        guard let own else { throw ControlError.tooManyOperations }
+        return own + grounds
+    }
+}

@@ -1,0 +1,185 @@
+import Foundation
+import Glibc
+import TestSupport
+import Testing
+
+/// A PostgreSQL server on a data directory, stopped when the object goes.
+private final class Database: Sendable {
+    static let programs: String? = {
+        let root = "/usr/lib/postgresql"
+        let versions = (try? FileManager.default.contentsOfDirectory(atPath: root)) ?? []
+        return versions.sorted().last.map { "\(root)/\($0)/bin" }.flatMap { folder in
+            access(folder + "/postgres", X_OK) == 0 && getpwnam("postgres") != nil ? folder : nil
+        }
+    }()
+
+    private let data: String
+    private let socketDirectory: TemporaryDirectory
+    private let ticket: Int
+
+    /// Starts a server on `data`, which belongs to the user postgres.
+    init(on data: String) throws {
+        self.data = data
+        socketDirectory = try TemporaryDirectory()
+        try Command.check("chown", ["postgres", socketDirectory.root])
+        ticket = Undertaker.shared.register("kill -9 $(head -n 1 \(data)/postmaster.pid)")
+        try Self.asPostgres(
+            "pg_ctl",
+            [
+                "start", "--wait", "--timeout=120", "--pgdata", data, "--log", data + "/log",
+                "--options", "-c listen_addresses= -k \(socketDirectory.root)",
+            ])
+    }
+
+    deinit {
+        // Once it is stopped there is nothing left to stop.
+        _ = try? stop()
+        Undertaker.shared.withdraw(ticket)
+    }
+
+    func stop() throws {
+        try Self.asPostgres("pg_ctl", ["stop", "--wait", "--mode=fast", "--pgdata", data])
+    }
+
+    /// Makes an empty database cluster.
+    static func make(in data: String) throws {
+        try asPostgres("initdb", ["--pgdata", data, "--auth=trust", "--no-locale"])
+    }
+
+    @discardableResult
+    static func asPostgres(_ program: String, _ arguments: [String]) throws -> String {
+        guard let programs else { throw TestFailure("there is no PostgreSQL") }
+        return try Command.check(
+            "setpriv",
+            ["--reuid=postgres", "--regid=postgres", "--clear-groups", "\(programs)/\(program)"]
+                + arguments, deadline: 300)
+    }
+
+    /// Runs a client program against it.
+    @discardableResult
+    func client(_ program: String, _ arguments: String...) throws -> String {
+        try Self.asPostgres(program, ["--host", socketDirectory.root] + arguments)
+    }
+
+    /// The answer to a query, a single value.
+    func value(_ query: String) throws -> String {
+        try client("psql", "--no-psqlrc", "-qAt", "-c", query, "postgres")
+            .trimmingCharacters(in: .newlines)
+    }
+
+    /// A client that stays connected.
+    func session() throws -> ChildProcess {
+        guard let programs = Self.programs else { throw TestFailure("there is no PostgreSQL") }
+        return try ChildProcess(
+            "setpriv",
+            [
+                "--reuid=postgres", "--regid=postgres", "--clear-groups", "\(programs)/psql",
+                "--host", socketDirectory.root, "--no-psqlrc", "-qAt", "postgres",
+            ], withInput: true)
+    }
+}
+
+/// Commits numbers one after the other and knows the last one it was told of.
+private final class Witness: @unchecked Sendable {
+    // The counter is written by the thread of `run` alone and read by others under the lock.
+    private let lock = NSLock()
+    private var last = 0
+    private var isOver = false
+    private let session: ChildProcess
+
+    init(_ database: Database) throws { session = try database.session() }
+
+    var lastCommitted: Int { lock.withLock { last } }
+
+    func end() { lock.withLock { isOver = true } }
+
+    func run() throws {
+        var next = 0
+        while !(lock.withLock { isOver }) {
+            next += 1
+            try session.writeLine("INSERT INTO seen VALUES (\(next)) RETURNING n;")
+            guard try session.readLine(deadline: 120) == "\(next)" else {
+                throw TestFailure("the database refused number \(next)")
+            }
+            lock.withLock { last = next }
+        }
+        session.closeInput()
+        try session.wait(deadline: 60)
+    }
+}
+
+/// Databases on block devices.
+@Suite(.needsBlockDevices)
+struct `Databases on block devices` {
+    @Test(.enabled(if: Database.programs != nil, "PostgreSQL is not installed"))
+    func `every image of a busy database recovers with all that was committed before its cut`()
+        throws
+    {
+        let rounds = isSoak ? 20 : 2
+        print("images of a database: \(rounds) of 20; STILLPOINT_SOAK=1 runs all")
+        let origin = try TestOrigin(.sparseFile, byteCount: 1024 * mebibyte)
+        let harness = try BlockHarness(attaching: ["disk": origin.path])
+        let block = try harness.attachBlock("disk")
+        try Filesystem.ext4.make(on: block)
+        let mount = try Mount(block)
+        try Self.letOthersIn(mount)
+        let data = mount.path + "/data"
+        try Database.make(in: data)
+        let database = try Database(on: data)
+        try database.client("psql", "-q", "-c", "CREATE EXTENSION amcheck", "postgres")
+        try database.client("psql", "-q", "-c", "CREATE TABLE seen (n int PRIMARY KEY)", "postgres")
+        try database.client("pgbench", "-q", "-i", "-s", "2", "postgres")
+        let witness = try Witness(database)
+        let witnessing = Background { try witness.run() }
+        let bench = Background {
+            try database.client("pgbench", "-c", "4", "-T", "\(rounds * 30)", "postgres")
+        }
+        for round in 0..<rounds { try Self.checkImage(round, harness, witness) }
+        witness.end()
+        try witnessing.value()
+        // It may still run: its end is not what is tested.
+        try database.client("psql", "-qAt", "-c", Self.endOthers, "postgres")
+        _ = try? bench.value()
+        #expect(witness.lastCommitted > 0)
+        try database.stop()
+        try mount.unmount()
+        try Filesystem.ext4.check(block)
+    }
+
+    private static let endOthers = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE pid <> pg_backend_pid() AND application_name = 'pgbench'
+        """
+
+    /// The user postgres must reach what is mounted below a directory of root's.
+    private static func letOthersIn(_ mount: Mount) throws {
+        try Command.check("chmod", ["0755", (mount.path as NSString).deletingLastPathComponent])
+        try Command.check("chown", ["postgres", mount.path])
+    }
+
+    private static func checkImage(
+        _ round: Int, _ harness: BlockHarness, _ witness: Witness
+    ) throws {
+        let name = "s\(round)"
+        let before = witness.lastCommitted
+        try harness.command(
+            "snapshot", "create", "--device", "disk", "--name", name, "--storage", "memory:512M")
+        let image = try harness.attachBlock("disk@" + name)
+        let mount = try Mount(image)
+        try Command.check("chmod", ["0755", (mount.path as NSString).deletingLastPathComponent])
+        // It names the server of the original, which runs.
+        try FileManager.default.removeItem(atPath: mount.path + "/data/postmaster.pid")
+        let database = try Database(on: mount.path + "/data")
+        let found = Int(try database.value("SELECT count(*) FROM seen")) ?? -1
+        let gaps = try database.value("SELECT max(n) - count(*) FROM seen")
+        print("image \(round): \(found) of at least \(before) committed numbers")
+        #expect(found >= before, "committed transactions are missing")
+        #expect(before == 0 || gaps == "0")
+        try database.client("pg_amcheck", "--heapallindexed", "postgres")
+        try database.client("pg_dumpall", "--file", "/dev/null")
+        try database.stop()
+        try mount.unmount()
+        try harness.command("block", "detach", image)
+        try harness.command("snapshot", "destroy", name)
+    }
+}
