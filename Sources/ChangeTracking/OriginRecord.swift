@@ -14,8 +14,9 @@
 //         56      8  change time, seconds
 //         64      4  modification time, nanoseconds
 //         68      4  change time, nanoseconds
-//         72     32  writes, sectors, discards, discarded sectors of the block device
-//        104     32  the same of its whole disk
+//         72     16  sectors written to the block device, and discarded
+//         88     16  the same of its whole disk
+//        104     32  reserved, zero
 //        136    256  stable id, UTF-8
 //
 // Invariants
@@ -49,17 +50,14 @@ package struct FileTime: Equatable, Sendable {
     package static let zero = FileTime(seconds: 0, nanoseconds: 0)
 }
 
-/// What the kernel has counted on a block device since the machine started.
+/// What the kernel has counted on a block device since the machine started. Sectors, not requests:
+/// flushes are counted as writes without any.
 package struct WriteCounters: Equatable, Sendable {
-    package var writes: UInt64
-    package var sectors: UInt64
-    package var discards: UInt64
+    package var writtenSectors: UInt64
     package var discardedSectors: UInt64
 
-    package init(writes: UInt64, sectors: UInt64, discards: UInt64, discardedSectors: UInt64) {
-        self.writes = writes
-        self.sectors = sectors
-        self.discards = discards
+    package init(writtenSectors: UInt64, discardedSectors: UInt64) {
+        self.writtenSectors = writtenSectors
         self.discardedSectors = discardedSectors
     }
 }
@@ -137,7 +135,7 @@ package struct OriginRecord: Equatable, Sendable {
             bytes.setHalf(changed.nanoseconds, at: start + 68)
         case .blockDevice(_, let own, let disk):
             own.encode(into: &bytes, at: start + 72)
-            disk.encode(into: &bytes, at: start + 104)
+            disk.encode(into: &bytes, at: start + 88)
         }
     }
 
@@ -168,7 +166,7 @@ package struct OriginRecord: Equatable, Sendable {
         } else {
             guard bytes.isZero(from: start + 16, to: start + 36),
                 bytes.isZero(from: start + 48, to: start + 72),
-                isKnown == 1 || bytes.isZero(from: start + 72, to: start + 136)
+                bytes.isZero(from: start + (isKnown == 1 ? 104 : 72), to: start + 136)
             else { throw .impossible }
             identity = .blockDevice(
                 stableID: try bytes.text(at: start + 136, byteCount: textCount),
@@ -177,7 +175,7 @@ package struct OriginRecord: Equatable, Sendable {
                 isKnown == 1
                 ? .blockDevice(
                     size: size, own: WriteCounters(decoding: bytes, at: start + 72),
-                    disk: WriteCounters(decoding: bytes, at: start + 104))
+                    disk: WriteCounters(decoding: bytes, at: start + 88))
                 : .unknown(size: size)
         }
     }
@@ -185,17 +183,13 @@ package struct OriginRecord: Equatable, Sendable {
 
 extension WriteCounters {
     fileprivate func encode(into bytes: inout MutableRawSpan, at start: Int) {
-        bytes.setWord(writes, at: start)
-        bytes.setWord(sectors, at: start + 8)
-        bytes.setWord(discards, at: start + 16)
-        bytes.setWord(discardedSectors, at: start + 24)
+        bytes.setWord(writtenSectors, at: start)
+        bytes.setWord(discardedSectors, at: start + 8)
     }
 
     fileprivate init(decoding bytes: RawSpan, at start: Int) {
-        writes = bytes.word(at: start)
-        sectors = bytes.word(at: start + 8)
-        discards = bytes.word(at: start + 16)
-        discardedSectors = bytes.word(at: start + 24)
+        writtenSectors = bytes.word(at: start)
+        discardedSectors = bytes.word(at: start + 8)
     }
 }
 

@@ -16,44 +16,6 @@ internal import SnapshotCore
 // - A device with a holder (a snapshot) is not detached before the holder has released it, one that
 //   is pinned (a cut or a question about its changes is under way) not before that has ended.
 
-/// How a device is asked for.
-package struct AttachRequest: Equatable, Sendable {
-    package let name: ObjectName
-    /// Absolute.
-    package let path: String
-    package let isReadOnly: Bool
-    /// 512 or 4096; nil: what the origin says.
-    package let sectorBytes: UInt32?
-    /// The operator's word that nobody else writes to the origin.
-    package let isExclusive: Bool
-
-    /// Checks what came from outside.
-    package init(
-        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil,
-        isExclusive: Bool = false
-    ) throws(ControlError) {
-        guard let checked = ObjectName(name) else {
-            throw ControlError(
-                .invalid,
-                "\"\(name)\" is no name for a device: use 1 to 64 letters, digits, '.', '_' or "
-                    + "'-', the first a letter or digit")
-        }
-        guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
-            throw ControlError(.invalid, "device \(name): give the absolute path of its origin")
-        }
-        if let sectorBytes, sectorBytes != 512 && sectorBytes != 4096 {
-            throw ControlError(
-                .invalid,
-                "device \(name): sector size \(sectorBytes) is not offered; use 512 or 4096")
-        }
-        self.name = checked
-        self.path = path
-        self.isReadOnly = isReadOnly
-        self.sectorBytes = sectorBytes
-        self.isExclusive = isExclusive
-    }
-}
-
 /// The devices of the service; see the head of this file.
 package actor DeviceRegistry {
     struct Entry {

@@ -102,9 +102,7 @@ enum OriginSighting {
     /// Reads the counters of writing: Documentation/block/stat.rst of the kernel.
     private static func counters(_ path: String) -> WriteCounters? {
         guard let fields = fields(path), fields.count >= 15 else { return nil }
-        return WriteCounters(
-            writes: fields[4], sectors: fields[6], discards: fields[11],
-            discardedSectors: fields[13])
+        return WriteCounters(writtenSectors: fields[6], discardedSectors: fields[13])
     }
 
     private static func fields(_ path: String) -> [UInt64]? {

@@ -56,15 +56,15 @@ import Testing
 
     private func disk(
         size: UInt64 = Samples.size, id: String = "wwid naa.5000", sequence: UInt64 = 42,
-        writes: UInt64 = 1, diskWrites: UInt64 = 5
+        writes: UInt64 = 1, diskWrites: UInt64 = 5,
+        discards: UInt64 = 7
     ) -> OriginRecord {
         OriginRecord(
             identity: .blockDevice(stableID: id, sequence: sequence),
             state: .blockDevice(
                 size: size,
-                own: WriteCounters(writes: writes, sectors: 2, discards: 3, discardedSectors: 4),
-                disk: WriteCounters(
-                    writes: diskWrites, sectors: 6, discards: 7, discardedSectors: 8)))
+                own: WriteCounters(writtenSectors: writes, discardedSectors: 2),
+                disk: WriteCounters(writtenSectors: diskWrites, discardedSectors: discards)))
     }
 
     private func uncounted() -> OriginRecord {
@@ -186,7 +186,7 @@ import Testing
         for (now, reason) in [
             (disk(writes: 2), NewHistoryReason.changedOutside),
             // Through the whole disk, past the partition.
-            (disk(diskWrites: 6), .changedOutside),
+            (disk(diskWrites: 6), .changedOutside), (disk(discards: 8), .changedOutside),
             (disk(size: 1 << 30), .resized(from: size, to: 1 << 30)),
             (disk(id: "wwid naa.6000"), .otherOrigin), (disk(sequence: 43), .otherOrigin),
             (file(), .otherOrigin),

@@ -19,8 +19,8 @@ enum Samples {
         identity: .blockDevice(stableID: "wwid naa.5000", sequence: 42),
         state: .blockDevice(
             size: size,
-            own: WriteCounters(writes: 1, sectors: 2, discards: 3, discardedSectors: 4),
-            disk: WriteCounters(writes: 5, sectors: 6, discards: 7, discardedSectors: 8)))
+            own: WriteCounters(writtenSectors: 1, discardedSectors: 2),
+            disk: WriteCounters(writtenSectors: 3, discardedSectors: 4)))
 
     static func header(_ origin: OriginRecord) -> MapFileHeader {
         var header = MapFileHeader(

@@ -98,6 +98,7 @@ final class HistoryHarness {
 
     func client() throws -> NBDClient {
         let client = try NBDClient(.unix(path: service.socketPath))
+        _ = try client.greet()
         try client.open(device, headers: .structured)
         return client
     }
@@ -148,7 +149,10 @@ final class HistoryHarness {
     /// Whether a guardian of the service watches the file.
     func isWatched(_ path: String) throws -> Bool {
         try guardians().contains { guardian in
-            // One that has ended meanwhile watches nothing.
+            // Before it is a program of its own it has the service's descriptors; and one that has
+            // ended meanwhile watches nothing.
+            let name = try? String(contentsOfFile: "/proc/\(guardian)/comm", encoding: .utf8)
+            guard name == "guardian\n" else { return false }
             let names = try? FileManager.default.contentsOfDirectory(
                 atPath: "/proc/\(guardian)/fd")
             return (names ?? []).contains { name in

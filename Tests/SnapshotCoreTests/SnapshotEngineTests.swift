@@ -347,6 +347,17 @@ import Testing
         #expect(harness.buffers.freeCount == harness.buffers.capacity)
     }
 
+    @Test func `a write that waited while the device shrank below it fails, others go on`() {
+        let harness = Harness()
+        harness.engine.gateClosed(now: 0)
+        harness.write(0, 3 << 18, 4096)
+        harness.write(1, 0, 4096)
+        _ = harness.drain()
+        harness.engine.deviceResized(to: 1 << 19, now: 0)
+        harness.engine.gateOpened(now: 0)
+        #expect(harness.drain() == ["finish 0 errno 28", "issue 1"])
+    }
+
     @Test func `an origin that is gone corrupts its snapshots`() {
         let harness = Harness()
         _ = harness.take()
