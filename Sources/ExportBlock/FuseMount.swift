@@ -4,34 +4,61 @@ internal import Glibc
 // Mounts of the one-file filesystems. None of these calls waits for an answer of ours: the kernel
 // greets a FUSE server in the background, and a lazy unmount asks it nothing.
 
-/// A one-file filesystem that is mounted.
-struct FuseMount: Sendable {
-    /// Where it is mounted; it exists for this mount alone.
-    let directory: String
-    /// Path of the file in it.
-    let file: String
-    /// The open /dev/fuse.
+/// The connection to the kernel of one mount.
+struct FuseChannel: Sendable {
+    /// The open /dev/fuse, non-blocking. When it closes, all that the kernel waits for fails.
     let descriptor: Int32
+    /// Can be read when messages wait. An operation in a ring keeps its file open as long as the
+    /// ring is mapped, hence until the last thread of a killed process is gone; that thread may be
+    /// one that waits for this very connection. So rings poll this one instead of `descriptor`.
+    let watch: Int32
 
-    /// Mounts at `directory`, which is made for it, mode 0700, and must not exist.
-    static func mount(
-        at directory: String, fileName: String
-    ) throws(BlockExportError) -> FuseMount {
-        let descriptor = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK)
+    static func open() throws(BlockExportError) -> FuseChannel {
+        let descriptor = Glibc.open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else {
             throw BlockExportError(
                 .failed,
                 "/dev/fuse: \(BlockExportError.text(errno)); local block devices need FUSE "
                     + "(modprobe fuse) and root; NBD needs neither")
         }
+        let watch = cl_watch(descriptor)
+        guard watch >= 0 else {
+            let failure = errno
+            Glibc.close(descriptor)
+            throw BlockExportError(
+                .failed, "/dev/fuse cannot be watched: \(BlockExportError.text(failure))")
+        }
+        return FuseChannel(descriptor: descriptor, watch: watch)
+    }
+
+    func close() {
+        Glibc.close(watch)
+        Glibc.close(descriptor)
+    }
+}
+
+/// A one-file filesystem that is mounted.
+struct FuseMount: Sendable {
+    /// Where it is mounted; it exists for this mount alone.
+    let directory: String
+    /// Path of the file in it.
+    let file: String
+    let channel: FuseChannel
+
+    /// Mounts at `directory`, which is made for it, mode 0700, and must not exist.
+    static func mount(
+        at directory: String, fileName: String
+    ) throws(BlockExportError) -> FuseMount {
+        let channel = try FuseChannel.open()
         guard mkdir(directory, 0o700) == 0 else {
             let failure = errno
-            close(descriptor)
+            channel.close()
             throw BlockExportError(.failed, "\(directory): \(BlockExportError.text(failure))")
         }
-        guard cl_fuse_mount(descriptor, directory, UInt32(Fuse.dataByteCountMax)) == 0 else {
+        guard cl_fuse_mount(channel.descriptor, directory, UInt32(Fuse.dataByteCountMax)) == 0
+        else {
             let failure = errno
-            close(descriptor)
+            channel.close()
             rmdir(directory)
             throw BlockExportError(
                 .failed,
@@ -39,7 +66,7 @@ struct FuseMount: Sendable {
                     + "mounting needs CAP_SYS_ADMIN")
         }
         return FuseMount(
-            directory: directory, file: directory + "/" + fileName, descriptor: descriptor)
+            directory: directory, file: directory + "/" + fileName, channel: channel)
     }
 
     /// Takes the mount out of sight, and away with its last user. What the kernel still wants of
