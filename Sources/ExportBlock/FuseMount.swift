@@ -13,20 +13,12 @@ struct FuseChannel: Sendable {
     /// one that waits for this very connection. So rings poll this one instead of `descriptor`.
     let watch: Int32
 
-    static func open() throws(BlockExportError) -> FuseChannel {
-        let descriptor = Glibc.open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK)
-        guard descriptor >= 0 else {
-            throw BlockExportError(
-                .failed,
-                "/dev/fuse: \(BlockExportError.text(errno)); local block devices need FUSE "
-                    + "(modprobe fuse) and root; NBD needs neither")
-        }
+    /// Watches an open /dev/fuse that is mounted: before that there is nothing to wait for in it.
+    static func watching(_ descriptor: Int32) throws(BlockExportError) -> FuseChannel {
         let watch = cl_watch(descriptor)
         guard watch >= 0 else {
-            let failure = errno
-            Glibc.close(descriptor)
             throw BlockExportError(
-                .failed, "/dev/fuse cannot be watched: \(BlockExportError.text(failure))")
+                .failed, "/dev/fuse cannot be watched: \(BlockExportError.text(errno))")
         }
         return FuseChannel(descriptor: descriptor, watch: watch)
     }
@@ -49,24 +41,31 @@ struct FuseMount: Sendable {
     static func mount(
         at directory: String, fileName: String
     ) throws(BlockExportError) -> FuseMount {
-        let channel = try FuseChannel.open()
-        guard mkdir(directory, 0o700) == 0 else {
-            let failure = errno
-            channel.close()
-            throw BlockExportError(.failed, "\(directory): \(BlockExportError.text(failure))")
-        }
-        guard cl_fuse_mount(channel.descriptor, directory, UInt32(Fuse.dataByteCountMax)) == 0
-        else {
-            let failure = errno
-            channel.close()
-            rmdir(directory)
+        let descriptor = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK)
+        guard descriptor >= 0 else {
             throw BlockExportError(
                 .failed,
-                "FUSE cannot be mounted at \(directory): \(BlockExportError.text(failure)); "
-                    + "mounting needs CAP_SYS_ADMIN")
+                "/dev/fuse: \(BlockExportError.text(errno)); local block devices need FUSE "
+                    + "(modprobe fuse) and root; NBD needs neither")
         }
-        return FuseMount(
-            directory: directory, file: directory + "/" + fileName, channel: channel)
+        do throws(BlockExportError) {
+            guard mkdir(directory, 0o700) == 0 else {
+                throw BlockExportError(.failed, "\(directory): \(BlockExportError.text(errno))")
+            }
+            guard cl_fuse_mount(descriptor, directory, UInt32(Fuse.dataByteCountMax)) == 0 else {
+                throw BlockExportError(
+                    .failed,
+                    "FUSE cannot be mounted at \(directory): \(BlockExportError.text(errno)); "
+                        + "mounting needs CAP_SYS_ADMIN")
+            }
+            return FuseMount(
+                directory: directory, file: directory + "/" + fileName,
+                channel: try FuseChannel.watching(descriptor))
+        } catch {
+            close(descriptor)
+            unmount(directory)
+            throw error
+        }
     }
 
     /// Takes the mount out of sight, and away with its last user. What the kernel still wants of
