@@ -10,6 +10,7 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/epoll.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/sysmacros.h>
@@ -158,6 +159,17 @@ int cl_fuse_mount(int fd, const char *directory, uint32_t max_read) {
              geteuid(), getegid(), max_read);
     return mount("stillpoint", directory, "fuse.stillpoint",
                  MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME, options);
+}
+
+int cl_watch(int fd) {
+    int watch = epoll_create1(EPOLL_CLOEXEC);
+    if (watch < 0) return -1;
+    struct epoll_event event = {.events = EPOLLIN};
+    if (epoll_ctl(watch, EPOLL_CTL_ADD, fd, &event) == 0) return watch;
+    int failure = errno;
+    close(watch);
+    errno = failure;
+    return -1;
 }
 
 int cl_loop_get_free(int control) { return ioctl(control, LOOP_CTL_GET_FREE); }
