@@ -439,6 +439,57 @@ int cl_undelivered(int fd) {
     return ioctl(fd, SIOCOUTQ, &count) == 0 ? count : 0;
 }
 
+// What the main thread is asked to become, and its answer.
+static struct {
+    uint32_t user, group;
+    gid_t groups[256];
+    int group_count;
+    sem_t done;
+} cl_straggler;
+
+// Runs in the main thread. System calls change the calling thread alone, and are safe in a handler.
+static void cl_become_here(int signal)
+{
+    (void)signal;
+    int saved = errno;
+    if (syscall(SYS_geteuid) != (long)cl_straggler.user) {
+        (void)syscall(SYS_setgroups, cl_straggler.group_count, cl_straggler.groups);
+        uint32_t group = cl_straggler.group, user = cl_straggler.user;
+        (void)syscall(SYS_setresgid, group, group, group);
+        (void)syscall(SYS_setresuid, user, user, user);
+    }
+    sem_post(&cl_straggler.done);
+    errno = saved;
+}
+
+// libdispatch parks the main thread of an asynchronous program by pthread_exit. glibc takes a thread
+// that exits for gone and does not change its user, yet it lives on, and stays root.
+static int cl_become_in_main_thread(uint32_t user, uint32_t group)
+{
+    if (syscall(SYS_gettid) == getpid())
+        return 0;
+    cl_straggler.user = user;
+    cl_straggler.group = group;
+    cl_straggler.group_count = getgroups(256, cl_straggler.groups);
+    if (cl_straggler.group_count < 0 || sem_init(&cl_straggler.done, 0, 0) != 0)
+        return -1;
+    struct sigaction action = {.sa_handler = cl_become_here}, before;
+    int signal = SIGRTMAX - 3;
+    if (sigaction(signal, &action, &before) != 0)
+        return -1;
+    int result = (int)syscall(SYS_tgkill, getpid(), getpid(), signal);
+    if (result == 0) {
+        struct timespec end;
+        clock_gettime(CLOCK_REALTIME, &end);
+        end.tv_sec += 5;
+        while ((result = sem_timedwait(&cl_straggler.done, &end)) != 0 && errno == EINTR) {}
+    }
+    // Late is never: the handler stays where the main thread may still run it.
+    if (result == 0)
+        sigaction(signal, &before, NULL);
+    return result;
+}
+
 int cl_become_user(const char *name, uint32_t user, uint32_t group)
 {
     struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
@@ -446,7 +497,9 @@ int cl_become_user(const char *name, uint32_t user, uint32_t group)
     (void)setrlimit(RLIMIT_MEMLOCK, &unlimited);
     if (initgroups(name, group) != 0 || setresgid(group, group, group) != 0)
         return -1;
-    return setresuid(user, user, user);
+    if (setresuid(user, user, user) != 0)
+        return -1;
+    return cl_become_in_main_thread(user, group);
 }
 
 int cl_open_entry(int directory, const char *name)
