@@ -8,7 +8,7 @@ BUILD := -c release --scratch-path $(SCRATCH)
 TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants demo bench-nbd bench-snapshots format lint install clean
+.PHONY: help build build-tests test soak simulate mutants demo bench bench-nbd bench-snapshots bench-rooms format lint install clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,27 +51,44 @@ build-tests: ## Build everything, the tests too
 	@Scripts/ensure-swift
 	swift build $(BUILD) --build-tests
 
-bench-nbd: ## Measure against nbdkit and qemu-nbd
-	@Scripts/ensure-packages build test
-	@$(MAKE) --no-print-directory build
-	swift build $(BUILD) --product nbd-load
-	@Scripts/bench-nbd $(PROGRAM)
+bench: bench-build ## Measure against the peers and write a report (QUICK=1: under 5 minutes)
+	@Scripts/bench $(PROGRAM) --untracked $(SCRATCH)/untracked/stillpoint $(BENCH)
 
-bench-snapshots: ## Measure what snapshots cost, and against QEMU's copy-before-write
-	@Scripts/ensure-packages build test
+bench-nbd: bench-build ## The part of it without snapshots
+	@Scripts/bench $(PROGRAM) --only plain $(BENCH)
+
+bench-snapshots: bench-build ## The part of it with snapshots
+	@Scripts/bench $(PROGRAM) --only overwrites,many,images,cuts,sizes $(BENCH)
+
+BENCH = $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+# The build that marks nothing goes first and is moved aside: one directory, so that dependencies
+# are compiled once.
+.PHONY: bench-build
+bench-build:
+	@Scripts/ensure-swift
+	@Scripts/ensure-packages build test bench
+	@STILLPOINT_WITHOUT_TRACKING=1 $(MAKE) --no-print-directory build
+	@install -D -m 0755 $(PROGRAM) $(SCRATCH)/untracked/stillpoint
 	@$(MAKE) --no-print-directory build
 	swift build $(BUILD) --product nbd-load
-	@Scripts/bench-snapshots $(PROGRAM)
+
+bench-rooms: ## Microbenchmarks of the rooms that decide
+	@Scripts/ensure-swift
+	swift package --package-path Benchmarks/Micro --scratch-path $(CURDIR)/$(SCRATCH)-micro benchmark
 
 lint: ## Check the format of all Swift sources
 	@echo "swift format lint --strict"
-	@swift format lint --strict --parallel -r Sources Tests Package.swift
+	@swift format lint --strict --parallel -r Sources Tests Benchmarks/Micro/Benchmarks Package.swift
 
 format: ## Format all Swift sources in place
-	swift format -i --parallel -r Sources Tests Package.swift
+	swift format -i --parallel -r Sources Tests Benchmarks/Micro/Benchmarks Package.swift
 
-install: build ## Install the program under PREFIX (default /usr/local)
+install: build ## Install program, manual pages and completions under PREFIX (default /usr/local)
+	swift build $(BUILD) --product manual
 	install -D -m 0755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/stillpoint
+	$(SCRATCH)/release/manual $(PROGRAM) $(DESTDIR)$(PREFIX)/share/man/man1
+	@Scripts/install-completions $(PROGRAM) $(DESTDIR)$(PREFIX)/share
 
 clean: ## Remove what was built
 	rm -rf $(SCRATCH)

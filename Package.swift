@@ -15,6 +15,11 @@ let strictTests: [SwiftSetting] = [
     .unsafeFlags(["-Onone"], .when(configuration: .release)),
 ]
 
+// Set by `make bench` alone, which compares the program with a build of it that marks nothing.
+let tracking: [SwiftSetting] =
+    Context.environment["STILLPOINT_WITHOUT_TRACKING"] == nil
+    ? [] : [.define("BENCHMARK_WITHOUT_TRACKING")]
+
 let package = Package(
     name: "stillpoint",
     products: [
@@ -28,7 +33,9 @@ let package = Package(
             url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     ],
     targets: [
         .target(
@@ -39,7 +46,7 @@ let package = Package(
         .target(name: "CopyOnWrite", swiftSettings: strict),
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
-            swiftSettings: strict),
+            swiftSettings: strict + tracking),
         .target(
             name: "Simulation",
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
@@ -57,9 +64,21 @@ let package = Package(
             // Its tests look at the protocol's inner types, in the same build as everybody else's.
             swiftSettings: strict + [.unsafeFlags(["-enable-testing"])]),
         .target(
+            name: "ExportBlock", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            swiftSettings: strict),
+        .target(
+            name: "Encryption",
+            dependencies: [
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            ],
+            swiftSettings: strict),
+        .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO",
+                "BlockModel", "ChangeTracking", "CLinux", "DataPlane", "Encryption", "ExportBlock",
+                "ExportNBD", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -79,8 +98,10 @@ let package = Package(
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "Yams", package: "Yams"),
             ],
             swiftSettings: strict),
+        .executableTarget(name: "manual", swiftSettings: strict),
         .testTarget(
             name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strictTests),
         .testTarget(
@@ -94,12 +115,20 @@ let package = Package(
         .executableTarget(
             name: "nbd-load", dependencies: ["TestSupport"], swiftSettings: strict),
         .executableTarget(
+            name: "count-work",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .executableTarget(
             name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "InteropTests",
             dependencies: [
-                "CTestSupport", "TestSupport", "nbd-load", "powercut-fs", "stillpoint",
+                "CTestSupport", "TestSupport", "count-work", "nbd-load", "powercut-fs",
+                "stillpoint",
             ],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "EncryptionTests", dependencies: ["Encryption", "TestSupport", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
@@ -112,12 +141,21 @@ let package = Package(
             name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
+            name: "BlockTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
+            swiftSettings: strictTests),
+        .testTarget(
             name: "ImageCopyTests",
             dependencies: ["BlockModel", "ImageCopy", "TestSupport", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",
-            dependencies: ["Control", "TestSupport", "powercut-fs", "stillpoint"],
+            dependencies: ["Control", "TestSupport", "manual", "powercut-fs", "stillpoint"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "HistoryTests",
+            dependencies: [
+                "BlockModel", "CTestSupport", "ChangeTracking", "TestSupport", "stillpoint",
+            ],
             swiftSettings: strictTests),
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],

@@ -8,7 +8,7 @@
 // - All of it happens on the loop of the target.
 
 /// What a request asks for.
-package enum RequestOperation: UInt8, Sendable {
+package enum RequestOperation: UInt8, CaseIterable, Sendable {
     case read
     case write
     /// Everything acknowledged before is on stable storage when this finishes.

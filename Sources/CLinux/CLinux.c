@@ -2,8 +2,14 @@
 #include "CLinux.h"
 
 #include <blkid/blkid.h>
+#include <linux/sockios.h>
+#include <linux/blkpg.h>
 #include <linux/stat.h>
+#include <sched.h>
+#include <spawn.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/sysmacros.h>
 
 #ifndef STATX_DIOALIGN
@@ -28,6 +34,7 @@ struct cl_statx {
 _Static_assert(sizeof(struct cl_statx) == 256, "struct statx is 256 bytes");
 
 const int cl_o_direct = O_DIRECT;
+const int cl_o_path = O_PATH;
 const int cl_rwf_dsync = RWF_DSYNC;
 const int cl_seek_data = SEEK_DATA;
 const int cl_seek_hole = SEEK_HOLE;
@@ -47,6 +54,10 @@ int cl_file_facts(int fd, struct cl_file_facts *facts) {
     facts->mode = answer.mode;
     facts->birth_seconds = answer.birth.seconds;
     facts->birth_nanoseconds = answer.birth.nanoseconds;
+    facts->modify_seconds = answer.modify.seconds;
+    facts->modify_nanoseconds = answer.modify.nanoseconds;
+    facts->change_seconds = answer.change.seconds;
+    facts->change_nanoseconds = answer.change.nanoseconds;
     facts->direct_known = (answer.mask & STATX_DIOALIGN) != 0;
     facts->direct_memory_alignment = answer.direct_memory_alignment;
     facts->direct_offset_alignment = answer.direct_offset_alignment;
@@ -74,6 +85,50 @@ bool cl_block_device_is_read_only(int fd) {
     return ioctl(fd, BLKROGET, &read_only) == 0 && read_only != 0;
 }
 
+#ifndef BLKGETDISKSEQ
+#define BLKGETDISKSEQ _IOR(0x12, 128, uint64_t)
+#endif
+
+int cl_disk_sequence(int fd, uint64_t *sequence) { return ioctl(fd, BLKGETDISKSEQ, sequence); }
+
+int cl_allocate(int fd, uint64_t offset, uint64_t length) {
+    return fallocate(fd, 0, (off_t)offset, (off_t)length);
+}
+
+int cl_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
+
+
+int cl_spawn_companion(const char *path, char *const arguments[], int socket, int32_t *pid) {
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t signals;
+    int result = posix_spawn_file_actions_init(&actions);
+    if (result) return result;
+    result = posix_spawnattr_init(&attributes);
+    if (result) {
+        posix_spawn_file_actions_destroy(&actions);
+        return result;
+    }
+    for (int fd = 0; fd < 3 && !result; fd++)
+        result = posix_spawn_file_actions_addopen(&actions, fd, "/dev/null", O_RDWR, 0);
+    if (!result) result = posix_spawn_file_actions_adddup2(&actions, socket, 3);
+    sigemptyset(&signals);
+    if (!result) result = posix_spawnattr_setsigmask(&attributes, &signals);
+    sigfillset(&signals);
+    if (!result) result = posix_spawnattr_setsigdefault(&attributes, &signals);
+    if (!result)
+        result = posix_spawnattr_setflags(
+            &attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    pid_t child = 0;
+    if (!result) result = posix_spawn(&child, path, &actions, &attributes, arguments, environ);
+    *pid = child;
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    return result;
+}
+
+int cl_close_from(int first) { return close_range((unsigned)first, ~0u, 0); }
+
 int cl_lock_byte_shared(int fd, int64_t offset) {
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};
     return fcntl(fd, F_OFD_SETLK, &lock);
@@ -91,6 +146,94 @@ int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode) {
     *device = info.lo_device;
     *inode = info.lo_inode;
     return 0;
+}
+
+_Static_assert(sizeof(struct cl_fuse_statx_out) == 288, "struct fuse_statx_out is 288 bytes");
+
+int cl_fuse_mount(int fd, const char *directory, uint32_t max_read) {
+    char options[128];
+    snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=%u,group_id=%u,max_read=%u", fd,
+             geteuid(), getegid(), max_read);
+    return mount("stillpoint", directory, "fuse.stillpoint",
+                 MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME, options);
+}
+
+int cl_loop_get_free(int control) { return ioctl(control, LOOP_CTL_GET_FREE); }
+
+int cl_loop_configure(int loop, int backing, uint32_t block_size, uint32_t flags, const char *name) {
+    struct loop_config config;
+    memset(&config, 0, sizeof config);
+    config.fd = (uint32_t)backing;
+    config.block_size = block_size;
+    config.info.lo_flags = flags;
+    snprintf((char *)config.info.lo_file_name, LO_NAME_SIZE, "%s", name);
+    return ioctl(loop, LOOP_CONFIGURE, &config);
+}
+
+int cl_loop_clear(int loop) { return ioctl(loop, LOOP_CLR_FD, 0); }
+
+int cl_loop_flags(int loop, uint32_t *flags) {
+    struct loop_info64 info;
+    if (ioctl(loop, LOOP_GET_STATUS64, &info) < 0) return -1;
+    *flags = info.lo_flags;
+    return 0;
+}
+
+int cl_loop_keep(int loop) {
+    struct loop_info64 info;
+    if (ioctl(loop, LOOP_GET_STATUS64, &info) < 0) return -1;
+    info.lo_flags &= ~(uint32_t)LO_FLAGS_AUTOCLEAR;
+    return ioctl(loop, LOOP_SET_STATUS64, &info);
+}
+
+int cl_loop_update_size(int loop) { return ioctl(loop, LOOP_SET_CAPACITY, 0); }
+
+static int add_partition(int fd, blkid_partition found) {
+    struct blkpg_partition partition;
+    memset(&partition, 0, sizeof partition);
+    partition.start = blkid_partition_get_start(found) * 512;
+    partition.length = blkid_partition_get_size(found) * 512;
+    partition.pno = blkid_partition_get_partno(found);
+    struct blkpg_ioctl_arg argument = {
+        .op = BLKPG_ADD_PARTITION, .datalen = sizeof partition, .data = &partition};
+    // EBUSY: the kernel has it already.
+    return ioctl(fd, BLKPG, &argument) < 0 && errno != EBUSY ? -1 : 0;
+}
+
+int cl_add_partitions(int fd) {
+    blkid_probe probe = blkid_new_probe();
+    if (!probe) return -1;
+    int result = 0;
+    if (blkid_probe_set_device(probe, fd, 0, 0) != 0 ||
+        blkid_probe_enable_partitions(probe, 1) != 0) {
+        result = -1;
+    } else {
+        blkid_partlist list = blkid_probe_get_partitions(probe);
+        int count = list ? blkid_partlist_numof_partitions(list) : 0;
+        for (int index = 0; index < count && result >= 0; index++) {
+            blkid_partition found = blkid_partlist_get_partition(list, index);
+            result = add_partition(fd, found) < 0 ? -1 : result + 1;
+        }
+    }
+    int failure = errno;
+    blkid_free_probe(probe);
+    errno = failure;
+    return result;
+}
+
+int cl_sync_filesystem(int fd) { return syncfs(fd); }
+
+int cl_own_descriptors(void) {
+    if (unshare(CLONE_FILES) < 0) return -1;
+    return (int)syscall(SYS_close_range, 3u, ~0u, 0u);
+}
+
+int cl_become_io_flusher(void) { return prctl(57 /* PR_SET_IO_FLUSHER */, 1, 0, 0, 0); }
+
+int cl_lock_memory(void) { return mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT); }
+
+int cl_drop_pages(void *address, size_t length) {
+    return madvise(address, length, 24 /* MADV_DONTNEED_LOCKED */);
 }
 
 int cl_open_unnamed(const char *directory) {
@@ -273,4 +416,11 @@ int32_t cl_peer_process(int fd) {
     socklen_t size = sizeof credentials;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return -1;
     return credentials.pid;
+}
+
+int cl_undelivered(int fd) {
+    int domain = 0, count = 0;
+    socklen_t size = sizeof domain;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain == AF_UNIX) return 0;
+    return ioctl(fd, SIOCOUTQ, &count) == 0 ? count : 0;
 }

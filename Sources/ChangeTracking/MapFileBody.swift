@@ -1,5 +1,3 @@
-internal import BlockModel
-
 // The entries in a map file, in groups: a page of checksums, then the 1023 map pages it speaks for.
 //
 //     | header | checksums of group 0 | page 0 ... page 1022 | checksums of group 1 | ...
@@ -83,39 +81,5 @@ package enum MapFileBody {
         for index in 0..<512 {
             bytes.setWord(index < entries.count ? entries[index] : 0, at: index * 8)
         }
-    }
-}
-
-extension RawSpan {
-    /// Little-endian 64 bits at a byte offset within the span.
-    func word(at offset: Int) -> UInt64 {
-        precondition(offset >= 0 && offset + 8 <= byteCount, "a field lies in its page")
-        // SAFETY: the bounds were checked above and every bit pattern of an integer is valid.
-        return UInt64(
-            littleEndian: unsafeLoadUnaligned(fromByteOffset: offset, as: UInt64.self))
-    }
-
-    /// Little-endian 32 bits at a byte offset within the span.
-    func half(at offset: Int) -> UInt32 {
-        precondition(offset >= 0 && offset + 4 <= byteCount, "a field lies in its page")
-        // SAFETY: the bounds were checked above and every bit pattern of an integer is valid.
-        return UInt32(
-            littleEndian: unsafeLoadUnaligned(fromByteOffset: offset, as: UInt32.self))
-    }
-
-    /// CRC32C of the first `count` bytes.
-    func checksum(_ count: Int) -> UInt32 {
-        precondition(count <= byteCount, "a checksum covers bytes of its page")
-        return withUnsafeBytes { Checksum.crc32c(UnsafeRawBufferPointer(rebasing: $0[0..<count])) }
-    }
-}
-
-extension MutableRawSpan {
-    mutating func setWord(_ value: UInt64, at offset: Int) {
-        storeBytes(of: value.littleEndian, toByteOffset: offset, as: UInt64.self)
-    }
-
-    mutating func setHalf(_ value: UInt32, at offset: Int) {
-        storeBytes(of: value.littleEndian, toByteOffset: offset, as: UInt32.self)
     }
 }

@@ -20,18 +20,21 @@ package actor CheckpointRegistry {
     private let devices: DeviceRegistry
     private let blocking: BlockingPool
     private let cuts: CutThread
+    /// Nothing is written while filesystems are frozen.
+    private let quiet: Turns
     private let logger: Logger
     private var isChanging = false
     private var waiters: [CheckedContinuation<Void, Never>] = []
 
     init(
         store: CheckpointStore, devices: DeviceRegistry, blocking: BlockingPool, cuts: CutThread,
-        logger: Logger
+        quiet: Turns, logger: Logger
     ) {
         self.store = store
         self.devices = devices
         self.blocking = blocking
         self.cuts = cuts
+        self.quiet = quiet
         self.logger = logger
     }
 
@@ -140,6 +143,8 @@ package actor CheckpointRegistry {
 
     private func commit(_ change: CheckpointStore.Change, otherwise failed: String) async throws {
         let store = store
+        await quiet.takeShared()
+        defer { quiet.giveBack() }
         let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
             do throws(SystemFailure) {
                 return .success(try store.write(change))

@@ -18,8 +18,8 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
     package struct Code: Hashable, Sendable {
         private enum Value: String, CaseIterable {
             case invalid, notFound = "not_found", busy, unsuitable, failed
-            case tooLarge = "too_large", tooSlow = "too_slow", noSpace = "no_space"
-            case historyUnknown = "history_unknown", corrupted, changed
+            case notAllowed = "not_allowed", tooLarge = "too_large", tooSlow = "too_slow"
+            case noSpace = "no_space", historyUnknown = "history_unknown", corrupted, changed
         }
 
         private let value: Value
@@ -28,6 +28,8 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         package static let invalid = Code(value: .invalid)
         /// No object of that name.
         package static let notFound = Code(value: .notFound)
+        /// The path is there, but not for this method.
+        package static let notAllowed = Code(value: .notAllowed)
         /// In use, or in a state that conflicts.
         package static let busy = Code(value: .busy)
         /// The object can never be used like this.
@@ -62,6 +64,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             switch value {
             case .invalid: 400
             case .notFound: 404
+            case .notAllowed: 405
             case .tooSlow: 408
             case .busy, .corrupted: 409
             case .historyUnknown, .changed: 410
@@ -80,7 +83,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .busy, .changed: .busy
             case .historyUnknown: .historyUnknown
             case .corrupted: .corrupted
-            case .unsuitable, .failed, .tooLarge, .tooSlow, .noSpace: .failed
+            case .unsuitable, .failed, .notAllowed, .tooLarge, .tooSlow, .noSpace: .failed
             }
         }
     }

@@ -18,8 +18,10 @@ extension ControlServer {
         router.get("v1/snapshots/{id}") { _, context in
             Answer(try await snapshots.show(try context.parameters.require("id")))
         }
-        router.delete("v1/snapshots/{id}") { _, context in
-            Answer(try await snapshots.destroy(try context.parameters.require("id")))
+        router.delete("v1/snapshots/{id}") { [blocks = registries.blocks] _, context in
+            let last = try await snapshots.destroy(try context.parameters.require("id"))
+            await blocks.endImages(of: last.label)
+            return Answer(last)
         }
         router.post("v1/snapshots/{id}/take") { _, context in
             Answer(try await snapshots.take(try context.parameters.require("id")))

@@ -65,8 +65,10 @@ struct ErrorDocuments: RouterMiddleware {
                 logger.error("\(request.method) \(request.uri.path): \(refusal): \(error)")
             }
             let status = HTTPResponse.Status(code: refusal.code.httpStatus)
-            return try Answer(ErrorDocument(refusal), status: status)
+            var response = try Answer(ErrorDocument(refusal), status: status)
                 .response(from: request, context: context)
+            if let methods = refusal.details["allow"] { response.headers[.allow] = methods }
+            return response
         }
     }
 
@@ -95,6 +97,9 @@ struct ErrorDocuments: RouterMiddleware {
 struct ControlServer: Sendable {
     let registries: Registries
     let status: @Sendable () async throws -> StatusDocument
+    let metrics: @Sendable () async -> String
+    let probe: @Sendable (String?) async throws -> MachineProbe
+    let counts: RequestCounts
     let logger: Logger
 
     /// The HTTP application at `path`.
@@ -123,14 +128,45 @@ struct ControlServer: Sendable {
 
     private func router() -> Router<ControlContext> {
         let router = Router(context: ControlContext.self)
+        router.add(middleware: RequestCounter(counts: counts))
         router.add(middleware: ErrorDocuments(logger: logger))
         router.get("v1/status") { _, _ in Answer(try await status()) }
+        router.get("v1/probe") { request, _ in
+            let path = request.uri.queryParameters.get("path")
+            return Answer(try await probe(path))
+        }
+        router.get("metrics") { _, _ in
+            Response(
+                status: .ok, headers: [.contentType: MetricsText.contentType],
+                body: .init(byteBuffer: ByteBuffer(string: await metrics())))
+        }
         addDevices(to: router)
         addSnapshots(to: router)
         addEvents(to: router)
         addCheckpoints(to: router)
         addChanges(to: router)
+        addBlocks(to: router)
+        refuseOtherMethods(on: router)
         return router
+    }
+
+    /// A path that is there answers a method that is not with 405, and says which are.
+    private func refuseOtherMethods(on router: Router<ControlContext>) {
+        let methods: [HTTPRequest.Method] =
+            [
+                .get, .post, .put, .delete, .patch, .head, .options, .trace,
+            ] + [HTTPRequest.Method(rawValue: "QUERY")].compactMap(\.self)
+        let known = Dictionary(grouping: router.routes, by: { $0.path.description })
+        for routes in known.values {
+            let names = routes.map(\.method.rawValue).sorted().joined(separator: ", ")
+            for method in methods where !routes.contains(where: { $0.method == method }) {
+                router.on(routes[0].path, method: method) { request, _ -> Response in
+                    throw ControlError(
+                        .notAllowed, "\(request.uri.path) takes \(names) only",
+                        details: ["allow": names])
+                }
+            }
+        }
     }
 
     private func addDevices(to router: Router<ControlContext>) {
@@ -143,9 +179,13 @@ struct ControlServer: Sendable {
         router.get("v1/devices/{name}") { _, context in
             Answer(try await registry.show(try context.parameters.require("name")))
         }
+        router.post("v1/devices/{name}/resize") { _, context in
+            Answer(try await registry.resize(try context.parameters.require("name")))
+        }
         router.delete("v1/devices/{name}") { [registries] request, context in
             let isForced = try Self.flag("force", of: request)
             let name = try context.parameters.require("name")
+            try await registries.blocks.clear(device: name, isForced: isForced)
             let last = try await registry.detach(
                 name, isForced: isForced, destroying: registries.snapshots.destroyAll)
             guard let last else {
@@ -174,7 +214,7 @@ struct ControlServer: Sendable {
             AttachDocument.self, keys: AttachDocument.keys, from: request)
         return try AttachRequest(
             name: document.name, path: document.path, isReadOnly: document.readOnly ?? false,
-            sectorBytes: document.sectorSize)
+            sectorBytes: document.sectorSize, isExclusive: document.exclusive ?? false)
     }
 
     /// Reads a request's body: whole, in time, and with no key that would silently do nothing.
@@ -189,6 +229,9 @@ struct ControlServer: Sendable {
                     .invalid,
                     "\"\(unknown)\" is not known here; known are \(keys.sorted().joined(separator: ", "))"
                 )
+            }
+            if let empty = given.filter(\.value.isNull).keys.min() {
+                throw ControlError(.invalid, "\"\(empty)\" is null; leave it out instead")
             }
             return try DocumentCoding.decoder().decode(type, from: bytes)
         } catch let error as DecodingError {
@@ -209,9 +252,13 @@ struct ControlServer: Sendable {
         }
     }
 
-    /// A value whose key alone matters.
+    /// A value of which nothing matters but its key, and that there is one.
     private struct Ignored: Decodable {
-        init(from decoder: any Decoder) {}
+        let isNull: Bool
+
+        init(from decoder: any Decoder) throws {
+            isNull = try decoder.singleValueContainer().decodeNil()
+        }
     }
 }
 

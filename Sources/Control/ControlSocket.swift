@@ -66,7 +66,8 @@ final class ControlSocket: Sendable {
     }
 
     private static func lock(_ directory: Int32, for path: String) throws {
-        // Held by others only while they start; ten seconds are plenty.
+        // Held by others only while they start; ten seconds are plenty. The kernel has no wait for
+        // a lock that ends by itself, so it is asked for again and again, on the blocking pool.
         for _ in 0..<100 {
             if flock(directory, LOCK_EX | LOCK_NB) == 0 { return }
             usleep(100_000)

@@ -4,8 +4,9 @@ internal import ExportNBD
 internal import FoundationEssentials
 internal import Logging
 internal import RingIO
+internal import SnapshotCore
 
-// The devices of the service: attach, list, show, detach.
+// The devices of the service: attach, list, show, resize, detach.
 //
 // Invariants
 // - A name under operation is in `reserved`: a second operation on it is refused as busy, so the
@@ -23,10 +24,13 @@ package struct AttachRequest: Equatable, Sendable {
     package let isReadOnly: Bool
     /// 512 or 4096; nil: what the origin says.
     package let sectorBytes: UInt32?
+    /// The operator's word that nobody else writes to the origin.
+    package let isExclusive: Bool
 
     /// Checks what came from outside.
     package init(
-        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil
+        name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil,
+        isExclusive: Bool = false
     ) throws(ControlError) {
         guard let checked = ObjectName(name) else {
             throw ControlError(
@@ -46,6 +50,7 @@ package struct AttachRequest: Equatable, Sendable {
         self.path = path
         self.isReadOnly = isReadOnly
         self.sectorBytes = sectorBytes
+        self.isExclusive = isExclusive
     }
 }
 
@@ -55,12 +60,12 @@ package actor DeviceRegistry {
         let request: AttachRequest
         let device: AttachedDevice
         let attachedAt: Date
-        let export: ExportDescription
+        var export: ExportDescription
 
         var remembered: RememberedDevice {
             RememberedDevice(
                 name: request.name.text, path: device.facts.path, readOnly: request.isReadOnly,
-                sectorSize: request.sectorBytes)
+                sectorSize: request.sectorBytes, exclusive: request.isExclusive ? true : nil)
         }
     }
 
@@ -74,11 +79,13 @@ package actor DeviceRegistry {
 
     private let loops: [LoopThread]
     nonisolated let blocking: BlockingPool
+    let cuts: CutThread
+    private let places: HistoryPlaces
     private let state: StateDirectory
     let exports: ExportTable
-    private let events: EventLog
+    let events: EventLog
     let checkpoints: CheckpointStore
-    private let logger: Logger
+    let logger: Logger
     var entries: [ObjectName: Entry] = [:]
     var pins: [ObjectName: Int] = [:]
     var pinWaiters: [ObjectName: CheckedContinuation<Void, Never>] = [:]
@@ -86,14 +93,19 @@ package actor DeviceRegistry {
     var reserved: Set<ObjectName> = []
     var holders: [ObjectName: [SnapshotLabel]] = [:]
     var isStopping = false
+    /// When tracking that was lost began anew the last time.
+    var renewedAt: [ObjectName: ContinuousClock.Instant] = [:]
 
     init(
-        loops: [LoopThread], blocking: BlockingPool, state: StateDirectory, exports: ExportTable,
-        events: EventLog, checkpoints: CheckpointStore, logger: Logger
+        loops: [LoopThread], blocking: BlockingPool, cuts: CutThread, histories: HistoryPlaces,
+        state: StateDirectory, exports: ExportTable, events: EventLog,
+        checkpoints: CheckpointStore, logger: Logger
     ) {
         precondition(!loops.isEmpty, "a service has a loop")
         self.loops = loops
         self.blocking = blocking
+        self.cuts = cuts
+        places = histories
         self.state = state
         self.exports = exports
         self.events = events
@@ -113,12 +125,13 @@ package actor DeviceRegistry {
         let path = await resolved(request.path)
         if let entry = entries[request.name] {
             guard entry.device.facts.path == path, entry.request.isReadOnly == request.isReadOnly,
+                entry.request.isExclusive == request.isExclusive,
                 request.sectorBytes == nil || request.sectorBytes == entry.device.facts.sectorBytes
             else {
                 throw ControlError(
                     .busy,
-                    "device \(request.name) exists with origin \(entry.device.facts.path); "
-                        + "choose another name or detach it first")
+                    "device \(request.name) exists with origin \(entry.device.facts.path) or other "
+                        + "options; choose another name or detach it first")
             }
             return (await document(of: entry), false)
         }
@@ -138,6 +151,7 @@ package actor DeviceRegistry {
             if let fault = await entry.device.detach() {
                 logger.error("flush of origin \(path) failed: \(fault)")
             }
+            await places.guardian.forget(request.name)
             throw error
         }
         published(entry)
@@ -154,7 +168,7 @@ package actor DeviceRegistry {
             do {
                 let request = try AttachRequest(
                     name: device.name, path: device.path, isReadOnly: device.readOnly,
-                    sectorBytes: device.sectorSize)
+                    sectorBytes: device.sectorSize, isExclusive: device.exclusive ?? false)
                 let entry = try await open(request)
                 entries[request.name] = entry
                 published(entry)
@@ -169,14 +183,19 @@ package actor DeviceRegistry {
             }
         }
         for request in requests {
-            if let old = remembered.first(where: { $0.name == request.name.text }),
-                old.path != request.path, await resolved(request.path) != old.path
-            {
-                logger.warning(
-                    """
-                    device \(request.name) was remembered with origin \(old.path); the command \
-                    line says \(request.path)
-                    """)
+            var request = request
+            if let old = remembered.first(where: { $0.name == request.name.text }) {
+                if old.path == request.path {
+                    request = try request.remembering(old)
+                } else if await resolved(request.path) == old.path {
+                    request = try request.remembering(old)
+                } else {
+                    logger.warning(
+                        """
+                        device \(request.name) was remembered with origin \(old.path); the \
+                        command line says \(request.path)
+                        """)
+                }
             }
             _ = try await attach(request)
         }
@@ -187,6 +206,7 @@ package actor DeviceRegistry {
         events.record(
             .deviceAttached, device: entry.request.name,
             "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
+        tellHistory(of: entry)
     }
 
     private func open(_ request: AttachRequest) async throws -> Entry {
@@ -195,8 +215,10 @@ package actor DeviceRegistry {
         do throws(AttachError) {
             device = try await AttachedDevice.attach(
                 path: request.path, isReadOnly: request.isReadOnly,
-                sectorBytes: request.sectorBytes, on: loop, blocking: blocking)
+                sectorBytes: request.sectorBytes, tracking: tracking(request), on: loop,
+                blocking: blocking)
         } catch {
+            await places.guardian.forget(request.name)
             throw ControlError(error)
         }
         // Before anybody can write: marks are exact for the newest checkpoint.
@@ -213,6 +235,15 @@ package actor DeviceRegistry {
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
             canDiscard: !facts.isReadOnly, loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
+    }
+
+    private func tracking(_ request: AttachRequest) -> TrackingRequest {
+        let (name, guardian) = (request.name, places.guardian)
+        return TrackingRequest(
+            name: name, stateDirectory: state.path, runtimeDirectory: places.runtimeDirectory,
+            bootID: places.bootID, isExclusive: request.isExclusive,
+            watch: { await guardian.watch($0) },
+            notify: { notice in Task { await self.noticed(notice, of: name) } })
     }
 
     /// The data plane refuses a second attach too, by its locks; this names who has it.
@@ -264,8 +295,60 @@ package actor DeviceRegistry {
                 loop: loop.index,
                 features: RingFeatures.names.filter { loop.features.contains($0.feature) }
                     .map(\.name),
+                ioFlusher: loop.isIOFlusher,
                 devices: entries.values.count { $0.device.loop.index == loop.index })
         }
+    }
+
+    /// What all devices did, by name; those whose loop does not answer are left out.
+    func activity() async -> [(document: DeviceDocument, activity: DeviceActivity)] {
+        var all: [(document: DeviceDocument, activity: DeviceActivity)] = []
+        for (_, entry) in entries.sorted(by: { $0.key < $1.key }) {
+            guard let activity = await entry.device.activity() else { continue }
+            all.append((await document(of: entry), activity))
+        }
+        return all
+    }
+
+    /// What this machine offers, and how an origin would be reached.
+    func probe(_ path: String?) async throws -> MachineProbe {
+        if let path {
+            guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+                throw ControlError(.invalid, "path=\(path): give an absolute path")
+            }
+        }
+        let probe = await blocking.run { Result { try MachineProbe.run(path: path) } }
+        guard let probe else {
+            throw ControlError(.busy, "too many operations wait; try again")
+        }
+        return try probe.get()
+    }
+
+    /// What the loops have handed out.
+    func loopUsage() async -> [(index: Int, usage: LoopUsage)] {
+        var all: [(index: Int, usage: LoopUsage)] = []
+        for loop in loops {
+            if let usage = await LoopUsage.of(loop) { all.append((loop.index, usage)) }
+        }
+        return all
+    }
+
+    /// What the origins stand on: no filesystem of theirs is frozen.
+    func grounds() -> [ProtectedGround] {
+        entries.map { name, entry in
+            ProtectedGround(
+                what: "the origin of device \(name), \(entry.device.facts.path)",
+                devices: entry.device.ground)
+        }
+    }
+
+    /// Bytes of the sectors that users of a device see.
+    func sectorBytes(of name: ObjectName) throws(ControlError) -> UInt32 {
+        guard let entry = entries[name] else {
+            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
+            throw isMissing(name.text, missing)
+        }
+        return entry.device.facts.sectorBytes
     }
 
     // -- detach
@@ -313,7 +396,9 @@ package actor DeviceRegistry {
             exports.publish(entry.export, history: .device(entry.request.name))
             throw error
         }
-        if let fault = await entry.device.detach() {
+        let fault = await entry.device.detach()
+        await places.guardian.forget(checked)
+        if let fault {
             throw ControlError(
                 .failed,
                 "device \(name) is detached, but the last flush of \(entry.device.facts.path) "
@@ -324,6 +409,9 @@ package actor DeviceRegistry {
         logger.info("detached device \(name)")
         return last
     }
+
+    /// From now on operations are refused.
+    func stopping() { isStopping = true }
 
     /// Closes all devices for the service's end and keeps them remembered. Returns what went
     /// wrong, one sentence each.
@@ -347,7 +435,7 @@ package actor DeviceRegistry {
 
     // -- helpers
 
-    private func reserve(_ name: ObjectName) throws(ControlError) {
+    func reserve(_ name: ObjectName) throws(ControlError) {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
         guard reserved.insert(name).inserted else { throw isReserved(name) }
     }
@@ -399,7 +487,7 @@ package actor DeviceRegistry {
             .notFound, "there is no device \(name); `stillpoint device list` names those there are")
     }
 
-    private func document(of entry: Entry) async -> DeviceDocument {
+    func document(of entry: Entry) async -> DeviceDocument {
         let facts = entry.device.facts
         let users = await entry.device.userCount()
         let progress = await entry.device.progress()
@@ -411,7 +499,14 @@ package actor DeviceRegistry {
             rotational: facts.isRotational, access: facts.accessMode.rawValue,
             loop: entry.device.loop.index, attachedAt: entry.attachedAt, connections: users,
             snapshots: (holders[entry.request.name] ?? []).map(\.id.description),
+            exclusive: entry.request.isExclusive,
+            history: progress.map { $0.history.isContinued ? "continued" : "new" },
+            historyReason: progress?.history.reason,
             generation: progress?.generation.description, epoch: progress?.epoch.rawValue,
+            lastCut: progress.flatMap { progress in
+                progress.lastCutSeconds == 0
+                    ? nil : Date(timeIntervalSince1970: TimeInterval(progress.lastCutSeconds))
+            },
             counters: (progress?.counters).map(CountersDocument.init))
     }
 }

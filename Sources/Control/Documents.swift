@@ -43,15 +43,23 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     /// Number of the loop that serves it.
     package var loop: Int
     package var attachedAt: Date
-    /// Users at this moment: NBD connections.
+    /// Users at this moment: NBD connections and block devices.
     package var connections: Int
     /// Ids of its snapshots, the oldest first.
     package var snapshots: [String]
-    /// UUID of its unbroken tracking history. Left out when the loop is too busy to answer.
+    /// The operator said that nobody else writes to the origin.
+    package var exclusive: Bool
+    /// `continued` or `new`: whether what changed before it was attached is known. Left out when
+    /// the loop is too busy to answer, as what follows.
+    package var history: String?
+    /// Why, for people.
+    package var historyReason: String?
+    /// UUID of its unbroken tracking history.
     package var generation: String?
-    /// In which its changes are marked now. Left out when the loop is too busy to answer.
+    /// In which its changes are marked now.
     package var epoch: UInt32?
-    /// Left out when the loop is too busy to answer.
+    /// Left out, too, when the history has no cut yet.
+    package var lastCut: Date?
     package var counters: CountersDocument?
 }
 
@@ -85,6 +93,7 @@ package struct StatusDocument: Codable, Equatable, Sendable {
     package var devices: [DeviceDocument]
     package var snapshots: [SnapshotDocument]
     package var missing: [MissingDeviceDocument]
+    package var blocks: [BlockDocument]
 }
 
 /// A loop of the service.
@@ -92,6 +101,8 @@ package struct LoopDocument: Codable, Equatable, Sendable {
     package var loop: Int
     /// Optional features of io_uring in use.
     package var features: [String]
+    /// Its allocations never wait for I/O that it may have to serve itself.
+    package var ioFlusher: Bool
     package var devices: Int
 }
 
@@ -113,15 +124,22 @@ package struct AttachDocument: Codable, Equatable, Sendable {
     package var path: String
     package var readOnly: Bool?
     package var sectorSize: UInt32?
+    /// Nobody else writes to the origin.
+    package var exclusive: Bool?
 
     /// Keys it may have, for refusing others.
-    package static let keys: Set<String> = ["name", "path", "read_only", "sector_size"]
+    package static let keys: Set<String> = [
+        "name", "path", "read_only", "sector_size", "exclusive",
+    ]
 
-    package init(name: String, path: String, readOnly: Bool?, sectorSize: UInt32?) {
+    package init(
+        name: String, path: String, readOnly: Bool?, sectorSize: UInt32?, exclusive: Bool?
+    ) {
         self.name = name
         self.path = path
         self.readOnly = readOnly
         self.sectorSize = sectorSize
+        self.exclusive = exclusive
     }
 }
 

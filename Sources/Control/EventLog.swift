@@ -12,13 +12,19 @@ internal import Synchronization
 // - A snapshot is living from `began` to its end; nobody waits for events of one that is not.
 
 /// What an event tells.
-package enum EventKind: String, Sendable {
+package enum EventKind: String, CaseIterable, Sendable {
     case taken, destroyed, corrupted
     case overlayCorrupted = "overlay-corrupted"
     case lowSpace = "low-space"
     case storageGrown = "storage-grown"
+    case hookFailed = "hook-failed"
+    case freezeFailed = "freeze-failed"
     case deviceAttached = "device-attached"
     case deviceDetached = "device-detached"
+    case blockAttached = "block-attached"
+    case blockDetached = "block-detached"
+    case deviceResized = "device-resized"
+    case historyNew = "history-new"
 }
 
 /// A snapshot's id and its name, if it has one.
@@ -52,6 +58,7 @@ package final class EventLog: Sendable {
         /// Rises with every change.
         var version: UInt64 = 0
         var living: Set<UniqueID> = []
+        var counts: [EventKind: UInt64] = [:]
         var isClosed = false
         var waiters: [UInt64: CheckedContinuation<Void, Never>] = [:]
         var nextWaiter: UInt64 = 0
@@ -69,6 +76,7 @@ package final class EventLog: Sendable {
         let time = Date()
         changeState { state in
             state.last += 1
+            state.counts[kind, default: 0] += 1
             let event = EventDocument(
                 number: state.last, time: time, type: kind.rawValue,
                 snapshot: snapshot?.id.description, snapshotName: snapshot?.name?.text,
@@ -81,6 +89,12 @@ package final class EventLog: Sendable {
             }
             if kind == .destroyed, let snapshot { state.living.remove(snapshot.id) }
         }
+    }
+
+    /// How many events of each type were recorded.
+    func counts() -> [(kind: String, count: UInt64)] {
+        let counts = state.withLock { $0.counts }
+        return EventKind.allCases.map { ($0.rawValue, counts[$0] ?? 0) }
     }
 
     /// The snapshot can be waited for.

@@ -19,6 +19,7 @@ final class HeldSnapshot {
     let label: SnapshotLabel
     let createdAt = Date()
     let policy: OverflowPolicy
+    let take: TakeOptions
     /// Its number in the loops' pools of buffers, that no other snapshot has.
     let account: UInt16
     var phase = Phase.making
@@ -26,14 +27,16 @@ final class HeldSnapshot {
     var storages: [SnapshotStorage] = []
     var takenAt: Date?
     var outcome: CutOutcome?
+    var freeze = FreezeSummary()
     /// An operation on it is under way.
     var isBusy = true
     /// Those who wait for that operation's end.
     var waiters: [CheckedContinuation<Void, Never>] = []
 
-    init(label: SnapshotLabel, policy: OverflowPolicy, account: UInt16) {
+    init(label: SnapshotLabel, policy: OverflowPolicy, take: TakeOptions, account: UInt16) {
         self.label = label
         self.policy = policy
+        self.take = take
         self.account = account
     }
 
@@ -79,6 +82,7 @@ final class HeldSnapshot {
                     image: part.exports.first, error: loss.map { errnoText($0.fault.errnoValue) },
                     corruptedAt: loss?.time, copiedBytes: report?.copiedBytes ?? 0,
                     storedBytes: (report?.storedBlocks ?? 0) * blockByteCount,
+                    unstoredBytes: (report?.unstoredBlocks ?? 0) * blockByteCount,
                     zeroBlocks: report?.zeroBlocks ?? 0))
         }
         let sources = storages.flatMap(\.sources).map { source in
@@ -90,7 +94,9 @@ final class HeldSnapshot {
         return SnapshotDocument(
             id: label.id.description, name: label.name?.text, state: state, createdAt: createdAt,
             takenAt: takenAt, cutMicroseconds: outcome?.closedMicroseconds,
-            drainMicroseconds: outcome?.drainMicroseconds, frozen: [], consistency: "crash",
+            drainMicroseconds: outcome?.drainMicroseconds, frozen: freeze.frozen,
+            freezeErrors: freeze.errors,
+            consistency: freeze.isFilesystemConsistent ? "filesystem" : "crash",
             onOverflow: policy.text, devices: devices,
             storage: SnapshotDocument.Storage(
                 used: sources.reduce(0) { $0 + $1.used },

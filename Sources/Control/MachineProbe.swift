@@ -1,8 +1,9 @@
 internal import CLinux
+internal import DataPlane
 internal import Glibc
 internal import RingIO
 
-/// What this machine offers; a document for people and scripts.
+/// What this machine offers, and what of it is used; a document for people and scripts.
 package struct MachineProbe: Codable, Equatable, Sendable {
     package var kernel: String
     package var ioUring: Ring
@@ -10,6 +11,7 @@ package struct MachineProbe: Codable, Equatable, Sendable {
     package var fuse: Bool
     /// Loop devices can be made.
     package var loop: Bool
+    package var facilities: [Facility]
     package var path: Path?
 
     /// io_uring here.
@@ -21,24 +23,44 @@ package struct MachineProbe: Codable, Equatable, Sendable {
         package var reason: String?
     }
 
+    /// Something of the kernel, and what for.
+    package struct Facility: Codable, Equatable, Sendable {
+        package var name: String
+        package var usable: Bool
+        package var usedFor: String
+        /// Why it is not usable.
+        package var reason: String?
+    }
+
     /// An origin here.
     package struct Path: Codable, Equatable, Sendable {
         package var path: String
+        /// `file` or `block`.
+        package var kind: String
+        package var size: UInt64
         /// O_DIRECT works.
         package var direct: Bool
+        package var directAlignment: UInt32?
+        /// How requests would reach it: `direct`, `buffered` or `inline`.
+        package var access: String
+        package var rotational: Bool
     }
 
     /// Looks. Blocks.
     package static func run(path: String?) throws -> MachineProbe {
+        let ring = ring()
+        return MachineProbe(
+            kernel: kernel(), ioUring: ring, fuse: access("/dev/fuse", R_OK | W_OK) == 0,
+            loop: access("/dev/loop-control", R_OK | W_OK) == 0, facilities: facilities(ring),
+            path: try path.map { try probe($0) })
+    }
+
+    private static func kernel() -> String {
         var names = utsname()
         uname(&names)
-        let kernel = withUnsafeBytes(of: &names.release) { bytes in
+        return withUnsafeBytes(of: &names.release) { bytes in
             String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
         }
-        return MachineProbe(
-            kernel: kernel, ioUring: ring(), fuse: access("/dev/fuse", R_OK | W_OK) == 0,
-            loop: access("/dev/loop-control", R_OK | W_OK) == 0,
-            path: try path.map { try probe($0) })
     }
 
     private static func ring() -> Ring {
@@ -55,20 +77,63 @@ package struct MachineProbe: Codable, Equatable, Sendable {
         }
     }
 
-    private static func probe(_ path: String) throws -> Path {
+    private static func facilities(_ ring: Ring) -> [Facility] {
+        [
+            Facility(
+                name: "io_uring", usable: ring.usable, usedFor: "all requests",
+                reason: ring.reason),
+            node("FUSE", "/dev/fuse", "local block devices"),
+            node("loop devices", "/dev/loop-control", "local block devices"),
+            node("ublk", "/dev/ublk-control", "nothing: FUSE and loop serve"),
+            node("kernel NBD", "/dev/nbd0", "nothing here; its client can use the exports"),
+            lockedMemory(),
+            Facility(
+                name: "PR_SET_IO_FLUSHER", usable: cl_may_flush_io(),
+                usedFor: "loops that memory reclaim does not wait for",
+                reason: cl_may_flush_io() ? nil : "it needs Linux 5.6 and CAP_SYS_RESOURCE"),
+            Facility(
+                name: "freezing", usable: geteuid() == 0, usedFor: "consistent filesystems",
+                reason: geteuid() == 0 ? nil : "it needs CAP_SYS_ADMIN"),
+        ]
+    }
+
+    private static func node(_ name: String, _ path: String, _ use: String) -> Facility {
+        let isUsable = access(path, R_OK | W_OK) == 0
+        let reason = errno
+        return Facility(
+            name: name, usable: isUsable, usedFor: use,
+            reason: isUsable ? nil : "\(path): \(errnoText(reason))")
+    }
+
+    /// Data waiting to be stored is kept out of swap where the limit allows.
+    private static func lockedMemory() -> Facility {
+        var limit = rlimit()
+        getrlimit(__rlimit_resource_t(__RLIMIT_MEMLOCK.rawValue), &limit)
+        let wanted: rlim_t = 64 << 20
+        let isUsable = geteuid() == 0 || limit.rlim_cur >= wanted
+        return Facility(
+            name: "locked memory", usable: isUsable,
+            usedFor: "keeping preserved data out of swap",
+            reason: isUsable
+                ? nil
+                : "the limit is \(limit.rlim_cur) bytes, each loop wants \(wanted); see ulimit -l")
+    }
+
+    private static func probe(_ path: String) throws(ControlError) -> Path {
+        let resolved: String
         do throws(SystemFailure) {
-            let resolved = try resolvedPath(path)
-            let file = try Descriptor(opening: resolved, O_RDONLY)
-            var facts = cl_file_facts()
-            guard cl_file_facts(file.number, &facts) == 0 else {
-                throw SystemFailure(subject: resolved, errnoValue: errno)
-            }
-            return Path(
-                path: resolved, direct: facts.direct_known && facts.direct_offset_alignment > 0)
+            resolved = try resolvedPath(path)
         } catch {
             throw ControlError(
-                error.errnoValue == ENOENT ? .notFound : .failed,
+                error.errnoValue == ENOENT ? .notFound : .unsuitable,
                 "\(error); name an existing disk image or block device")
         }
+        do throws(AttachError) {
+            let found = try OriginProbe(path: resolved)
+            return Path(
+                path: resolved, kind: found.isBlockDevice ? "block" : "file", size: found.size,
+                direct: found.directAlignment != nil, directAlignment: found.directAlignment,
+                access: found.accessMode.rawValue, rotational: found.isRotational)
+        } catch { throw ControlError(error) }
     }
 }

@@ -12,10 +12,14 @@ package struct ServiceConfiguration: Sendable {
     package var loopCount: Int?
     /// Plain TCP may be offered on addresses beyond loopback.
     package var allowsPlaintext: Bool
+    /// TLS on NBD's TCP ports; nil: none.
+    package var encryption: EncryptionSettings?
     /// Optional features of io_uring to do without, for tests.
     package var withoutRingFeatures: RingFeatures
     /// Socket of the service manager to be told when all is reachable.
     package var notifySocket: String?
+    /// Longest freeze of filesystems, for tests; nil: 10 s.
+    package var freezeLimitMilliseconds: UInt64?
 
     /// Most loops.
     package static let loopCountMax = 64
@@ -23,7 +27,8 @@ package struct ServiceConfiguration: Sendable {
     package init(
         control: String, stateDirectory: String, runtimeDirectory: String, nbd: [ListenAddress],
         attach: [AttachRequest], loopCount: Int? = nil, allowsPlaintext: Bool = false,
-        withoutRingFeatures: RingFeatures = [], notifySocket: String? = nil
+        encryption: EncryptionSettings? = nil, withoutRingFeatures: RingFeatures = [],
+        notifySocket: String? = nil, freezeLimitMilliseconds: UInt64? = nil
     ) throws(ControlError) {
         try checkSocketPath(control)
         for path in [stateDirectory, runtimeDirectory] where !path.hasPrefix("/") {
@@ -48,8 +53,10 @@ package struct ServiceConfiguration: Sendable {
         self.attach = attach
         self.loopCount = loopCount
         self.allowsPlaintext = allowsPlaintext
+        self.encryption = encryption
         self.withoutRingFeatures = withoutRingFeatures
         self.notifySocket = notifySocket
+        self.freezeLimitMilliseconds = freezeLimitMilliseconds
     }
 }
 

@@ -1,3 +1,5 @@
+// CLinux, too, has <sys/socket.h>: whichever module is loaded first owns its constants.
+internal import CLinux
 internal import Glibc
 
 /// The service manager (systemd) that started this process, if one did.

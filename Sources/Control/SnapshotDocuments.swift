@@ -28,9 +28,12 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
     @OrNull package var cutMicroseconds: UInt64?
     /// The part of it that was spent waiting for writes in flight.
     @OrNull package var drainMicroseconds: UInt64?
-    /// Filesystems that were frozen for the cut.
+    /// Mount points of the filesystems that were frozen for the cut.
     package var frozen: [String]
-    /// `crash`: as after a power failure.
+    /// What was to be frozen and was not, or not thawed, and why.
+    package var freezeErrors: [String]
+    /// `filesystem`: all that is mounted from its devices was frozen; `crash`: as after a power
+    /// failure.
     package var consistency: String
     package var onOverflow: String
     package var devices: [Device]
@@ -53,6 +56,8 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         /// Bytes of old data read on this device since the cut in order to preserve it.
         package var copiedBytes: UInt64
         package var storedBytes: UInt64
+        /// Bytes preserved on this device, for whichever snapshot, that are in memory only.
+        package var unstoredBytes: UInt64
         /// Blocks preserved that are all zero and take no space.
         package var zeroBlocks: UInt64
     }
@@ -89,15 +94,56 @@ package struct SnapshotCreateDocument: Codable, Equatable, Sendable {
     /// Bytes.
     package var limit: UInt64?
     package var onOverflow: String?
+    /// `auto`, `none` or mount points.
+    package var freeze: [String]?
+    package var freezeBestEffort: Bool?
+    package var hooks: HooksDocument?
     package var prepare: Bool?
     package var force: Bool?
 
     /// Keys it may have, for refusing others.
     package static let keys: Set<String> = [
-        "devices", "name", "storage", "limit", "on_overflow", "prepare", "force",
+        "devices", "name", "storage", "limit", "on_overflow", "freeze", "freeze_best_effort",
+        "hooks", "prepare", "force",
     ]
 
     package init(devices: [String]) { self.devices = devices }
+}
+
+/// Programs to run around a take: paths, and the time limit of each in seconds.
+package struct HooksDocument: Codable, Equatable, Sendable {
+    package var pre: String?
+    package var post: String?
+    package var timeoutSeconds: UInt64?
+
+    private enum CodingKeys: String, CodingKey, CaseIterable { case pre, post, timeoutSeconds }
+
+    private struct AnyKey: CodingKey {
+        let stringValue: String
+        var intValue: Int? { nil }
+        init(stringValue: String) { self.stringValue = stringValue }
+        init?(intValue: Int) { nil }
+    }
+
+    package init(pre: String?, post: String?, timeoutSeconds: UInt64?) {
+        self.pre = pre
+        self.post = post
+        self.timeoutSeconds = timeoutSeconds
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let given = try decoder.container(keyedBy: AnyKey.self).allKeys.map(\.stringValue)
+        let known = CodingKeys.allCases.map(\.rawValue)
+        if let unknown = given.filter({ !known.contains($0) }).min() {
+            throw ControlError(
+                .invalid,
+                "\"\(unknown)\" is not known in hooks; known are post, pre, timeout_seconds")
+        }
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        pre = try values.decodeIfPresent(String.self, forKey: .pre)
+        post = try values.decodeIfPresent(String.self, forKey: .post)
+        timeoutSeconds = try values.decodeIfPresent(UInt64.self, forKey: .timeoutSeconds)
+    }
 }
 
 /// What `POST /v1/snapshots/{id}/storage` takes.

@@ -2,6 +2,7 @@ internal import BlockModel
 internal import DataPlane
 internal import ExportNBD
 internal import FoundationEssentials
+internal import Glibc
 internal import Logging
 internal import RingIO
 internal import SnapshotCore
@@ -27,7 +28,10 @@ package actor SnapshotRegistry {
     private let blocking: BlockingPool
     private let exports: ExportTable
     private let events: EventLog
-    private let cuts: CutThread
+    private let freezing: FilesystemFreezing
+    private let hooks: HookRunner
+    /// Directories of the service, and what they are called: no filesystem of theirs is frozen.
+    private let ownDirectories: [(what: String, path: String)]
     /// Where storage lies that nobody asked for.
     private let defaultStorage: String
     private let logger: Logger
@@ -36,15 +40,17 @@ package actor SnapshotRegistry {
 
     init(
         devices: DeviceRegistry, checkpoints: CheckpointRegistry, blocking: BlockingPool,
-        exports: ExportTable, events: EventLog, cuts: CutThread, defaultStorage: String,
-        logger: Logger
+        exports: ExportTable, events: EventLog, freezing: FilesystemFreezing, hooks: HookRunner,
+        ownDirectories: [(what: String, path: String)], defaultStorage: String, logger: Logger
     ) {
         self.devices = devices
         self.checkpoints = checkpoints
         self.blocking = blocking
         self.exports = exports
         self.events = events
-        self.cuts = cuts
+        self.freezing = freezing
+        self.hooks = hooks
+        self.ownDirectories = ownDirectories
         self.defaultStorage = defaultStorage
         self.logger = logger
     }
@@ -55,8 +61,9 @@ package actor SnapshotRegistry {
     package func create(_ request: SnapshotRequest) async throws -> SnapshotDocument {
         let entry = try enter(request)
         do {
+            try await hooks.check(request.take.hooks)
             try await prepare(entry, request)
-            if !request.preparesOnly { try await cut(entry) }
+            if !request.preparesOnly { try await takeWithHooks(entry) }
         } catch {
             await tearDown(entry)
             left(entry)
@@ -78,7 +85,7 @@ package actor SnapshotRegistry {
             throw ControlError(.busy, "snapshot \(entry.label) was taken already")
         }
         do {
-            try await cut(entry)
+            try await takeWithHooks(entry)
         } catch {
             if entry.phase == .prepared { entry.operationEnded() } else { _ = await end(entry) }
             throw error
@@ -102,7 +109,7 @@ package actor SnapshotRegistry {
         }
         let entry = HeldSnapshot(
             label: SnapshotLabel(id: .random(), name: request.name), policy: request.policy,
-            account: account)
+            take: request.take, account: account)
         entries[entry.label.id] = entry
         events.began(entry.label)
         return entry
@@ -158,14 +165,85 @@ package actor SnapshotRegistry {
         }
     }
 
+    /// The cut between its hooks. `post` runs whenever the take got as far as its hooks.
+    private func takeWithHooks(_ entry: HeldSnapshot) async throws {
+        // What will be refused is refused before a hook stops a database for it.
+        _ = try await freezePlan(of: entry)
+        let wish = entry.take.hooks
+        let names = entry.parts.map(\.name)
+        var failure: (any Error)?
+        do {
+            if let hook = wish.pre {
+                let complaint = await hooks.run(
+                    hook, .pre, limitSeconds: wish.limitSeconds, snapshot: entry.label,
+                    devices: names)
+                if let complaint {
+                    throw ControlError(
+                        .failed,
+                        "snapshot \(entry.label) was not taken: \(complaint); nothing was changed")
+                }
+            }
+            try await cut(entry)
+        } catch { failure = error }
+        if let hook = wish.post {
+            let complaint = await hooks.run(
+                hook, .post, limitSeconds: wish.limitSeconds, snapshot: entry.label,
+                devices: names, failure: failure)
+            if let complaint {
+                logger.warning("snapshot \(entry.label): \(complaint)")
+                events.record(
+                    .hookFailed, snapshot: entry.label, "snapshot \(entry.label): \(complaint)")
+            }
+        }
+        if let failure { throw failure }
+    }
+
+    private func freezePlan(of entry: HeldSnapshot) async throws -> FreezePlan {
+        try await freezing.plan(
+            entry.take.freeze, devices: entry.parts.map(\.name), protected: await protectedGround())
+    }
+
+    /// What must stay writable while filesystems are frozen: origins, storage, what is the
+    /// service's own.
+    private func protectedGround() async throws -> [ProtectedGround] {
+        var grounds = await devices.grounds()
+        for entry in entries.values {
+            for storage in entry.storages {
+                grounds.append(
+                    ProtectedGround(
+                        what: "storage of snapshot \(entry.label)", devices: storage.ground))
+            }
+        }
+        let directories = ownDirectories
+        let own = await blocking.run {
+            directories.map { directory in
+                ProtectedGround(
+                    what: directory.what, devices: MountSurvey.ground(ofPath: directory.path))
+            }
+                + [STDOUT_FILENO, STDERR_FILENO].map { descriptor in
+                    ProtectedGround(
+                        what: "the service's log",
+                        devices: MountSurvey.ground(ofDescriptor: descriptor))
+                }
+        }
+        guard let own else { throw ControlError.tooManyOperations }
+        return grounds + own
+    }
+
     private func cut(_ entry: HeldSnapshot) async throws {
-        let outcome = await cuts.makeCut(
+        let (outcome, freeze) = try await freezing.makeCut(
             entry.parts.map { CutMember(device: $0.device, snapshot: $0.snapshot) },
-            isBase: entry.label.name != nil)
+            isBase: entry.label.name != nil, try await freezePlan(of: entry),
+            isBestEffort: entry.take.isBestEffort)
+        for error in freeze.errors {
+            events.record(
+                .freezeFailed, snapshot: entry.label, "snapshot \(entry.label): \(error)")
+        }
         if let fault = outcome.fault { throw Self.refusal(of: fault, entry.label) }
         entry.phase = .held
         entry.takenAt = Date()
         entry.outcome = outcome
+        entry.freeze = freeze
         try await leaveCheckpoint(entry, outcome)
         var published: [(export: ExportDescription, history: ExportHistory)] = []
         for index in entry.parts.indices {
@@ -417,6 +495,9 @@ package actor SnapshotRegistry {
             return id
         }
     }
+
+    /// What the snapshot's exports are called after: its name, or its id.
+    func label(of text: String) throws(ControlError) -> SnapshotLabel { try find(text).label }
 
     // -- helpers
 

@@ -87,12 +87,21 @@ package struct StorageWish: Equatable, Sendable {
     }
 }
 
+/// What happens around the cut of a snapshot.
+package struct TakeOptions: Equatable, Sendable {
+    package let freeze: FreezeWish
+    /// What cannot be frozen is told and does not keep the cut from being made.
+    package let isBestEffort: Bool
+    package let hooks: HookWish
+}
+
 /// How a snapshot is asked for.
 package struct SnapshotRequest: Equatable, Sendable {
     package let devices: [ObjectName]
     package let name: ObjectName?
     package let storage: StorageWish
     package let policy: OverflowPolicy
+    package let take: TakeOptions
     /// Only make it; `take` makes the cut.
     package let preparesOnly: Bool
 
@@ -115,6 +124,12 @@ package struct SnapshotRequest: Equatable, Sendable {
             texts: document.storage ?? [], limit: document.limit,
             isForced: document.force ?? false)
         policy = try document.onOverflow.map(Self.policy) ?? .standard
+        take = TakeOptions(
+            freeze: try Self.freeze(document.freeze ?? []),
+            isBestEffort: document.freezeBestEffort ?? false,
+            hooks: try document.hooks.map { document throws(ControlError) in
+                try HookWish(document)
+            } ?? .none)
         preparesOnly = document.prepare ?? false
     }
 
@@ -135,6 +150,31 @@ package struct SnapshotRequest: Equatable, Sendable {
             devices.append(device)
         }
         return devices
+    }
+
+    private static func freeze(_ texts: [String]) throws(ControlError) -> FreezeWish {
+        if texts.isEmpty { return .standard }
+        if texts.contains("none") {
+            guard texts.allSatisfy({ $0 == "none" }) else {
+                throw ControlError(.invalid, "freeze none goes with nothing else")
+            }
+            return FreezeWish(isAutomatic: false)
+        }
+        let mountPoints = texts.filter { $0 != "auto" }
+        for text in mountPoints {
+            guard text.hasPrefix("/"), !text.utf8.contains(0), text.utf8.count < 4096 else {
+                throw ControlError(
+                    .invalid,
+                    "freeze \"\(text)\": give auto, none or the absolute path of a mount point")
+            }
+        }
+        guard mountPoints.count <= FreezePlan.targetCountMax else {
+            throw ControlError(
+                .invalid,
+                "\(mountPoints.count) mount points to freeze: give at most "
+                    + "\(FreezePlan.targetCountMax)")
+        }
+        return FreezeWish(isAutomatic: texts.contains("auto"), mountPoints: mountPoints)
     }
 
     static func name(_ text: String, of kind: String) throws(ControlError) -> ObjectName {

@@ -7,6 +7,7 @@ internal import RingIO
 //
 // Invariants
 // - The directory is locked (flock) from `open` until the object goes or the process dies.
+// - Nothing is written while filesystems are frozen (`quiet`).
 // - `devices.json` is replaced as a whole, durably, before the command that changed it answers;
 //   so is `checkpoints.json` (`CheckpointStore`).
 
@@ -17,11 +18,16 @@ struct RememberedDevice: Codable, Equatable, Sendable {
     var readOnly: Bool
     /// As asked for; nil: what the origin says.
     var sectorSize: UInt32?
+    /// Nobody else writes to the origin, as the operator said; nil: not said.
+    var exclusive: Bool?
 }
 
 /// The durable state of a service; see the head of this file.
 final class StateDirectory: Sendable {
     let path: String
+    /// Shared by whoever writes a file or starts a program, taken alone while filesystems are
+    /// frozen.
+    let quiet = Turns()
     /// Most bytes of a state file that are read.
     static let fileByteCountMax = 16 << 20
 
@@ -89,6 +95,8 @@ final class StateDirectory: Sendable {
         let file = path + "/devices.json"
         let contents = Contents(version: 1, devices: devices.sorted { $0.name < $1.name })
         let bytes = [UInt8](try DocumentCoding.encoder(pretty: true).encode(contents))
+        await quiet.takeShared()
+        defer { quiet.giveBack() }
         let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
             do throws(SystemFailure) {
                 return .success(try writeDurably(bytes, to: file))

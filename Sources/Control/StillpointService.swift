@@ -9,8 +9,8 @@ internal import ServiceLifecycle
 
 // The service as a whole: what must exist before what, and the way back.
 //
-//   state directory locked -> control socket claimed -> loops -> devices -> cut thread and
-//   snapshots -> NBD -> HTTP -> ready
+//   state and runtime directory locked -> control socket claimed -> loops -> cut thread, guardian
+//   -> devices -> snapshots -> block devices -> NBD -> HTTP -> ready
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
@@ -23,7 +23,9 @@ struct Registries: Sendable {
     let devices: DeviceRegistry
     let snapshots: SnapshotRegistry
     let checkpoints: CheckpointRegistry
+    let blocks: BlockRegistry
     let events: EventLog
+    let cuts: CutThread
 
     /// Answers questions about changes.
     var changes: ChangeQueries {
@@ -37,6 +39,7 @@ package final class StillpointService: Service {
     private let logger: Logger
     private let whenReady: @Sendable () -> Void
     private let startedAt = Date()
+    private let counts = RequestCounts()
 
     /// `whenReady` is called once, when all is reachable.
     package init(
@@ -59,10 +62,12 @@ package final class StillpointService: Service {
             throw ControlError(
                 .failed, "runtime directory cannot be made (\(error)); see --runtime-dir")
         }
-        let socket = try ControlSocket(claiming: configuration.control)
-        defer { socket.remove() }
+        let runtime = try RuntimeDirectory(claiming: configuration.runtimeDirectory)
+        defer { withExtendedLifetime(runtime) {} }
         let blocking = try BlockingPool()
         defer { blocking.close() }
+        let socket = try await claimSocket(on: blocking)
+        defer { socket.remove() }
         let loops = try startLoops()
         let outcome: Result<Void, any Error>
         do {
@@ -74,6 +79,16 @@ package final class StillpointService: Service {
         await stop(loops, on: blocking)
         try outcome.get()
         logger.info("stopped")
+    }
+
+    /// Another service that starts on the same path is waited for: not on a thread of Swift's pool.
+    private func claimSocket(on blocking: BlockingPool) async throws -> ControlSocket {
+        let path = configuration.control
+        let outcome = await blocking.run { Result { try ControlSocket(claiming: path) } }
+        guard let outcome else {
+            preconditionFailure("nothing else waits in the blocking pool at the start")
+        }
+        return try outcome.get()
     }
 
     private func startLoops() throws -> [LoopThread] {
@@ -104,32 +119,74 @@ package final class StillpointService: Service {
     ) async throws {
         let exports = ExportTable()
         let events = EventLog()
+        let cuts = try startCutThread()
+        let guardian = Guardian(
+            stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
+            blocking: blocking, logger: logger)
+        await guardian.start()
         let registry = DeviceRegistry(
-            loops: loops, blocking: blocking, state: state, exports: exports, events: events,
-            checkpoints: store, logger: logger)
+            loops: loops, blocking: blocking, cuts: cuts,
+            histories: HistoryPlaces(
+                runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
+                guardian: guardian),
+            state: state, exports: exports, events: events, checkpoints: store, logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered)
-            let cuts = try startCutThread()
             let checkpoints = CheckpointRegistry(
-                store: store, devices: registry, blocking: blocking, cuts: cuts, logger: logger)
-            let snapshots = SnapshotRegistry(
-                devices: registry, checkpoints: checkpoints, blocking: blocking, exports: exports,
-                events: events, cuts: cuts, defaultStorage: state.path, logger: logger)
+                store: store, devices: registry, blocking: blocking, cuts: cuts,
+                quiet: state.quiet, logger: logger)
+            let snapshots = try snapshotRegistry(
+                devices: registry, checkpoints: checkpoints, state: state, cuts: cuts,
+                blocking: blocking, exports: exports, events: events)
+            let blocks = BlockRegistry(
+                directory: configuration.runtimeDirectory + "/block", devices: registry,
+                snapshots: snapshots, exports: exports, events: events, blocking: blocking,
+                logger: logger)
             outcome = await runSnapshots(
                 Registries(
                     devices: registry, snapshots: snapshots, checkpoints: checkpoints,
-                    events: events),
+                    blocks: blocks, events: events, cuts: cuts),
                 exports, socket: socket, loops: loops)
-            // No cut is under way any more: this joins a thread that has nothing left to do.
-            if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         } catch { outcome = .failure(error) }
+        await registry.stopping()
+        // The cuts under way end; those that come are refused.
+        if await blocking.run({ cuts.close() }) == nil { cuts.close() }
         let faults = await registry.closeAll()
+        await guardian.dismiss()
         for fault in faults { logger.error("\(fault)") }
         try outcome.get()
         if !faults.isEmpty {
             throw ControlError(.failed, faults.joined(separator: "; "))
         }
+    }
+
+    private func snapshotRegistry(
+        devices: DeviceRegistry, checkpoints: CheckpointRegistry, state: StateDirectory,
+        cuts: CutThread, blocking: BlockingPool, exports: ExportTable, events: EventLog
+    ) throws(ControlError) -> SnapshotRegistry {
+        var limits = FreezeLimits()
+        if let limit = configuration.freezeLimitMilliseconds { limits.freezeMilliseconds = limit }
+        let freezing: FilesystemFreezing
+        do throws(RingError) {
+            freezing = try FilesystemFreezing(
+                listPath: configuration.runtimeDirectory + "/" + FrozenFilesystems.listName,
+                quiet: state.quiet, log: .shared, blocking: blocking, cuts: cuts, limits: limits,
+                localBlockDevices: { ServedBlockDevices.byDevice() }, logger: logger)
+        } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
+        return SnapshotRegistry(
+            devices: devices, checkpoints: checkpoints, blocking: blocking, exports: exports,
+            events: events, freezing: freezing,
+            hooks: HookRunner(
+                quiet: state.quiet, blocking: blocking, control: configuration.control),
+            ownDirectories: [
+                ("the state directory \(state.path)", state.path),
+                (
+                    "the runtime directory \(configuration.runtimeDirectory)",
+                    configuration.runtimeDirectory
+                ),
+            ],
+            defaultStorage: state.path, logger: logger)
     }
 
     private func startCutThread() throws(ControlError) -> CutThread {
@@ -138,16 +195,19 @@ package final class StillpointService: Service {
         } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
     }
 
-    /// Serves, and destroys the snapshots at the end: they do not outlive the service.
+    /// Serves, and takes block devices and snapshots away at the end: they do not outlive the
+    /// service.
     private func runSnapshots(
         _ registries: Registries, _ exports: ExportTable, socket: ControlSocket,
         loops: [LoopThread]
     ) async -> Result<Void, any Error> {
         let outcome: Result<Void, any Error>
         do {
+            try await registries.blocks.removeLeftovers()
             outcome = .success(
                 try await runExports(exports, registries, socket: socket, loops: loops))
         } catch { outcome = .failure(error) }
+        await registries.blocks.closeAll()
         await registries.snapshots.closeAll()
         return outcome
     }
@@ -158,7 +218,23 @@ package final class StillpointService: Service {
     ) async throws {
         var server = NBDServerConfiguration(endpoints: configuration.nbd.map(\.endpoint))
         server.allowsPlaintext = configuration.allowsPlaintext
+        let gateway = try configuration.encryption?.gateway(
+            threadCount: loops.count, logger: logger)
+        if let gateway, let settings = configuration.encryption {
+            server.encryption = NBDEncryption(mode: settings.mode, gateway: gateway)
+        }
         let nbd = NBDServer(directory: exports, loops: loops, configuration: server)
+        let outcome: Result<Void, any Error>
+        do {
+            outcome = .success(try await runNBD(nbd, registries, socket: socket))
+        } catch { outcome = .failure(error) }
+        await gateway?.close()
+        try outcome.get()
+    }
+
+    private func runNBD(
+        _ nbd: NBDServer, _ registries: Registries, socket: ControlSocket
+    ) async throws {
         do {
             try await nbd.start()
         } catch let error as NBDServerError { throw Self.refusal(of: error) }
@@ -181,7 +257,9 @@ package final class StillpointService: Service {
     /// Serves HTTP until the graceful stop, which lets requests under way finish.
     private func runHTTP(_ registries: Registries, socket: ControlSocket) async throws {
         let server = ControlServer(
-            registries: registries, status: { await self.status(registries) }, logger: logger)
+            registries: registries, status: { await self.status(registries) },
+            metrics: { await self.metrics(registries) },
+            probe: { try await registries.devices.probe($0) }, counts: counts, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
         let application = server.application(path: configuration.control) {
             do {
@@ -233,21 +311,21 @@ package final class StillpointService: Service {
             control: configuration.control, stateDirectory: configuration.stateDirectory,
             runtimeDirectory: configuration.runtimeDirectory,
             nbd: configuration.nbd.map(\.description), loops: await registry.listLoops(),
-            memory: MemoryDocument(residentBytes: residentBytes()),
+            memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
-            missing: await registry.listMissing())
+            missing: await registry.listMissing(), blocks: await registries.blocks.list())
     }
 
-    /// Resident memory of this process; 0 when the kernel does not say.
-    private func residentBytes() -> UInt64 {
-        guard let file = fopen("/proc/self/statm", "re") else { return 0 }
-        defer { fclose(file) }
-        var line = [CChar](repeating: 0, count: 256)
-        guard fgets(&line, Int32(line.count), file) != nil else { return 0 }
-        let text = String(
-            decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
-        let fields = text.split(separator: " ")
-        guard fields.count > 1, let pages = UInt64(fields[1]) else { return 0 }
-        return pages * UInt64(sysconf(Int32(_SC_PAGESIZE)))
+    private func metrics(_ registries: Registries) async -> String {
+        let devices = registries.devices
+        let activity = await devices.activity()
+        return ServiceMetrics(
+            version: stillpointVersion,
+            process: .now(startedAt: startedAt.timeIntervalSince1970),
+            loops: await devices.loopUsage(), devices: activity,
+            missingCount: await devices.listMissing().count,
+            snapshots: await registries.snapshots.list(), cuts: registries.cuts.cuts,
+            events: registries.events.counts(), requests: counts.all()
+        ).text
     }
 }

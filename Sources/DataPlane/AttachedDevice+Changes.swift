@@ -72,7 +72,7 @@ extension AttachedDevice {
             guard device.generation == generation,
                 let base = choose(device.engine.newestBase), base < device.engine.epoch.rawValue
             else { return }
-            device.engine.newestBaseChanged(to: base)
+            device.newestBaseChanged(to: base)
         }
         precondition(done != nil, "a loop does not stop while it has devices")
     }

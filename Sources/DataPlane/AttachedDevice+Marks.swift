@@ -47,16 +47,16 @@ extension AttachedDevice {
     ) async -> ChangesRefusal? {
         let device = device
         while true {
-            let wanted = await loop.mailbox.run { loop -> ([UInt64], ChangeMapMemory) in
+            let wanted = await loop.mailbox.run { loop -> ([UInt64], ChangeMapMemory, Generation) in
                 let device = device.get(on: loop)
                 var pages: Set<UInt64> = []
                 for range in ranges where pages.count < Self.pagesPerJob {
                     pages.formUnion(
                         device.engine.unreservedPages(of: range, countMax: Self.pagesPerJob))
                 }
-                return (pages.sorted(), device.mapMemory)
+                return (pages.sorted(), device.keeper.memory, device.generation)
             }
-            guard let (pages, memory) = wanted else { return .busy }
+            guard let (pages, memory, generation) = wanted else { return .busy }
             guard !pages.isEmpty else { return nil }
             let isReserved = await blocking.run { pages.allSatisfy { memory.reserve(page: $0) } }
             guard let isReserved else { return .busy }
@@ -64,7 +64,9 @@ extension AttachedDevice {
             let told: Void? = await loop.mailbox.run { loop in
                 let device = device.get(on: loop)
                 // Pages of a map that is not the device's any more are of no use.
-                guard device.mapMemory === memory else { return }
+                guard device.keeper.memory === memory, device.generation == generation else {
+                    return
+                }
                 for page in pages { device.engine.mapPageReserved(page) }
                 device.engineTouched()
             }

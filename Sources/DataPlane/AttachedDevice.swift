@@ -1,9 +1,10 @@
 package import BlockModel
+package import ChangeTracking
 package import RingIO
+internal import Synchronization
 
 /// An origin attached to the service, as the control plane sees it.
 package final class AttachedDevice: Sendable {
-    package let facts: OriginFacts
     /// The loop that serves it.
     package let loop: LoopThread
     /// What exports submit requests to.
@@ -11,49 +12,97 @@ package final class AttachedDevice: Sendable {
     let device: LoopConfined<Device>
     /// The origin as the kernel identifies it: difference storage may not stand on it.
     let foundations: Set<Foundation>
+    /// All that the origin stands on.
+    let groundwork: Set<Foundation>
+    /// Why the history of its changes began anew at the attach; nil: it was continued.
+    package let newHistoryReason: NewHistoryReason?
+    private let origin: OpenedOrigin
+    private let request: TrackingRequest?
+    private let blocking: BlockingPool
+    private let size: Mutex<UInt64>
 
     private init(
-        facts: OriginFacts, foundations: Set<Foundation>, loop: LoopThread,
-        device: LoopConfined<Device>
+        _ origin: OpenedOrigin, _ history: OpenedHistory, loop: LoopThread,
+        device: LoopConfined<Device>, blocking: BlockingPool
     ) {
-        self.facts = facts
-        self.foundations = foundations
+        self.origin = origin
+        newHistoryReason = history.reason
+        request = history.request
+        groundwork = origin.groundwork
         self.loop = loop
         self.device = device
+        self.blocking = blocking
+        foundations = origin.foundations
+        size = Mutex(origin.facts.size)
         target = device.map { $0 }
     }
 
+    /// What was found out about the origin, with the size that it has now.
+    package var facts: OriginFacts {
+        var facts = origin.facts
+        facts.size = size.withLock { $0 }
+        return facts
+    }
+
+    // MARK: Attach
+
     /// Opens an origin for exclusive use and brings it on its loop. `sectorBytes`: 512 or 4096,
-    /// nil for what the origin says (files: 512).
+    /// nil for what the origin says (files: 512). `tracking`: where the history of its changes is
+    /// kept; nil when nobody will ask for it.
     package static func attach(
-        path: String, isReadOnly: Bool, sectorBytes: UInt32?, on loop: LoopThread,
-        blocking: BlockingPool
+        path: String, isReadOnly: Bool, sectorBytes: UInt32?, tracking: TrackingRequest? = nil,
+        on loop: LoopThread, blocking: BlockingPool
     ) async throws(AttachError) -> AttachedDevice {
-        let opened = await blocking.run { () -> Result<OpenedOrigin, AttachError> in
+        let opened = try await onPool(blocking, path) { () throws(AttachError) in
+            let origin = try OriginOpener.open(
+                path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
             do throws(AttachError) {
-                return .success(
-                    try OriginOpener.open(
-                        path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes))
-            } catch { return .failure(error) }
+                return (origin, try OpenedHistory.open(origin, tracking))
+            } catch {
+                origin.close()
+                throw error
+            }
         }
-        guard let opened else {
-            throw AttachError(.busy, "origin \(path): too many operations wait; try again")
+        let origin = opened.0
+        if let watched = opened.1.watched(origin) { await tracking?.watch(watched) }
+        let history = try await onPool(blocking, path) { () throws(AttachError) in
+            var history = opened.1
+            do throws(AttachError) {
+                try history.admit()
+            } catch {
+                history.abandon()
+                origin.close()
+                throw error
+            }
+            return history
         }
-        let origin = try opened.get()
         let device = await loop.mailbox.run { loop -> LoopConfined<Device>? in
-            guard let device = Device(origin, loop: loop, blocking: blocking),
-                device.register()
-            else { return nil }
-            return LoopConfined(device, on: loop)
+            let device = Device(origin, history, loop: loop, blocking: blocking)
+            return device.register() ? LoopConfined(device, on: loop) : nil
         }
         guard let device, let device else {
-            origin.close()
+            await end(origin, history.header, history.memory, tracking, nil, blocking)
             throw AttachError(
                 .busy, "origin \(path): the loop has as many devices as it may; detach one")
         }
-        return AttachedDevice(
-            facts: origin.facts, foundations: origin.foundations, loop: loop, device: device)
+        return AttachedDevice(origin, history, loop: loop, device: device, blocking: blocking)
     }
+
+    /// Runs `body` on the pool.
+    private static func onPool<Value: Sendable>(
+        _ blocking: BlockingPool, _ path: String,
+        _ body: @escaping @Sendable () throws(AttachError) -> Value
+    ) async throws(AttachError) -> Value {
+        let outcome = await blocking.run { () -> Result<Value, AttachError> in
+            do throws(AttachError) { return .success(try body()) } catch { return .failure(error) }
+        }
+        guard let outcome else {
+            throw AttachError(.busy, "origin \(path): too many operations wait; try again")
+        }
+        return try outcome.get()
+    }
+
+    // MARK: Show
 
     /// Users at this moment: connections and block attachments.
     package func userCount() async -> Int {
@@ -61,16 +110,51 @@ package final class AttachedDevice: Sendable {
         return await loop.mailbox.run { device.get(on: $0).userCount } ?? 0
     }
 
-    /// What the device has done since it was attached, the history its changes belong to and the
-    /// epoch in which they are marked now; nil when its loop does not answer.
-    package func progress() async -> (
-        counters: DeviceCounters, generation: Generation, epoch: Epoch
-    )? {
+    /// How a device stands.
+    package struct Progress: Sendable {
+        /// What it has done since it was attached.
+        package var counters: DeviceCounters
+        /// The history its changes belong to, and what became of the one before.
+        package var generation: Generation
+        package var history: DeviceHistory
+        /// In which changes are marked now.
+        package var epoch: Epoch
+        /// Bytes of the device when the generation began.
+        package var firstSize: UInt64
+        /// Seconds since 1970; 0 when the generation has no cut yet.
+        package var lastCutSeconds: UInt64
+        /// Changes are not known now; a new generation follows.
+        package var isTrackingLost: Bool
+    }
+
+    /// How the device stands; nil when its loop does not answer.
+    package func progress() async -> Progress? {
         let device = device
         return await loop.mailbox.run { loop in
             let device = device.get(on: loop)
-            return (device.currentCounters, device.generation, device.engine.epoch)
+            let header = device.keeper.header
+            return Progress(
+                counters: device.currentCounters, generation: device.generation,
+                history: device.keeper.history, epoch: device.engine.epoch,
+                firstSize: header.firstSize, lastCutSeconds: header.lastCutSeconds,
+                isTrackingLost: device.engine.isTrackingLost)
         }
+    }
+
+    /// What the device and its images did, for metrics; nil when its loop does not answer.
+    package func activity() async -> DeviceActivity? {
+        let device = device
+        return await loop.mailbox.run { device.get(on: $0).activity }
+    }
+
+    /// Whether the page of the change map can be had now whose lack ended the tracking.
+    package func canTrackAgain() async -> Bool {
+        let device = device
+        let found = await loop.mailbox.run { loop in
+            (device.get(on: loop).keeper.memory, device.get(on: loop).lossPage)
+        }
+        guard let (memory, page) = found else { return false }
+        return await blocking.run { memory.reserve(page: page) } ?? false
     }
 
     /// The history that queries can name now; nil when it was lost.
@@ -82,16 +166,72 @@ package final class AttachedDevice: Sendable {
         } ?? nil
     }
 
-    /// Closes the exports' sessions, waits for requests under way, flushes (unless read-only) and
-    /// closes the origin. No snapshot of it may be left. Returns the fault of that flush. Once only.
+    // MARK: Resize
+
+    /// The size that the origin is found to have and the device has not yet; nil when there is
+    /// none that it could take over.
+    func findResize() async -> Result<DeviceResize?, ResizeObstacle> {
+        let device = device
+        let (descriptor, facts) = (origin.descriptor, facts)
+        let memory = await loop.mailbox.run { device.get(on: $0).keeper.memory }
+        guard let memory else { return .success(nil) }
+        let outcome = await blocking.run { () -> Result<DeviceResize?, ResizeObstacle> in
+            do throws(ResizeObstacle) {
+                return .success(
+                    try DeviceResize.find(descriptor, facts, size: facts.size, memory: memory))
+            } catch { return .failure(error) }
+        }
+        return outcome ?? .success(nil)
+    }
+
+    /// Bytes that the origin has now, whatever the device has.
+    package func originSize() async -> Result<UInt64, ResizeObstacle> {
+        switch await findResize() {
+        case .success(let resize): .success(resize?.size ?? facts.size)
+        case .failure(let obstacle): .failure(obstacle)
+        }
+    }
+
+    /// A cut took another size over.
+    func wasResized(to size: UInt64) { self.size.withLock { $0 = size } }
+
+    // MARK: Detach
+
+    /// Closes the exports' sessions, waits for requests under way, flushes (unless read-only),
+    /// saves the change map and closes the origin. No snapshot of it may be left. Returns the
+    /// fault of that flush. Once only.
     package func detach() async -> Fault? {
         let device = device
         let mailbox = loop.mailbox
-        return await withCheckedContinuation { continuation in
+        let remains = await withCheckedContinuation { continuation in
             let accepted = mailbox.postWhenRoom { loop in
-                device.get(on: loop).close { continuation.resume(returning: $0) }
+                let device = device.get(on: loop)
+                device.close { fault in
+                    continuation.resume(
+                        returning: (fault, device.keeper.header, device.keeper.memory))
+                }
             }
-            if !accepted { continuation.resume(returning: .shutdown) }
+            precondition(accepted, "a loop does not stop while it has devices")
         }
+        await Self.end(origin, remains.1, remains.2, request, remains.0, blocking)
+        return remains.0
+    }
+
+    /// Saves the map and closes the origin.
+    private static func end(
+        _ origin: OpenedOrigin, _ header: MapFileHeader, _ memory: ChangeMapMemory,
+        _ request: TrackingRequest?, _ fault: Fault?, _ blocking: BlockingPool
+    ) async {
+        let work = { @Sendable in
+            if let request,
+                let failure = OpenedHistory.end(
+                    header, memory, request, origin: origin, fault: fault)
+            {
+                request.notify(.mapNotSaved(failure))
+            }
+            origin.close()
+        }
+        // Full: nobody else will do it.
+        if await blocking.run(work) == nil { work() }
     }
 }

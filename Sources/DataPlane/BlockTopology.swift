@@ -24,15 +24,22 @@ enum BlockTopology {
             let device = cl_device_number(facts.device_major, facts.device_minor)
             found.insert(Foundation(device: device, inode: facts.inode))
             descend(major: facts.device_major, minor: facts.device_minor, into: &found)
+            if facts.device_major == 0 {
+                for number in MountSurvey.numbersBehindAnonymousDevice(of: descriptor) {
+                    descend(major: number.major, minor: number.minor, into: &found)
+                }
+            }
         }
         return found
     }
 
     /// Follows partitions to their disks, mapped devices to their slaves, loop devices to the
     /// files behind them.
-    private static func descend(major: UInt32, minor: UInt32, into found: inout Set<Foundation>) {
+    static func descend(major: UInt32, minor: UInt32, into found: inout Set<Foundation>) {
         let entry = Foundation(device: cl_device_number(major, minor), inode: 0)
         guard found.insert(entry).inserted else { return }
+        // Below it is a file that we answer for ourselves.
+        guard !ServedBlockDevices.contains(entry.device) else { return }
         let folder = "/sys/dev/block/\(major):\(minor)"
         if SystemFile.read("\(folder)/partition") != nil {
             descend(numbers: SystemFile.read("\(folder)/../dev"), into: &found)

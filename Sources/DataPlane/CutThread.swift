@@ -34,25 +34,38 @@ package struct CutOutcome: Sendable {
     package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
+    /// How the filesystems fared that were to be frozen for it.
+    package var freeze = FreezeOutcome()
+    /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
+    package var isCalledOffByFreeze = false
 
     /// What is remembered of the cut of the device at `index`.
     package func base(at index: Int) -> TrackingBase {
         TrackingBase(generation: generations[index], epoch: epochs[index], size: sizes[index])
     }
+    /// Why the size that an origin was found to have could not be taken over, by device.
+    package var resizeObstacles: [ResizeObstacle?] = []
 }
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
-    private struct Job: Sendable {
+    private struct CutWish: Sendable {
         var members: [CutMember]
         var isBase: Bool
+        var resizes: [DeviceResize?]
         var limitNanoseconds: UInt64
+        var freeze: FreezeJob?
+    }
+
+    private struct Job: Sendable {
+        var wish: CutWish
         var finish: @Sendable (CutOutcome) -> Void
     }
 
     private let jobs = Mutex<[Job]?>([])
     private let available = Semaphore()
     private let thread = Mutex<pthread_t?>(nil)
+    private let history = Mutex(CutHistory())
 
     package init() throws(RingError) {
         var handle = pthread_t()
@@ -74,16 +87,40 @@ package final class CutThread: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Makes a cut over the members. `isBase`: later queries of changes can name it.
-    /// `limitNanoseconds`: longest time writers wait behind closed
-    /// gates; beyond it everything is undone.
+    /// Makes a cut over the members, each with the size that its origin has now. `isBase`: later
+    /// queries of changes can name it. `limitNanoseconds`: longest time writers wait behind closed
+    /// gates; beyond it everything is undone. `freeze`: filesystems to freeze before and to thaw
+    /// after it.
     package func makeCut(
-        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000
+        _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000,
+        freezing freeze: FreezeJob? = nil
     ) async -> CutOutcome {
+        var resizes: [DeviceResize?] = []
+        var obstacles: [ResizeObstacle?] = []
+        for member in members {
+            switch await member.device.findResize() {
+            case .success(let resize):
+                resizes.append(resize)
+                obstacles.append(nil)
+            case .failure(let obstacle):
+                resizes.append(nil)
+                obstacles.append(obstacle)
+            }
+        }
+        let job = CutWish(
+            members: members, isBase: isBase, resizes: resizes,
+            limitNanoseconds: limitNanoseconds, freeze: freeze)
+        var outcome = await perform(job)
+        outcome.resizeObstacles = obstacles
+        return outcome
+    }
+
+    private func perform(_ wish: CutWish) async -> CutOutcome {
         await withCheckedContinuation { continuation in
-            let job = Job(
-                members: members, isBase: isBase, limitNanoseconds: limitNanoseconds
-            ) { continuation.resume(returning: $0) }
+            let job = Job(wish: wish) { outcome in
+                self.history.withLock { $0.add(outcome) }
+                continuation.resume(returning: outcome)
+            }
             let accepted = jobs.withLock { jobs in
                 guard jobs != nil else { return false }
                 jobs?.append(job)
@@ -96,6 +133,9 @@ package final class CutThread: Sendable {
             }
         }
     }
+
+    /// How the cuts so far went.
+    package var cuts: CutHistory { history.withLock { $0 } }
 
     /// Finishes the cuts that wait and ends the thread.
     package func close() {
@@ -119,8 +159,14 @@ package final class CutThread: Sendable {
             }
             guard let job else { return }
             var run = CutRun(
-                job.members, isBase: job.isBase, limitNanoseconds: job.limitNanoseconds)
-            job.finish(run.perform())
+                job.wish.members, isBase: job.wish.isBase, resizes: job.wish.resizes,
+                limitNanoseconds: job.wish.limitNanoseconds)
+            if let freeze = job.wish.freeze {
+                var freezing = FreezeRun(freeze)
+                job.finish(freezing.perform { run.perform() })
+            } else {
+                job.finish(run.perform())
+            }
         }
     }
 }
@@ -136,15 +182,19 @@ private struct CutRun {
 
     private let members: [CutMember]
     private let isBase: Bool
+    private let resizes: [DeviceResize?]
     private let answers = Answers<Answer>()
     private var coordinator: CutCoordinator
     private var outcome = CutOutcome()
     private var closedAt: UInt64 = 0
     private var openCount = 0
 
-    init(_ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64) {
+    init(
+        _ members: [CutMember], isBase: Bool, resizes: [DeviceResize?], limitNanoseconds: UInt64
+    ) {
         self.members = members
         self.isBase = isBase
+        self.resizes = resizes
         coordinator = CutCoordinator(
             deviceCount: members.count, limitNanoseconds: limitNanoseconds)
         outcome.epochs = Array(repeating: .first, count: members.count)
@@ -182,14 +232,14 @@ private struct CutRun {
             send(index) { device, _ in device.closeGate { answers.add(.drained(index)) } }
         case .switchEpoch(let index):
             let isBase = isBase
+            let resize = resizes[index]
             send(index) { device, part in
-                // The history that ends here, should the cut begin a new one.
-                let generation = device.generation
-                let ended = device.switchEpoch(holding: part, isBase: isBase)
+                let ended = device.switchEpoch(holding: part, isBase: isBase, resize: resize)
                 answers.add(
                     .switched(
                         index,
-                        TrackingBase(generation: generation, epoch: ended, size: device.size)))
+                        TrackingBase(
+                            generation: device.generation, epoch: ended, size: device.size)))
             }
         case .openGate(let index):
             send(index) { device, _ in
@@ -225,6 +275,7 @@ private struct CutRun {
             outcome.epochs[index] = base.epoch
             outcome.sizes[index] = base.size
             outcome.generations[index] = base.generation
+            if resizes[index] != nil { members[index].device.wasResized(to: base.size) }
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed
@@ -235,7 +286,7 @@ private struct CutRun {
 }
 
 /// Answers of loops to the thread that waits for them.
-private final class Answers<Answer: Sendable>: Sendable {
+final class Answers<Answer: Sendable>: Sendable {
     private let queue = Mutex<[Answer]>([])
     private let available = Semaphore()
 

@@ -64,8 +64,7 @@ extension Device {
     ) -> Result<ChangesSlice, ChangesRefusal> {
         if engine.isTrackingLost { return .failure(.historyUnknown) }
         var base: UInt32 = 0
-        // The begin of a history has no size of its own: growth since then was marked.
-        var baseSize = UInt64.max
+        var baseSize = keeper.header.firstSize
         if case .base(let named) = query.since {
             guard named.generation == generation else { return .failure(.historyUnknown) }
             base = named.epoch.rawValue
@@ -96,8 +95,7 @@ extension Device {
             return .success(slice)
         case .unknown: return .failure(.historyUnknown)
         case .damaged:
-            engine.trackingLost()
-            engineTouched()
+            mapFoundDamaged()
             return .failure(.damaged)
         }
     }

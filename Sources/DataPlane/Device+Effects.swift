@@ -87,24 +87,6 @@ extension Device {
         timer = time == .max ? nil : loop.schedule(at: time, preserver, token: 0)
     }
 
-    private func reserveMapPage(_ page: UInt64) {
-        let back = LoopConfined(self, on: loop)
-        let mailbox = loop.mailbox
-        let memory = mapMemory
-        let accepted = blocking.submit {
-            let isReserved = memory.reserve(page: page)
-            mailbox.postWhenRoom { loop in
-                back.get(on: loop).mapPageAnswered(page, isReserved: isReserved)
-            }
-        }
-        if !accepted { engine.mapPageRefused(page) }
-    }
-
-    private func mapPageAnswered(_ page: UInt64, isReserved: Bool) {
-        if isReserved { engine.mapPageReserved(page) } else { engine.mapPageRefused(page) }
-        engineTouched()
-    }
-
     // MARK: Copies
 
     private func readForCopy(_ copy: CopyIndex, offset: UInt64, length: UInt64) {

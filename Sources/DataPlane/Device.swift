@@ -1,4 +1,5 @@
 internal import BlockModel
+internal import ChangeTracking
 internal import CopyOnWrite
 internal import RingIO
 internal import SnapshotCore
@@ -8,7 +9,7 @@ internal import SnapshotCore
 //
 // Invariants
 // - `underway` counts the requests that were taken over and not yet finished.
-// - After `close` no request is taken over; the origin is closed when `underway` is zero, every
+// - After `close` no request is taken over; the origin is given back when `underway` is zero, every
 //   user has left, no snapshot is held and the last flush has ended.
 
 /// One device on its loop.
@@ -18,9 +19,11 @@ final class Device: BlockTarget {
     let blocking: BlockingPool
     let engine: SnapshotEngine
     let preservation: LoopPreservation
-    let mapMemory: ChangeMapMemory
-    /// The unbroken tracking history that the engine's epochs count in.
-    private(set) var generation = Generation(id: .random())
+    let keeper: HistoryKeeper
+    let notify: (DeviceNotice) -> Void
+    /// Why tracking was lost the last time, and the page of the map that could not be had.
+    var lossReason = NewHistoryReason.mapDamaged
+    var lossPage: UInt64 = 0
     /// The snapshots of this device by their index in the engine.
     var parts: [SnapshotPart?]
     /// The storage sources by their index in the engine.
@@ -35,6 +38,9 @@ final class Device: BlockTarget {
     private var preserverStorage: Preserver?
     private var underway = 0
     private var counters = DeviceCounters()
+    private let meter = RequestMeter()
+    /// What came through images.
+    let imageMeter = RequestMeter()
     private var closing: Closing?
 
     private struct Closing {
@@ -42,18 +48,18 @@ final class Device: BlockTarget {
         var isFlushing = false
     }
 
-    /// Nil when there is no address space for the change map.
-    init?(_ opened: OpenedOrigin, loop: EventLoop, blocking: BlockingPool) {
-        let chunkCount = (opened.facts.size + chunkByteCount - 1) / chunkByteCount
-        guard let mapMemory = ChangeMapMemory(chunkCount: chunkCount) else { return nil }
-        self.mapMemory = mapMemory
+    init(
+        _ opened: OpenedOrigin, _ history: OpenedHistory, loop: EventLoop, blocking: BlockingPool
+    ) {
+        keeper = HistoryKeeper(history)
+        notify = history.request?.notify ?? { _ in }
         self.loop = loop
         self.blocking = blocking
         requests = loop.requests
         preservation = LoopPreservation.of(loop)
         let limits = EngineLimits(requestCount: loop.requests.capacity)
         engine = SnapshotEngine(
-            size: opened.facts.size, map: mapMemory.newMap(), buffers: preservation.buffers,
+            size: opened.facts.size, map: keeper.changeMap, buffers: preservation.buffers,
             limits: limits)
         parts = Array(repeating: nil, count: limits.snapshotCount)
         sources = Array(repeating: nil, count: limits.sourceCount)
@@ -81,6 +87,7 @@ final class Device: BlockTarget {
     override func submit(_ index: RequestIndex) {
         let request = requests.pointer(to: index)
         underway += 1
+        request.pointee.submittedNanoseconds = loop.now
         guard closing == nil else { return finish(index, .shutdown) }
         precondition(
             request.pointee.operation == .flush || request.pointee.range.end <= size,
@@ -147,6 +154,7 @@ final class Device: BlockTarget {
     /// Tells the owner.
     func finish(_ index: RequestIndex, _ fault: Fault?) {
         if fault != nil { counters.failures &+= 1 }
+        meter.finished(requests[index], now: loop.now, isFailure: fault != nil)
         underway -= 1
         requests.finish(index, fault)
         if closing != nil { continueClosing() }
@@ -158,6 +166,13 @@ final class Device: BlockTarget {
         counters.copiedBytes = engine.counters.copiedByteCount
         counters.parkedWrites = engine.counters.delayedRequestCount
         return counters
+    }
+
+    /// The same with how long requests took.
+    var activity: DeviceActivity {
+        DeviceActivity(
+            counters: currentCounters, requests: meter.report, imageRequests: imageMeter.report,
+            epoch: engine.epoch)
     }
 
     // MARK: Turns
@@ -179,8 +194,8 @@ final class Device: BlockTarget {
 
     // MARK: Closing
 
-    /// Sends the users away, finishes what is under way, flushes, closes the descriptor and
-    /// calls `finish` with the fault of the flush. Its snapshots must have been destroyed. Runs
+    /// Sends the users away, finishes what is under way, flushes and calls `finish` with the fault
+    /// of the flush; the origin's descriptor is the caller's then. Its snapshots must have been destroyed. Runs
     /// on the loop, once.
     func close(_ finish: @escaping (Fault?) -> Void) {
         precondition(closing == nil, "a device is closed twice")

@@ -56,6 +56,12 @@ package struct SnapshotStorage: Sendable {
                 "storage \(storage.name) lies on an origin of the snapshot: the writes it "
                     + "protects against would overwrite it; name storage on another disk")
         }
+        guard !ServedBlockDevices.carry(storage.foundations) else {
+            throw AttachError(
+                .unsuitable,
+                "storage \(storage.name) lies on a block device of this service: preserving would "
+                    + "wait for writes that wait for it; name storage elsewhere")
+        }
     }
 
     /// The opener is done with it: each source closes with the last device that uses it, at once

@@ -30,12 +30,13 @@ final class ImageDevice: BlockTarget {
 
     override func submit(_ index: RequestIndex) {
         let request = device.requests.pointer(to: index)
-        guard !isGone else { return device.requests.finish(index, .shutdown) }
+        request.pointee.submittedNanoseconds = device.loop.now
+        guard !isGone else { return finish(index, .shutdown) }
         precondition(
             request.pointee.operation == .flush || request.pointee.range.end <= size,
             "an export let a request past the end")
         guard request.pointee.length > 0 || request.pointee.operation == .flush else {
-            return device.requests.finish(index, nil)
+            return finish(index, nil)
         }
         switch request.pointee.operation {
         case .read:
@@ -47,7 +48,7 @@ final class ImageDevice: BlockTarget {
                     offset: request.pointee.offset, length: request.pointee.length,
                     now: device.loop.now))
         case .write, .writeZeroes:
-            guard isWritable else { return device.requests.finish(index, .notPermitted) }
+            guard isWritable else { return finish(index, .notPermitted) }
             request.pointee.image = Unmanaged.passUnretained(self)
             admitted(
                 index,
@@ -57,27 +58,33 @@ final class ImageDevice: BlockTarget {
                     now: device.loop.now))
         case .flush, .prefetch:
             // An overlay ends with the service: there is nothing that could outlive it.
-            device.requests.finish(index, nil)
-        case .discard: device.requests.finish(index, .notSupported)
+            finish(index, nil)
+        case .discard: finish(index, .notSupported)
         case .blockStatus:
             guard let base = request.pointee.statusBase else { return statusArrived(index) }
             // What was written through the image is no change of the device: it cannot be told.
-            guard !isWritable else { return device.requests.finish(index, .invalid) }
-            device.requests.finish(
-                index, device.tellChanges(index, since: base, until: snapshot))
+            guard !isWritable else { return finish(index, .invalid) }
+            finish(index, device.tellChanges(index, since: base, until: snapshot))
         }
+    }
+
+    /// Tells the owner.
+    private func finish(_ index: RequestIndex, _ fault: Fault?) {
+        device.imageMeter.finished(
+            device.requests[index], now: device.loop.now, isFailure: fault != nil)
+        device.requests.finish(index, fault)
     }
 
     private func admitted(_ index: RequestIndex, _ admission: Admission) {
         switch admission {
         case .taken: device.engineTouched()
-        case .refused(let fault): device.requests.finish(index, fault)
+        case .refused(let fault): finish(index, fault)
         case .issue: preconditionFailure("an image request never goes to the origin as it is")
         }
     }
 
     override func engineFinished(_ index: RequestIndex, _ fault: Fault?) {
-        device.requests.finish(index, fault)
+        finish(index, fault)
     }
 
     // MARK: Block status
@@ -107,8 +114,8 @@ final class ImageDevice: BlockTarget {
 
     /// The origin answered: what the engine now says is unchanged was so at the cut too.
     func statusScanned(_ index: RequestIndex, count: Int, fault: Fault?) {
-        if let fault { return device.requests.finish(index, fault) }
-        guard !isGone else { return device.requests.finish(index, .shutdown) }
+        if let fault { return finish(index, fault) }
+        guard !isGone else { return finish(index, .shutdown) }
         let request = device.requests.pointer(to: index)
         guard let buffer = request.pointee.buffer else {
             preconditionFailure("a block status request without room for the answer")
@@ -125,7 +132,7 @@ final class ImageDevice: BlockTarget {
                     let (run, length) = device.engine.imageRun(
                         of: snapshot, overlay: isWritable, offset: position,
                         length: end - position)
-                else { return device.requests.finish(index, .inputOutput) }
+                else { return finish(index, .inputOutput) }
                 switch run {
                 case .data: output.add(length, AllocationFlags.data)
                 case .zero: output.add(length, AllocationFlags.hole | AllocationFlags.zero)
@@ -135,7 +142,7 @@ final class ImageDevice: BlockTarget {
             }
         }
         request.pointee.resultByteCount = output.count * MemoryLayout<StatusExtent>.stride
-        device.requests.finish(index, nil)
+        finish(index, nil)
     }
 }
 

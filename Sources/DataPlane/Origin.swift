@@ -235,8 +235,8 @@ final class Origin: RingHandler {
 
     // MARK: Closing
 
-    /// Flushes (unless read-only), leaves the loop, closes the descriptor and calls `closed` with
-    /// the fault of the flush. No request may be under way.
+    /// Flushes (unless read-only), leaves the loop and calls `closed` with the fault of the flush;
+    /// the descriptor stays open. No request may be under way.
     func close(_ closed: @escaping (Fault?) -> Void) {
         self.closed = closed
         if facts.isReadOnly || flushes.failure != nil { return loop.callAtEndOfTurn(self) }
@@ -251,9 +251,6 @@ final class Origin: RingHandler {
 
     override func turnEnded() {
         loop.remove(self)
-        let descriptor = self.descriptor
-        // Closing may wait for the disk; only a pool that has ended refuses.
-        if !blocking.submit({ Glibc.close(descriptor) }) { Glibc.close(descriptor) }
         let closed = self.closed
         self.closed = nil
         closed?(flushes.failure)

@@ -1,3 +1,4 @@
+internal import ChangeTracking
 internal import CLinux
 internal import Glibc
 
@@ -17,9 +18,17 @@ struct OpenedOrigin: Sendable {
     let honoursDataSync: Bool
     /// The device or file itself: what difference storage may not stand on.
     let foundations: Set<Foundation>
+    /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
+    let groundwork: Set<Foundation>
 
-    /// Gives the origin up before a device took it.
+    /// Gives the origin up: no device has it, or has it any longer.
     func close() { Glibc.close(descriptor) }
+
+    /// Which one it is and how it stands, while nobody writes to it. Blocks.
+    func record() -> OriginRecord? {
+        OriginSighting.record(
+            of: descriptor, probe: facts.accessMode == .direct ? descriptor : nil)
+    }
 }
 
 enum OriginOpener {
@@ -96,6 +105,12 @@ enum OriginOpener {
         guard cl_file_facts(descriptor, &found) == 0 else {
             throw AttachError(.failed, "origin \(path): statx: \(text(of: errno))")
         }
+        guard !ServedBlockDevices.carry(BlockTopology.foundations(of: descriptor)) else {
+            throw AttachError(
+                .unsuitable,
+                "origin \(path) lies on a block device of this service: its requests would wait "
+                    + "for themselves; serve it from another service")
+        }
         let isBlockDevice = found.mode & UInt32(Glibc.S_IFMT) == UInt32(Glibc.S_IFBLK)
         var size = found.size
         var naturalSectorBytes: UInt32 = 512
@@ -135,7 +150,8 @@ enum OriginOpener {
                     : Foundation(
                         device: cl_device_number(found.device_major, found.device_minor),
                         inode: found.inode)
-            ])
+            ],
+            groundwork: BlockTopology.foundations(of: descriptor))
     }
 
     private static func chooseSector(
@@ -170,7 +186,7 @@ enum OriginOpener {
     private static let blockBytes: UInt32 = 4096
 
     /// O_DIRECT where a read proves that it works, inline on tmpfs, else the page cache.
-    private static func accessMode(
+    static func accessMode(
         _ descriptor: Int32, isBlockDevice: Bool, _ found: cl_file_facts, size: UInt64,
         sectorBytes: UInt32
     ) -> (mode: AccessMode, alignment: UInt32) {
@@ -216,7 +232,7 @@ enum OriginOpener {
         return known.contains(type)
     }
 
-    private static func isRotational(_ found: cl_file_facts, isBlockDevice: Bool) -> Bool {
+    static func isRotational(_ found: cl_file_facts, isBlockDevice: Bool) -> Bool {
         let major = isBlockDevice ? found.special_major : found.device_major
         let minor = isBlockDevice ? found.special_minor : found.device_minor
         let folder = "/sys/dev/block/\(major):\(minor)"

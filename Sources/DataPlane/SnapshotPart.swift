@@ -22,6 +22,8 @@ package struct SnapshotPartReport: Sendable {
     /// Bytes of old data read on this device since the cut in order to preserve it, for this
     /// snapshot or a newer one.
     package var copiedBytes: UInt64
+    /// Preserved blocks of this device that are in memory only.
+    package var unstoredBlocks: UInt64
 }
 
 /// One device's part of a snapshot, on the device's loop.
@@ -98,7 +100,8 @@ final class SnapshotPart {
             isCorrupted: report.isCorrupted,
             storedBlocks: report.preservedBlockCount - report.zeroBlockCount,
             zeroBlocks: report.zeroBlockCount, metadataBytes: report.metadataByteCount,
-            copiedBytes: isHeld ? copied - copiedByteCountAtCut : 0)
+            copiedBytes: isHeld ? copied - copiedByteCountAtCut : 0,
+            unstoredBlocks: UInt64(device.engine.unstoredBlockCount))
     }
 }
 
@@ -137,14 +140,6 @@ extension Device {
         gateDrained = drained
         engine.gateClosed(now: loop.now)
         engineTouched()
-    }
-
-    /// The cut: cannot fail. Returns the epoch that ended.
-    func switchEpoch(holding part: SnapshotPart?, isBase: Bool) -> Epoch {
-        let ended = engine.cutSwitched(snapshot: part?.index, isBase: isBase)
-        part?.held()
-        engineTouched()
-        return ended
     }
 
     /// Changes go on, after a switch or instead of one.

@@ -249,7 +249,10 @@ package final class StorageSource: Sendable {
             guard case .memory(let address) = access,
                 let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
             else { preconditionFailure("memory storage has an address") }
-            madvise(start, Int(byteCount), MADV_DONTNEED)
+            // It is locked in memory; older kernels drop only what is not.
+            if cl_drop_pages(start, Int(byteCount)) != 0 {
+                madvise(start, Int(byteCount), MADV_DONTNEED)
+            }
         }
     }
 

@@ -6,11 +6,17 @@ internal import BlockModel
 //                                      │  ▲
 //                                      └──┘ every other option
 //
+// STARTTLS, where it is offered, ends a negotiation: the client goes on under TLS with one that
+// knows nothing of the first but the client flags.
+//
 // Invariants
 // - No length is believed before it was compared with its limit; no option is looked at before
 //   all of its bytes are there.
 // - An option that was refused changes nothing; a failed SET_META_CONTEXT forgets the selection.
 // - Contexts belong to the export they were selected for: opening another one drops them.
+// - Where TLS is required and not established, no option but STARTTLS and ABORT is looked at, and
+//   nothing is said about exports.
+// - Bytes that came in behind STARTTLS were not protected by it: they end the connection.
 
 /// A handshake of one connection.
 struct NBDNegotiation {
@@ -20,6 +26,8 @@ struct NBDNegotiation {
         case more
         /// Send `output`, then serve requests; `remainingInput` belongs to them.
         case opened(Opening)
+        /// Send `output`, then go on under TLS with `init(under:)`.
+        case secured
         /// Send `output`, then close.
         case closed
     }
@@ -48,6 +56,7 @@ struct NBDNegotiation {
     static let contextCountMax = 64
 
     private let directory: any ExportDirectory
+    private let security: NBDSecurity
     private var input: [UInt8] = []
     private var hasClientFlags = false
     private var omitsZeroes = false
@@ -59,11 +68,20 @@ struct NBDNegotiation {
     /// Bytes to be sent; the caller takes them with `takeOutput`.
     private(set) var output = NBDBytes()
 
-    init(directory: any ExportDirectory) {
+    init(directory: any ExportDirectory, security: NBDSecurity = .unavailable) {
         self.directory = directory
+        self.security = security
         output.append(NBD.greetingMagic)
         output.append(NBD.optionMagic)
         output.append(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
+    }
+
+    /// Goes on under TLS after `plain` ended with `.secured`.
+    init(under plain: NBDNegotiation) {
+        directory = plain.directory
+        security = .established
+        hasClientFlags = true
+        omitsZeroes = plain.omitsZeroes
     }
 
     /// What came in behind the option that opened the export.
@@ -83,7 +101,7 @@ struct NBDNegotiation {
             guard let outcome = step() else { return .more }
             switch outcome {
             case .more: continue
-            case .opened, .closed: return outcome
+            case .opened, .secured, .closed: return outcome
             }
         }
         return .more
@@ -106,6 +124,14 @@ struct NBDNegotiation {
         guard optionCount <= Self.optionCountMax else { return .closed }
         let data = NBDOptionReader(input[16..<16 + length])
         input.removeFirst(16 + length)
+        if security == .required, number != NBD.Option.startTLS.rawValue,
+            number != NBD.Option.abort.rawValue
+        {
+            // This option has no other refusal than the end.
+            if number == NBD.Option.exportName.rawValue { return .closed }
+            reply(number, .encryptionRequired, "start TLS first")
+            return .more
+        }
         guard let option = NBD.Option(rawValue: number) else {
             reply(number, .unsupported, "this option is not known here")
             return .more
@@ -133,8 +159,7 @@ struct NBDNegotiation {
             reply(option, .acknowledge)
             return .closed
         case .list: list(data)
-        case .startTLS:
-            reply(option.rawValue, .unsupported, "this endpoint does not speak TLS")
+        case .startTLS: return startTLS(data)
         case .info, .go: return information(option, data)
         case .structuredReply: structuredReply(data)
         case .listMetaContext, .setMetaContext: metaContext(option, data)
@@ -144,6 +169,25 @@ struct NBDNegotiation {
     }
 
     // MARK: Options
+
+    private mutating func startTLS(_ data: NBDOptionReader) -> Outcome {
+        switch security {
+        case .unavailable:
+            reply(.startTLS, .unsupported, "this endpoint does not speak TLS")
+            return .more
+        case .established:
+            reply(.startTLS, .invalid, "this connection is encrypted already")
+            return .more
+        case .offered, .required: break
+        }
+        guard data.isEmpty else {
+            reply(.startTLS, .invalid, "this option takes no data")
+            return .more
+        }
+        guard input.isEmpty else { return .closed }
+        reply(.startTLS, .acknowledge)
+        return .secured
+    }
 
     private mutating func exportName(_ data: NBDOptionReader) -> Outcome {
         var data = data

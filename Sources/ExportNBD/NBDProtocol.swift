@@ -68,6 +68,7 @@ enum NBD {
         case metaContext = 4
         case unsupported = 0x8000_0001
         case invalid = 0x8000_0003
+        case encryptionRequired = 0x8000_0005
         case unknown = 0x8000_0006
         case tooBig = 0x8000_0009
         case extendedHeadersRequired = 0x8000_000A

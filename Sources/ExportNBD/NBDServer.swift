@@ -22,6 +22,8 @@ package struct NBDServerConfiguration: Sendable {
     package var endpoints: [NBDEndpoint]
     /// TCP without encryption on other than loopback addresses.
     package var allowsPlaintext = false
+    /// TLS, where it is offered. Clients over Unix sockets may use it and need not.
+    package var encryption: NBDEncryption?
     /// Most connections at a time, handshakes included.
     package var connectionCountMax = 1000
     /// Most handshakes at a time: the oldest makes room for the newest.
@@ -79,17 +81,19 @@ package final class NBDServer: Sendable {
 
     /// Opens the listeners and begins to serve; all or nothing.
     package func start() async throws {
-        var sockets: [Int32] = []
+        var sockets: [NBDListeningSocket] = []
         var paths: [String] = []
         do {
             for endpoint in configuration.endpoints {
                 sockets.append(
-                    try NBDSocket.listen(
-                        endpoint, allowsPlaintext: configuration.allowsPlaintext))
+                    NBDListeningSocket(
+                        descriptor: try NBDSocket.listen(
+                            endpoint, allowsPlaintext: allowsExposedTCP),
+                        security: security(of: endpoint)))
                 if case .unix(let path) = endpoint { paths.append(path) }
             }
         } catch {
-            for socket in sockets { close(socket) }
+            for socket in sockets { close(socket.descriptor) }
             for path in paths { unlink(path) }
             throw error
         }
@@ -117,6 +121,19 @@ package final class NBDServer: Sendable {
             state.lobby = lobby
             state.tables = made
             state.paths = known
+        }
+    }
+
+    /// Whether TCP beyond loopback is no danger, or one that is wanted.
+    private var allowsExposedTCP: Bool {
+        configuration.allowsPlaintext || configuration.encryption?.mode == .required
+    }
+
+    private func security(of endpoint: NBDEndpoint) -> NBDSecurity {
+        switch (endpoint, configuration.encryption?.mode) {
+        case (_, nil): .unavailable
+        case (.tcp, .required): .required
+        case (.tcp, .offered), (.unix, _): .offered
         }
     }
 
@@ -155,6 +172,18 @@ package final class NBDServer: Sendable {
         }
     }
 
+    /// Leads a socket to TLS and returns the one that takes its place; nil when there is none, with
+    /// `socket` left alone.
+    func encrypt(_ socket: Int32, of connection: NBDConnection) -> Int32? {
+        guard let gateway = configuration.encryption?.gateway else {
+            preconditionFailure("TLS begins only where it is offered")
+        }
+        guard let (ours, plain) = NBDSocket.pair() else { return nil }
+        connection.held()
+        gateway.relay(socket: socket, plain: plain) { connection.released() }
+        return ours
+    }
+
     // MARK: Connections, from any loop
 
     /// Counts a connection in; false when there are as many as may be.
@@ -182,34 +211,37 @@ package final class NBDServer: Sendable {
 
     /// Brings a negotiated connection to the loop of its export. From here on the session owns
     /// the socket.
-    func handOver(_ opening: NBDNegotiation.Opening, socket: Int32, input: [UInt8]) {
+    func handOver(
+        _ opening: NBDNegotiation.Opening, socket: Int32, input: [UInt8],
+        of connection: NBDConnection
+    ) {
         let index = opening.export.loop.index
         let table = state.withLock { state in state.tables.first { $0.loopIndex == index } }
         let accepted =
             table.map { table in
                 opening.export.loop.mailbox.post { loop in
-                    self.begin(opening, socket, input, table.get(on: loop), loop)
+                    self.begin(opening, socket, input, connection, table.get(on: loop), loop)
                 }
             } ?? false
         if !accepted {
             close(socket)
-            connectionClosed()
+            connection.released()
         }
     }
 
     private func begin(
         _ opening: NBDNegotiation.Opening, _ socket: Int32, _ input: [UInt8],
-        _ table: NBDSessionTable, _ loop: EventLoop
+        _ connection: NBDConnection, _ table: NBDSessionTable, _ loop: EventLoop
     ) {
         let session = NBDSession(
             opening, socket: socket, loop: loop, limits: configuration.session
         ) { session in
             table.remove(session)
-            self.connectionClosed()
+            connection.released()
         }
         guard !table.isClosed, session.start(input: input) else {
             close(socket)
-            connectionClosed()
+            connection.released()
             return
         }
         table.add(session)
@@ -228,7 +260,7 @@ final class NBDSessionTable {
 
     func drainAll() {
         isClosed = true
-        for session in sessions.values { session.drain() }
+        for session in sessions.values { session.leave() }
     }
 
     func abortAll() { for session in sessions.values { session.abort() } }

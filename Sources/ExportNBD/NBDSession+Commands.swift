@@ -24,7 +24,8 @@ extension NBDSession {
             return true
         }
         guard unansweredCount < limits.requestCount else { return false }
-        if let fault = refusal(of: header, hasPayload: hasPayload) {
+        let reason = phase == .leaving ? .shutdown : refusal(of: header, hasPayload: hasPayload)
+        if let fault = reason {
             return refuse(header, fault, skipping: hasPayload ? Int(header.length) : 0)
         }
         guard let command = NBD.Command(rawValue: header.type) else {
@@ -88,6 +89,10 @@ extension NBDSession {
     func submitTaken(_ index: RequestIndex) {
         if requests[index].operation == .blockStatus, !beginStatus(index) {
             requests.pointer(to: index).pointee.fault = .invalid
+            return answer(index)
+        }
+        if phase == .leaving {
+            requests.pointer(to: index).pointee.fault = .shutdown
             return answer(index)
         }
         submittedCount += 1

@@ -10,7 +10,7 @@ extension NBDSession {
 
     /// Asks for more bytes, unless the session is blocked or ends.
     func receiveMore() {
-        guard phase == .open, !isReceiving, !isBlocked else { return }
+        guard isListening || phase == .lingering, !isReceiving, !isBlocked else { return }
         isReceiving = true
         if let index = payloadRequest {
             watchForStall()
@@ -30,19 +30,21 @@ extension NBDSession {
         isReceiving = false
         let buffer = ReceiveBuffers.buffer(in: flags)
         if let buffer {
-            if result > 0, phase == .open {
+            if result > 0, isListening {
                 lastReceive = loop.now
                 take(loop.receiveBuffers.address(of: buffer), Int(result))
             }
             loop.receiveBuffers.release(buffer)
         }
-        if result == -ENOBUFS, phase == .open { return loop.callWhenRoom(handler) }
+        if result == -ENOBUFS, isListening || phase == .lingering {
+            return loop.callWhenRoom(handler)
+        }
         receiveEnded(result)
     }
 
     func receivePayloadCompleted(_ result: Int32) {
         isReceiving = false
-        if result > 0, phase == .open, let index = payloadRequest {
+        if result > 0, isListening, let index = payloadRequest {
             lastReceive = loop.now
             payloadReceived += Int(result)
             if payloadReceived == Int(requests[index].length) { submitPayload(index) }
@@ -52,11 +54,13 @@ extension NBDSession {
 
     private func receiveEnded(_ result: Int32) {
         switch phase {
-        case .open:
+        case .open, .leaving:
             if result > 0 || result == -EINTR || result == -EAGAIN { return receiveMore() }
             // End of the stream: what was asked before is performed and answered, if it still
             // listens.
             if result == 0 { drain() } else { abort() }
+        case .lingering where result > 0 || result == -EINTR || result == -EAGAIN: receiveMore()
+        case .lingering: abort()
         case .draining, .aborting:
             dropPayload()
             loop.callAtEndOfTurn(handler)
@@ -65,7 +69,7 @@ extension NBDSession {
 
     /// Room was made, or replies have left: goes on with what waits.
     func unblock() {
-        guard phase == .open else { return }
+        guard isListening else { return receiveMore() }
         guard isBlocked else { return receiveMore() }
         isBlocked = false
         if stashCount == headerByteCount, !beginStashed() { return }
@@ -76,7 +80,7 @@ extension NBDSession {
             backlogEnd = 0
             take(backlog + start, count)
         }
-        if phase == .open, !isBlocked, backlog != nil {
+        if isListening, !isBlocked, backlog != nil {
             backlog?.deallocate()
             backlog = nil
         }
@@ -86,7 +90,7 @@ extension NBDSession {
     /// Works through received bytes; what cannot be taken on now goes to the backlog.
     func take(_ bytes: UnsafeRawPointer, _ count: Int) {
         var position = 0
-        while position < count, phase == .open {
+        while position < count, isListening {
             let rest = count - position
             if skipByteCount > 0 {
                 let skipped = min(skipByteCount, rest)
@@ -139,7 +143,7 @@ extension NBDSession {
 
     /// Keeps bytes that cannot be taken on yet, and leaves the socket alone.
     private func keep(_ bytes: UnsafeRawPointer, _ count: Int) {
-        guard phase == .open else { return }
+        guard isListening else { return }
         isBlocked = true
         if count > 0 {
             let capacity = loop.receiveBuffers.bufferBytes

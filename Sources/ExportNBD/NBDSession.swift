@@ -16,6 +16,8 @@ internal import RingIO
 // - Every request holds a slot of the loop's pool from its header until its reply was sent.
 // - One receive and one send are in the kernel at a time at most.
 // - The connection leaves the loop when both have ended and no request is with the target.
+// - Closing a TCP socket with unread input would reset the connection and lose replies on their way:
+//   while some are, input is read and dropped until the client closes, for a bounded time.
 // - Nothing here allocates after start but `backlog`, under pressure only.
 
 /// What a connection may hold.
@@ -24,6 +26,8 @@ struct NBDSessionLimits: Sendable {
     var requestCount = 128
     /// Time without progress of a client that owes us bytes or takes none.
     var stallNanoseconds: UInt64 = 10_000_000_000
+    /// Time for the last replies to reach a client that sends on.
+    var lingerNanoseconds: UInt64 = 2_000_000_000
 }
 
 /// An open connection; see the head of this file.
@@ -31,8 +35,13 @@ final class NBDSession: RequestOwner, TargetUser {
     /// Why no more requests are taken.
     enum Phase {
         case open
+        /// The server or the target goes: requests under way finish, new ones are refused
+        /// meanwhile.
+        case leaving
         /// Requests under way finish and are answered, then the connection ends.
         case draining
+        /// All is answered, and the last replies are on their way: input is dropped.
+        case lingering
         /// Nothing is answered any more; the connection ends when the kernel and the target let go.
         case aborting
     }
@@ -50,6 +59,13 @@ final class NBDSession: RequestOwner, TargetUser {
     private let ended: (NBDSession) -> Void
 
     var phase = Phase.open
+    /// True while what comes in is looked at.
+    var isListening: Bool {
+        switch phase {
+        case .open, .leaving: true
+        case .draining, .lingering, .aborting: false
+        }
+    }
     /// Requests whose replies have not been sent completely.
     var unansweredCount = 0
     /// Requests with the target.
@@ -125,17 +141,34 @@ final class NBDSession: RequestOwner, TargetUser {
 
     // MARK: End
 
-    /// Takes no more requests; those under way are answered.
+    /// Takes no more requests: the client has no more. Those under way are answered.
     func drain() {
-        guard phase == .open else { return }
+        guard isListening else { return }
         phase = .draining
         dropUnstarted()
-        // Ends a receive that waits in the kernel; replies still go out.
-        shutdown(socket, Int32(SHUT_RD))
         loop.callAtEndOfTurn(handler)
     }
 
-    func targetIsClosing() { drain() }
+    /// Answers the requests under way and ends; what is asked meanwhile is refused.
+    func leave() {
+        guard phase == .open else { return }
+        phase = .leaving
+        loop.callAtEndOfTurn(handler)
+    }
+
+    /// Nothing is under way any more. A receive that waits in the kernel is called back rather than
+    /// ended by a shutdown, after which the kernel would reset the connection at the next byte.
+    private func stopListening() {
+        drain()
+        guard isReceiving else { return }
+        for step in [NBDSessionHandler.Step.receive, .receivePayload] {
+            loop.cancel(
+                handler, targetTag: step.rawValue, targetToken: 0,
+                tag: NBDSessionHandler.Step.cancel.rawValue, token: 0)
+        }
+    }
+
+    func targetIsClosing() { leave() }
 
     /// Ends the connection without another word: it broke the protocol, or it is gone.
     func abort() {
@@ -164,15 +197,17 @@ final class NBDSession: RequestOwner, TargetUser {
     }
 
     func turnEnded() {
+        if phase == .leaving, submittedCount == 0 { stopListening() }
         if phase == .aborting { dropReplies() }
         if !isSending { sendReplies() }
         endIfDone()
     }
 
     private func endIfDone() {
-        guard phase != .open, !hasEnded, !isReceiving, !isSending, submittedCount == 0,
+        guard !isListening, !hasEnded, !isReceiving, !isSending, submittedCount == 0,
             unansweredCount == 0, handler.operationsInFlight == 0
         else { return }
+        if phase == .draining, cl_undelivered(socket) > 0 { return linger() }
         hasEnded = true
         if let timer { loop.cancel(timer) }
         loop.remove(handler)
@@ -180,6 +215,15 @@ final class NBDSession: RequestOwner, TargetUser {
         close(socket)
         target.removeUser(self)
         ended(self)
+    }
+
+    /// Says that nothing more comes, and drops input until the client has closed too.
+    private func linger() {
+        phase = .lingering
+        shutdown(socket, Int32(SHUT_WR))
+        if let timer { loop.cancel(timer) }
+        timer = loop.schedule(after: limits.lingerNanoseconds, handler, token: 0)
+        receiveMore()
     }
 
     // MARK: Stalls
@@ -194,6 +238,7 @@ final class NBDSession: RequestOwner, TargetUser {
     func timerFired() {
         timer = nil
         guard phase != .aborting else { return }
+        if phase == .lingering { return abort() }
         var since = UInt64.max
         if payloadRequest != nil { since = lastReceive }
         if isSending { since = min(since, lastSend) }
@@ -250,6 +295,8 @@ final class NBDSessionHandler: RingHandler {
         case receive
         case receivePayload
         case send
+        /// Calls a receive back; its own completion says the rest.
+        case cancel
     }
 
     fileprivate(set) var session: NBDSession?
@@ -260,6 +307,7 @@ final class NBDSessionHandler: RingHandler {
         case .receive: session.receiveCompleted(result, flags)
         case .receivePayload: session.receivePayloadCompleted(result)
         case .send: session.sendCompleted(result)
+        case .cancel: session.loop.callAtEndOfTurn(self)
         case nil: preconditionFailure("a completion of an unknown step")
         }
     }

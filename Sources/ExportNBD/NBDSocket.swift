@@ -1,6 +1,12 @@
 internal import CLinux
 internal import Glibc
 
+/// A socket that listens, and what TLS is to those who connect to it.
+struct NBDListeningSocket: Sendable {
+    let descriptor: Int32
+    let security: NBDSecurity
+}
+
 /// Listening sockets and the options of connections.
 enum NBDSocket {
     private static let backlog: Int32 = 256
@@ -24,6 +30,14 @@ enum NBDSocket {
         let size = socklen_t(MemoryLayout<Int32>.size)
         setsockopt(socket, Int32(IPPROTO_TCP), TCP_NODELAY, &one, size)
         setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, size)
+    }
+
+    /// Two sockets that are connected to each other; nil when the system has none.
+    static func pair() -> (Int32, Int32)? {
+        var descriptors: [Int32] = [-1, -1]
+        let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue)
+        guard socketpair(AF_UNIX, kind, 0, &descriptors) == 0 else { return nil }
+        return (descriptors[0], descriptors[1])
     }
 
     // MARK: Unix
@@ -103,8 +117,8 @@ enum NBDSocket {
             throw NBDServerError(
                 kind: .refused,
                 message: "NBD address \(name) is not a loopback address, and NBD without TLS is "
-                    + "readable and writable by everyone on the network; use --allow-plaintext "
-                    + "if that is meant")
+                    + "readable and writable by everyone on the network; use --tls require, or "
+                    + "--allow-plaintext if that is meant")
         }
         let socket = try open(first.pointee.ai_family, name)
         var one: Int32 = 1
@@ -123,7 +137,7 @@ enum NBDSocket {
         return socket
     }
 
-    private static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {
+    static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {
         switch Int32(address.pointee.sa_family) {
         case AF_INET:
             address.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {

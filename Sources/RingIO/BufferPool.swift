@@ -133,7 +133,10 @@ package final class BufferPool {
         // A large run goes back to the kernel: one burst of 32 MiB requests must not stay
         // resident for ever.
         if lease.byteCount >= 8 << 20 {
-            madvise(address(of: lease), lease.byteCount, MADV_FREE)
+            if madvise(address(of: lease), lease.byteCount, MADV_FREE) != 0 {
+                // Memory is locked (`lockMemory`): pages that are only marked would stay.
+                _ = cl_drop_pages(address(of: lease), lease.byteCount)
+            }
         }
         merge(lease.page, order: Int(lease.order))
     }

@@ -10,6 +10,8 @@ package final class LoopThread: Sendable {
     package let mailbox: LoopMailbox
     /// Features of io_uring in use.
     package let features: RingFeatures
+    /// Its allocations never wait for I/O that it may have to serve itself.
+    package let isIOFlusher: Bool
 
     private let thread: Mutex<pthread_t?>
 
@@ -27,8 +29,9 @@ package final class LoopThread: Sendable {
             throw RingError(operation: .startThread, errnoValue: result)
         }
         switch start.wait() {
-        case .success(let features):
-            self.features = features
+        case .success(let running):
+            features = running.features
+            isIOFlusher = running.isIOFlusher
             thread = Mutex(handle)
         case .failure(let error):
             pthread_join(handle, nil)
@@ -50,10 +53,16 @@ package final class LoopThread: Sendable {
 
     /// What passes from the starting thread to the new one and back.
     private final class Start: Sendable {
+        /// What a loop says of itself when it runs.
+        struct Running: Sendable {
+            let features: RingFeatures
+            let isIOFlusher: Bool
+        }
+
         let index: Int
         let configuration: LoopConfiguration
         let mailbox: LoopMailbox
-        private let outcome = Mutex<Result<RingFeatures, RingError>?>(nil)
+        private let outcome = Mutex<Result<Running, RingError>?>(nil)
         private let ready = Semaphore()
 
         init(index: Int, configuration: LoopConfiguration, mailbox: LoopMailbox) {
@@ -62,7 +71,7 @@ package final class LoopThread: Sendable {
             self.mailbox = mailbox
         }
 
-        func wait() -> Result<RingFeatures, RingError> {
+        func wait() -> Result<Running, RingError> {
             ready.wait()
             return outcome.withLock { outcome in
                 guard let outcome else { preconditionFailure("a loop starts without an outcome") }
@@ -70,7 +79,7 @@ package final class LoopThread: Sendable {
             }
         }
 
-        private func report(_ result: Result<RingFeatures, RingError>) {
+        private func report(_ result: Result<Running, RingError>) {
             outcome.withLock { $0 = result }
             ready.signal()
         }
@@ -80,11 +89,14 @@ package final class LoopThread: Sendable {
             let start = Unmanaged<Start>.fromOpaque(context).takeRetainedValue()
             cl_block_signals()
             cl_name_thread("loop-\(start.index)")
+            // Before the ring is made: kernel workers inherit it.
+            let isIOFlusher = cl_become_io_flusher() == 0
             do throws(RingError) {
                 let loop = try EventLoop(
                     index: start.index, configuration: start.configuration,
                     mailbox: start.mailbox)
-                start.report(.success(loop.features))
+                start.report(
+                    .success(Running(features: loop.features, isIOFlusher: isIOFlusher)))
                 loop.run()
             } catch {
                 start.report(.failure(error))

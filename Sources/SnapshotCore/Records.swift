@@ -152,6 +152,8 @@ struct SourceRecord {
     var isUsed = false
     var isClosed = false
     var state = State.usable
+    /// It failed for want of space: a thin device, say.
+    var isOutOfSpace = false
     var isOverlayFull = false
     var snapshot: UInt16 = .max
     var extentCount: UInt32 = 0

@@ -350,7 +350,9 @@ extension SnapshotEngine {
     package func timeReached(_ now: UInt64) {
         timeAdvanced(to: now)
         if let deadline, deadline <= now {
-            giveUp(upTo: newestLive, fault: Fault(errnoValue: 110))
+            // What is full or fails is told as such; else storage or the origin was merely slow.
+            let reason = storeCount > 0 ? shortage : nil
+            giveUp(upTo: newestLive, fault: reason ?? Fault(errnoValue: 110))
         }
         settle()
     }

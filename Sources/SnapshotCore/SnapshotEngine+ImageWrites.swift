@@ -219,7 +219,7 @@ extension SnapshotEngine {
             guard
                 let (slot, taken) = takeSlots(count, of: record.pointee.snapshot, for: .overlay)
             else {
-                if isSpaceComing(record.pointee.snapshot) {
+                if isSpaceComing(record.pointee.snapshot, .overlay) {
                     waitForSpace(index)
                 } else {
                     record.pointee.fault = Fault.noSpace.errnoValue
@@ -290,16 +290,6 @@ extension SnapshotEngine {
     private func waitForSpace(_ index: UInt32) {
         requests[Int(index)].phase = .imageWaitingForSpace
         append(index, to: &imageSpaceWaiters)
-    }
-
-    private func isSpaceComing(_ snapshot: UInt16) -> Bool {
-        for index in 0..<sourceEnd
-        where sources[index].isUsed && sources[index].snapshot == snapshot
-            && sources[index].isAsking.1
-        {
-            return true
-        }
-        return false
     }
 
     private func overlayRecord(_ chunk: UInt64, _ overlay: Int) -> UInt32? {

@@ -1,5 +1,5 @@
 package import BlockModel
-internal import ChangeTracking
+package import ChangeTracking
 internal import CopyOnWrite
 
 // The chain of layers: what is given up, merged, dropped and freed, in bounded slices.
@@ -33,11 +33,19 @@ extension SnapshotEngine {
         finishDestroying(snapshot.rawValue)
     }
 
-    /// The device has another size. A grown tail is marked by `changesMarked`; images of lost
-    /// ranges are corrupted, and a new generation is the caller's to begin.
-    package func deviceResized(to newSize: UInt64, now: UInt64) {
+    /// The device has another size. What grew is changed for every query since a cut of the smaller
+    /// size; images of lost ranges are corrupted, and a new generation is the caller's to begin.
+    /// `larger`: the same map in memory that covers the new size, when the former does not.
+    package func deviceResized(to newSize: UInt64, in larger: ChangeMap? = nil, now: UInt64) {
         timeAdvanced(to: now)
         precondition(underWayCount == 0 && !isGateOpen, "a device is resized behind its gate")
+        if let larger {
+            precondition(
+                larger.current == map.current && larger.newestBase == map.newestBase
+                    && larger.chunkCount >= map.chunkCount,
+                "a map that moves to larger memory stays the same map")
+            map = larger
+        }
         precondition(
             map.chunkCount >= (newSize + chunkByteCount - 1) / chunkByteCount,
             "the change map covers the device")

@@ -12,6 +12,16 @@ extension SnapshotEngine {
             count: Int(batches[Int(batch.rawValue)].count))
     }
 
+    /// Preserved blocks of the device that are in memory only: queued, or being written.
+    package var unstoredBlockCount: Int {
+        var count = storeCount
+        for index in 0..<limits.batchCount
+        where batches[index].isUsed && batches[index].purpose == .preserving {
+            count += Int(batches[index].count)
+        }
+        return count
+    }
+
     /// A source for a prepared or held snapshot; nil at the bound.
     package func sourceAdded(to snapshot: SnapshotIndex) -> SourceIndex? {
         for index in 0..<limits.sourceCount where !sources[index].isUsed {
@@ -68,7 +78,8 @@ extension SnapshotEngine {
     }
 
     private func storageImproved() {
-        pumpStorage(isTurnEnd: false)
+        // As at the end of a turn: an extent is granted after this turn's end has asked for it.
+        pumpStorage(isTurnEnd: true)
         while let index = pop(&imageSpaceWaiters) { wake(index) }
         settle()
     }
@@ -115,6 +126,7 @@ extension SnapshotEngine {
                 storageShort()
                 return
             }
+            shortage = nil
             let index = openBatch(slot, count: count, purpose: .preserving)
             for position in 0..<count {
                 let buffer = BufferIndex(storeHead)
@@ -127,21 +139,28 @@ extension SnapshotEngine {
         }
     }
 
-    /// No room now. Without anybody to wait for, that is overflow.
+    /// No room now. Without anybody to wait for, that is overflow; a patient policy waits for more
+    /// room until a writer's time is over, and then the reason is this one.
     private func storageShort() {
-        var isPatient = false
+        shortage = nil
         for index in 0..<sourceEnd
         where sources[index].isUsed && sources[index].isAsking.0 && !sources[index].isClosed {
             return
         }
+        var fault = Fault.noSpace
+        for index in 0..<sourceEnd
+        where sources[index].isUsed && sources[index].state == .failed
+            && !sources[index].isOutOfSpace
+        {
+            fault = .inputOutput
+        }
+        shortage = fault
+        var isPatient = false
         for position in 0..<chainCount where layerUses[Int(chain[position])].role == .live {
             let snapshot = snapshots[Int(layerUses[Int(chain[position])].snapshot)]
             if snapshot.policy == .throttle { isPatient = true }
         }
         guard !isPatient, chainCount > 0 else { return }
-        var fault = Fault.noSpace
-        for index in 0..<sourceEnd
-        where sources[index].isUsed && sources[index].state == .failed { fault = .inputOutput }
         // What cannot be stored lies in the layer of the block at the head of the queue.
         giveUp(upTo: chainPosition(of: buffers.records[Int(storeHead)].layer), fault: fault)
     }
@@ -226,28 +245,45 @@ extension SnapshotEngine {
     }
 
     private func sourceFailed(_ source: SourceIndex, _ fault: Fault) {
+        // Also when it says ENOSPC: its extents have room, and would be tried again for ever.
         let record = sources + Int(source.rawValue)
-        record.pointee.state = fault == .noSpace ? .full : .failed
+        record.pointee.state = .failed
+        record.pointee.isOutOfSpace = fault == .noSpace
         closeOpenExtents(source)
     }
 
     // MARK: Slots
 
-    /// Slots in the sources of the newest live snapshot, then in those of the older ones.
+    /// Slots in the sources of the newest live snapshot, then in those of the older ones. While a
+    /// source of a newer one is only growing, the blocks wait in memory for it, unless writers wait
+    /// for that memory already.
     private func takeSlotsForPreserving(_ limit: Int) -> (StorageSlot, Int)? {
         var position = chainCount - 1
         while position >= 0 {
             let use = layerUses[Int(chain[position])]
-            if use.role == .live,
-                let taken = takeSlots(limit, of: use.snapshot, for: .preserving)
-            {
-                return taken
+            if use.role == .live {
+                if let taken = takeSlots(limit, of: use.snapshot, for: .preserving) {
+                    return taken
+                }
+                if memoryWaiters.isEmpty, isSpaceComing(use.snapshot, .preserving) { return nil }
             }
             position -= 1
         }
         return nil
     }
 
+    /// True when a source of the snapshot was asked for an extent and has not answered.
+    func isSpaceComing(_ snapshot: UInt16, _ purpose: StoragePurpose) -> Bool {
+        for index in 0..<sourceEnd
+        where sources[index].isUsed && sources[index].snapshot == snapshot
+            && sources[index].state != .failed && isAsking(SourceIndex(UInt16(index)), purpose)
+        {
+            return true
+        }
+        return false
+    }
+
+    /// Slots in the sources of one snapshot, one source after the other.
     func takeSlots(
         _ limit: Int, of snapshot: UInt16, for purpose: StoragePurpose
     ) -> (StorageSlot, Int)? {
@@ -257,6 +293,8 @@ extension SnapshotEngine {
         {
             let source = SourceIndex(UInt16(index))
             if let taken = takeSlots(limit, source: source, for: purpose) { return taken }
+            // The next source's turn comes when this one is full, not while it grows.
+            if isAsking(source, purpose), memoryWaiters.isEmpty { return nil }
         }
         return nil
     }

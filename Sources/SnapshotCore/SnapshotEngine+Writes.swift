@@ -208,6 +208,12 @@ extension SnapshotEngine {
         let record = requests + Int(index)
         let start = record.pointee.pieceStart
         var end = record.pointee.offset + record.pointee.length
+        guard end <= size else {
+            // It waited behind the gate while the device shrank.
+            retire(index)
+            effects.append(.finish(RequestIndex(index), .noSpace))
+            return false
+        }
         if !record.pointee.operation.isWrite {
             let step = newestLive < 0 ? pieceByteCountFree : pieceByteCountHeld
             end = min(end, (start / step + 1) * step)

@@ -1,6 +1,7 @@
 package import BlockModel
 package import ChangeTracking
 internal import CopyOnWrite
+internal import Glibc
 
 // SnapshotCore decides what happens to the requests of one device and its images: events come in
 // as method calls, effects go out through `nextEffect`. No I/O, no clock, no allocation per request.
@@ -28,7 +29,12 @@ package final class SnapshotEngine {
     package let buffers: BlockBuffers
     var map: ChangeMap
     /// Marking stopped: a map page could not be reserved. Ends with a new map at a cut.
-    package internal(set) var isTrackingLost = false
+    #if BENCHMARK_WITHOUT_TRACKING
+        // A build of `make bench` that marks nothing, to see what marking costs.
+        package internal(set) var isTrackingLost = true
+    #else
+        package internal(set) var isTrackingLost = false
+    #endif
     /// Bytes of the device.
     package internal(set) var size: UInt64
     /// Latest time the engine was told, monotonic nanoseconds.
@@ -79,6 +85,8 @@ package final class SnapshotEngine {
     var storeHead = UInt32.max
     var storeTail = UInt32.max
     var storeCount = 0
+    /// Why the queue finds no room although nobody is asked for any; nil when it finds some.
+    var shortage: Fault?
     var preservingBatches = 0
     var overlayBatches = 0
 
@@ -98,8 +106,7 @@ package final class SnapshotEngine {
         self.buffers = buffers
         self.map = map
         self.size = size
-        requests = .allocate(capacity: limits.requestCount)
-        requests.initialize(repeating: RequestRecord(), count: limits.requestCount)
+        requests = Self.requestRecords(limits.requestCount)
         copies = .allocate(capacity: limits.copyCount)
         copies.initialize(repeating: CopyRecord(), count: limits.copyCount)
         copyBuffers = .allocate(capacity: limits.copyCount * 16)
@@ -131,7 +138,7 @@ package final class SnapshotEngine {
         }
         extents.deallocate()
         effects.deallocate()
-        requests.deallocate()
+        Glibc.free(requests)
         copies.deallocate()
         copyBuffers.deallocate()
         batches.deallocate()
@@ -141,6 +148,16 @@ package final class SnapshotEngine {
         layers.deallocate()
         layerUses.deallocate()
         chain.deallocate()
+    }
+
+    /// Records for all slots of the loop, of which a device uses few: zero bytes are an idle record,
+    /// so memory is resident only where a slot was used.
+    private static func requestRecords(_ count: Int) -> UnsafeMutablePointer<RequestRecord> {
+        precondition(RequestRecord.Phase.idle.rawValue == 0, "zero bytes are an idle record")
+        guard let memory = calloc(count, MemoryLayout<RequestRecord>.stride) else {
+            preconditionFailure("no address space for the records of requests")
+        }
+        return memory.bindMemory(to: RequestRecord.self, capacity: count)
     }
 
     /// The next thing to do, or nil. Drain it after every event.

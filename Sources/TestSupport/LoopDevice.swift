@@ -8,10 +8,14 @@ package final class LoopDevice: Sendable {
     private let ticket: Int
 
     /// Makes a block device with the given logical sector size out of `file`, with the partitions
-    /// of its partition table if asked for.
-    package init(over file: String, sectorSize: Int, withPartitions: Bool = false) throws {
+    /// of its partition table if asked for. `isDirect`: past the page cache of the file.
+    package init(
+        over file: String, sectorSize: Int, withPartitions: Bool = false, isDirect: Bool = false
+    ) throws {
         path = try Command.check(
-            "losetup", ["--find", "--show", "--sector-size", "\(sectorSize)", file]
+            "losetup",
+            ["--find", "--show", "--sector-size", "\(sectorSize)"]
+                + (isDirect ? ["--direct-io=on"] : []) + [file]
         ).trimmingCharacters(in: .whitespacesAndNewlines)
         hasPartitions = withPartitions
         ticket = Undertaker.shared.register(

@@ -43,10 +43,12 @@ package final class TestService: @unchecked Sendable {
     private let program: String
     private let environment: [String: String]
 
-    /// Starts the same command line again after the process has ended.
-    package func restart() throws {
+    /// Starts the same command line again after the process has ended; with `changes` to the
+    /// environment, this time.
+    package func restart(environment changes: [String: String] = [:]) throws {
         process = try ChildProcess(
-            program, arguments, environment: environment, diagnostics: directory.path("log"))
+            program, arguments, environment: environment.merging(changes) { $1 },
+            diagnostics: directory.path("log"))
         try waitUntilReady()
     }
 

@@ -4,21 +4,26 @@ import TestSupport
 // A client for benchmarks that costs little itself, so that what is measured is the server: one
 // thread, all requests of a turn in one send, all replies there are in one receive.
 //
-//   nbd-load SOCKET EXPORT read|write random|sequential|shuffled BLOCKBYTES DEPTH SECONDS [SEED]
-//            [STRIDEBYTES [REQUESTS]]
+//   nbd-load SOCKET EXPORT read|write random|sequential|shuffled|zipfian BLOCKBYTES DEPTH SECONDS
+//            [SEED [STRIDEBYTES [REQUESTS]]]
 //
 // Writes end with a flush, whose time counts. Prints one JSON object. `shuffled` visits each
-// place once in an order that SEED decides, then all over again. With STRIDEBYTES requests start
+// place once in an order that SEED decides, then all over again; `zipfian` prefers few places that
+// lie scattered (exponent 0.99). With STRIDEBYTES requests start
 // at its multiples only (4096 bytes at every 65536: the first overwrite of every chunk). REQUESTS
 // ends the run after that many instead of SECONDS, so that the same work can be repeated.
+
+/// In which order places are visited.
+enum Order: String {
+    case random, sequential, shuffled, zipfian
+}
 
 /// What to do, from the command line.
 struct Load {
     let socket: String
     let export: String
     let isWrite: Bool
-    let isRandom: Bool
-    let isShuffled: Bool
+    let order: Order
     let blockBytes: Int
     let depth: Int
     let seconds: Double
@@ -29,7 +34,7 @@ struct Load {
     init?(_ arguments: [String]) {
         guard (8...11).contains(arguments.count),
             ["read", "write"].contains(arguments[3]),
-            ["random", "sequential", "shuffled"].contains(arguments[4]),
+            let order = Order(rawValue: arguments[4]),
             let blockBytes = Int(arguments[5]), blockBytes > 0,
             let depth = Int(arguments[6]), depth > 0,
             let seconds = Double(arguments[7])
@@ -40,11 +45,10 @@ struct Load {
         socket = arguments[1]
         export = arguments[2]
         isWrite = arguments[3] == "write"
-        isRandom = arguments[4] == "random"
+        self.order = order
         self.blockBytes = blockBytes
         self.depth = depth
         self.seconds = seconds
-        isShuffled = arguments[4] == "shuffled"
         seed = arguments.count > 8 ? UInt64(arguments[8]) ?? 1 : 1
     }
 }
@@ -66,6 +70,7 @@ struct Runner {
     private var issued = 0
     /// The order of the places of `shuffled`.
     private var order: [UInt32] = []
+    private var zipf: Zipf?
 
     init(_ load: Load, descriptor: Int32, byteCount: UInt64) {
         self.load = load
@@ -78,7 +83,8 @@ struct Runner {
         started = Array(repeating: 0, count: load.depth)
         random = load.seed &* 0x9E37_79B9_7F4A_7C15 | 1
         latencies.reserveCapacity(1 << 22)
-        if load.isShuffled {
+        if load.order == .zipfian { zipf = Zipf(count: blockCount) }
+        if load.order == .shuffled {
             order = Array(0..<UInt32(blockCount))
             for place in stride(from: order.count - 1, to: 0, by: -1) {
                 order.swapAt(place, Int(nextRandom() % UInt64(place + 1)))
@@ -113,13 +119,16 @@ struct Runner {
     }
 
     private mutating func add(_ slot: Int) {
-        var block = position
-        if load.isRandom {
-            block = nextRandom() % blockCount
-        } else {
-            if load.isShuffled { block = UInt64(order[Int(position)]) }
-            position = (position + 1) % blockCount
+        let block: UInt64
+        switch load.order {
+        case .random: block = nextRandom() % blockCount
+        case .sequential: block = position
+        case .shuffled: block = UInt64(order[Int(position)])
+        case .zipfian:
+            let rank = zipf?.rank(Double(nextRandom() >> 11) / Double(1 << 53)) ?? 0
+            block = rank &* 0x9E37_79B9_7F4A_7C15 % blockCount
         }
+        position = (position + 1) % blockCount
         started[slot] = now()
         putHeader(
             type: load.isWrite ? 1 : 0, cookie: UInt64(slot),
@@ -201,6 +210,33 @@ struct Runner {
     }
 }
 
+/// Ranks by Zipf's law with exponent 0.99, after Gray et al., "Quickly generating billion-record
+/// synthetic databases", SIGMOD 1994, section 3.
+struct Zipf {
+    private let count: Double
+    private let zeta: Double
+    private let eta: Double
+    private static let exponent = 0.99
+
+    init(count: UInt64) {
+        self.count = Double(count)
+        var sum = 0.0
+        for rank in 1...count { sum += pow(Double(rank), -Self.exponent) }
+        zeta = sum
+        let two = 1 + pow(2, -Self.exponent)
+        eta =
+            (1 - pow(2 / self.count, 1 - Self.exponent)) / (1 - two / zeta)
+    }
+
+    /// The rank, from 0, that belongs to `part` of the probability, 0 ..< 1.
+    func rank(_ part: Double) -> UInt64 {
+        let scaled = part * zeta
+        if scaled < 1 { return 0 }
+        if scaled < 1 + pow(0.5, Self.exponent) { return 1 }
+        return UInt64(count * pow(eta * part - eta + 1, 1 / (1 - Self.exponent)))
+    }
+}
+
 /// Monotonic nanoseconds.
 func now() -> UInt64 {
     var time = timespec()
@@ -221,8 +257,8 @@ func complain(_ text: String) {
 
 guard let load = Load(CommandLine.arguments) else {
     complain(
-        "usage: nbd-load SOCKET EXPORT read|write random|sequential|shuffled BLOCKBYTES DEPTH "
-            + "SECONDS [SEED [STRIDEBYTES [REQUESTS]]]"
+        "usage: nbd-load SOCKET EXPORT read|write random|sequential|shuffled|zipfian BLOCKBYTES "
+            + "DEPTH SECONDS [SEED [STRIDEBYTES [REQUESTS]]]"
     )
     exit(2)
 }

@@ -39,9 +39,17 @@ struct ControlClient {
     /// Largest answer that is taken.
     static let answerByteCountMax = 64 << 20
 
+    /// Longest wait for a take: its two hooks may each take as long as they may. nil: their limit
+    /// is not known here.
+    static func timeLimit(withHooks seconds: UInt64?) -> TimeAmount {
+        let limit = min(seconds ?? HookWish.limitSecondsMax, HookWish.limitSecondsMax)
+        return timeLimit + .seconds(2 * Int64(limit))
+    }
+
     /// Sends a request and returns the document it is answered with.
     func call<Document: Decodable>(
         _ method: HTTPMethod, _ target: String, body: (any Encodable)? = nil,
+        timeLimit: TimeAmount = Self.timeLimit,
         as type: Document.Type = Document.self
     ) async throws -> Document {
         var request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
@@ -50,7 +58,7 @@ struct ControlClient {
             request.headers.add(name: "content-type", value: "application/json")
             request.body = .bytes(try DocumentCoding.encoder().encode(body))
         }
-        let (status, bytes) = try await exchange(request)
+        let (status, bytes) = try await exchange(request, timeLimit)
         guard (200..<300).contains(status.code) else { throw refusal(status, bytes) }
         do {
             return try DocumentCoding.decoder().decode(type, from: bytes)
@@ -65,7 +73,7 @@ struct ControlClient {
     ) async throws -> (document: ChangesDocument, ranges: [ByteRange]) {
         var request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
         request.headers.add(name: "accept", value: CompactChanges.mediaType)
-        let (status, bytes) = try await exchange(request)
+        let (status, bytes) = try await exchange(request, Self.timeLimit)
         guard (200..<300).contains(status.code) else { throw refusal(status, bytes) }
         do {
             guard let page = try CompactChanges.decoded(bytes) else {
@@ -114,10 +122,10 @@ struct ControlClient {
     }
 
     private func exchange(
-        _ request: HTTPClientRequest
+        _ request: HTTPClientRequest, _ timeLimit: TimeAmount
     ) async throws -> (HTTPResponseStatus, Data) {
         try await reaching { http in
-            let response = try await http.execute(request, timeout: Self.timeLimit)
+            let response = try await http.execute(request, timeout: timeLimit)
             let body = try await response.body.collect(upTo: Self.answerByteCountMax)
             return (response.status, Data(body.readableBytesView))
         }
@@ -134,8 +142,7 @@ struct ControlClient {
         } catch let error as HTTPClientError where error == .deadlineExceeded {
             throw ControlError(
                 .failed,
-                "the service at \(path) did not answer within "
-                    + "\(Self.timeLimit.nanoseconds / 1_000_000_000) s; its log may say why")
+                "the service at \(path) did not answer in time; its log may say why")
         } catch {
             throw Unreachable(
                 message: "the service at \(path) is not reachable (\(Self.reason(error))); start "

@@ -1,26 +1,31 @@
 import ArgumentParser
 import Control
 
-/// `device`: attach, list, show, detach.
+/// `device`: attach, list, show, resize, detach.
 struct DeviceCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "device", abstract: "Attach, list, show and detach devices.",
-        subcommands: [Attach.self, List.self, Show.self, Detach.self])
+        commandName: "device", abstract: "Attach, list, show, resize and detach devices.",
+        subcommands: [Attach.self, List.self, Show.self, Resize.self, Detach.self])
 
     /// `device attach`.
     struct Attach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Attach an origin, a disk image or block device, under a name.",
+            usage: "stillpoint device attach NAME PATH [OPTIONS]",
             discussion: """
-                The same again is done already and succeeds.
+                The same again is done already and succeeds. Changes are tracked from then on; what \
+                was tracked before under this name is continued if nobody else has written to the \
+                origin since, which `device show` tells as its history.
 
-                Example: stillpoint device attach data /dev/sdb1
+                Examples:
+                  stillpoint device attach data /dev/sdb1
+                  stillpoint device attach old /srv/old.img --read-only
                 """)
 
         @Argument(help: "Name of the device: letters, digits, '.', '_', '-'.")
         var name: String
 
-        @Argument(help: "Path of the origin.")
+        @Argument(help: "Path of the origin.", completion: .file())
         var path: String
 
         @Flag(help: "Serve it read-only.")
@@ -29,17 +34,23 @@ struct DeviceCommand: AsyncParsableCommand {
         @Option(help: "Sector size users see, 512 or 4096. Default: what the origin says.")
         var sectorSize: UInt32?
 
+        @Flag(
+            help: ArgumentHelp(
+                "Nobody but this service writes to the origin, on your word: the history of a "
+                    + "block device then outlives a restart of the machine."))
+        var exclusive = false
+
         @OptionGroup var options: ClientOptions
 
         mutating func run() async throws {
             let request = try AttachRequest(
                 name: name, path: try Defaults.absolute(path), isReadOnly: readOnly,
-                sectorBytes: sectorSize)
+                sectorBytes: sectorSize, isExclusive: exclusive)
             let device = try await options.client().call(
                 .POST, "/v1/devices",
                 body: AttachDocument(
                     name: request.name.text, path: request.path, readOnly: readOnly,
-                    sectorSize: sectorSize),
+                    sectorSize: sectorSize, exclusive: exclusive),
                 as: DeviceDocument.self)
             try options.show(device) {
                 "attached \(device.name): \(device.path), \(sizeText(device.size))\n"
@@ -49,7 +60,12 @@ struct DeviceCommand: AsyncParsableCommand {
 
     /// `device list`.
     struct List: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "List all devices.")
+        static let configuration = CommandConfiguration(
+            abstract: "List all devices.",
+            discussion: """
+                Examples:
+                  stillpoint device list
+                """)
 
         @OptionGroup var options: ClientOptions
 
@@ -62,7 +78,12 @@ struct DeviceCommand: AsyncParsableCommand {
 
     /// `device show`.
     struct Show: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Show one device.")
+        static let configuration = CommandConfiguration(
+            abstract: "Show one device.",
+            discussion: """
+                Examples:
+                  stillpoint device show data
+                """)
 
         @Argument(help: "Name of the device.")
         var name: String
@@ -88,6 +109,14 @@ struct DeviceCommand: AsyncParsableCommand {
                 ("snapshots", device.snapshots.isEmpty ? "none" : "\(device.snapshots.count)"),
                 ("attached", device.attachedAt.formatted(.iso8601)),
             ]
+            if let history = device.history, let generation = device.generation {
+                facts += [
+                    ("history", history + (device.historyReason.map { ": \($0)" } ?? "")),
+                    ("generation", generation), ("epoch", device.epoch.map { "\($0)" } ?? ""),
+                    ("last cut", device.lastCut?.formatted(.iso8601) ?? "none yet"),
+                ]
+            }
+            if device.exclusive { facts.append(("exclusive", "nobody else writes to the origin")) }
             if let counters = device.counters {
                 facts += [
                     ("reads", "\(counters.reads), \(sizeText(counters.readBytes))"),
@@ -102,10 +131,43 @@ struct DeviceCommand: AsyncParsableCommand {
         }
     }
 
+    /// `device resize`.
+    struct Resize: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Take over the size that the origin has now.",
+            discussion: """
+                Resize the origin first, then tell the service. What grew counts as changed. A \
+                smaller size ends the history of the device's changes, and is refused while a \
+                snapshot of it is held. Clients see the new size when they connect again.
+
+                Example: truncate -s 20G /srv/vm1.img && stillpoint device resize vm1
+                """)
+
+        @Argument(help: "Name of the device.")
+        var name: String
+
+        @OptionGroup var options: ClientOptions
+
+        mutating func run() async throws {
+            let device = try await options.client().call(
+                .POST, "/v1/devices/\(ControlClient.escaped(name))/resize",
+                as: DeviceDocument.self)
+            try options.show(device) {
+                "device \(device.name) has \(sizeText(device.size)) (\(device.size) bytes)\n"
+            }
+        }
+    }
+
     /// `device detach`.
     struct Detach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Flush and close a device, and forget it.")
+            abstract: "Flush and close a device, and forget it.",
+            discussion: """
+                Refused while it is in use or in a snapshot, unless --force is given.
+
+                Examples:
+                  stillpoint device detach data
+                """)
 
         @Argument(help: "Name of the device.")
         var name: String

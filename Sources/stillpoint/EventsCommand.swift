@@ -6,12 +6,15 @@ struct EventsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "events",
         abstract: "Print what happened, and what happens.",
+        usage: "stillpoint events [--follow] [OPTIONS]",
         discussion: """
             Without --follow it prints what has happened; with --timeout it waits for the first \
             event if there was none. The end of a snapshot ends the events of that snapshot. When \
             the time runs out it ends with 0.
 
-            Example: stillpoint events --follow --snapshot nightly --json
+            Examples:
+              stillpoint events --after 100
+              stillpoint events --follow --snapshot nightly --json
             """)
 
     @Flag(help: "Go on with what happens from now on; with --json one document per line.")

@@ -5,9 +5,15 @@ import Control
 struct Probe: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Show what this machine offers, and how PATH would be reached.",
-        discussion: "Looks for itself: the service need not run.")
+        discussion: """
+            Looks for itself: the service need not run.
 
-    @Argument(help: "An origin to look at.")
+            Examples:
+              stillpoint probe
+              stillpoint probe /srv/vm1.img
+            """)
+
+    @Argument(help: "An origin to look at.", completion: .file())
     var path: String?
 
     @Flag(help: "Print one JSON document instead of text for people.")
@@ -29,12 +35,26 @@ struct Probe: AsyncParsableCommand {
             ("kernel", probe.kernel),
             ("io_uring", probe.ioUring.usable ? "yes" : "no: \(probe.ioUring.reason ?? "")"),
             ("io_uring features", probe.ioUring.features.joined(separator: ", ")),
-            ("FUSE", probe.fuse ? "yes" : "no"), ("loop devices", probe.loop ? "yes" : "no"),
         ]
         if let origin = probe.path {
-            facts.append(("origin", origin.path))
-            facts.append(("O_DIRECT", origin.direct ? "yes" : "no"))
+            let kind = origin.kind == "block" ? "block device" : "disk image"
+            facts += [
+                ("origin", "\(origin.path) (\(kind), \(sizeText(origin.size)))"),
+                (
+                    "O_DIRECT",
+                    origin.directAlignment.map { "yes, in units of \($0) bytes" } ?? "no"
+                ), ("requests reach it", origin.access),
+            ]
         }
-        return factLines(facts)
+        var table = Table(
+            [("FACILITY", .left), ("USABLE", .left), ("USED FOR", .left), ("REASON", .left)],
+            elastic: 3)
+        for facility in probe.facilities where facility.name != "io_uring" {
+            table.add([
+                facility.name, facility.usable ? "yes" : "no", facility.usedFor,
+                facility.reason ?? "-",
+            ])
+        }
+        return factLines(facts) + "\n" + table.lines(columns: FileHandles.output.columns)
     }
 }

@@ -9,24 +9,31 @@ import ServiceLifecycle
 struct Serve: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run the service in the foreground.",
+        usage: "stillpoint serve [OPTIONS]",
         discussion: """
             Logs go to standard error; "ready" is printed on standard output when all is \
             reachable. SIGTERM or SIGINT stops it: requests in flight finish, origins are flushed. \
             Attached devices are remembered in the state directory and attached again at the next \
             start.
 
+            A configuration file is YAML; its keys are the long options without the dashes, and \
+            paths in it are absolute. The command line overrides it.
+
             Examples:
               stillpoint serve --attach vm1=/srv/vm1.img
               stillpoint serve --nbd tcp:127.0.0.1:10809 --attach data=/dev/sdb1
+              stillpoint serve --config /etc/stillpoint.yaml --check
+              stillpoint serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
             """)
 
     @Option(help: "Control socket (or STILLPOINT_CONTROL).")
     var control: String?
 
-    @Option(help: "Directory for what must outlive the service.")
+    @Option(help: "Directory for what must outlive the service.", completion: .directory)
     var stateDir: String?
 
-    @Option(help: "Directory for what lives as long as the machine runs.")
+    @Option(
+        help: "Directory for what lives as long as the machine runs.", completion: .directory)
     var runtimeDir: String?
 
     @Option(
@@ -48,13 +55,58 @@ struct Serve: AsyncParsableCommand {
     @Flag(help: "Serve NBD over TCP without TLS on addresses beyond loopback too.")
     var allowPlaintext = false
 
-    @Option(help: "Least important messages to log: trace, debug, info, notice, warning or error.")
-    var logLevel: Logger.Level = .info
+    @Option(
+        help: ArgumentHelp(
+            "TLS on TCP: off, allow (clients may ask for it) or require (nothing without it). "
+                + "Default: require with a certificate or keys, else off.",
+            valueName: "mode"))
+    var tls: String?
+
+    @Option(
+        help: ArgumentHelp("Certificate chain of the service, PEM.", valueName: "file"),
+        completion: .file())
+    var tlsCert: String?
+
+    @Option(
+        help: ArgumentHelp("Private key of the certificate, PEM.", valueName: "file"),
+        completion: .file())
+    var tlsKey: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Authority, PEM: clients must show a certificate that it signed.", valueName: "file"),
+        completion: .file())
+    var tlsCa: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Pre-shared keys instead of certificates: lines NAME:HEXKEY, mode 0600.",
+            valueName: "file"), completion: .file())
+    var tlsPsk: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Least important messages to log: trace, debug, info, notice, warning or error. "
+                + "Default: info.",
+            valueName: "level"))
+    var logLevel: Logger.Level?
+
+    @Option(
+        help: ArgumentHelp("Read a configuration file first.", valueName: "file"),
+        completion: .file())
+    var config: String?
+
+    @Flag(help: "Check the configuration and what it names, and end: 0 when it is good, else 2.")
+    var check = false
 
     mutating func run() async throws {
-        let configuration = try serviceConfiguration()
+        let file = try config.map { try ConfigurationFile(reading: try Defaults.absolute($0)) }
+        let logLevel =
+            logLevel ?? file?.word("log-level", Logger.Level.allCases) ?? Logger.Level.info
+        let configuration = try serviceConfiguration(file)
+        guard !check else { return try Self.report(configuration.problems()) }
         Self.prepareProcess()
-        LoggingSystem.bootstrap { StreamLogHandler.standardError(label: $0) }
+        LoggingSystem.bootstrap { QuietLogHandler(StreamLogHandler.standardError(label: $0)) }
         var logger = Logger(label: "stillpoint")
         logger.logLevel = logLevel
         let service = StillpointService(configuration, logger: logger) {
@@ -73,22 +125,57 @@ struct Serve: AsyncParsableCommand {
         try await group.run()
     }
 
-    private func serviceConfiguration() throws -> ServiceConfiguration {
-        let control = try Defaults.absolute(try control ?? Defaults.control())
+    /// What was found, for `--check`.
+    private static func report(_ problems: [String]) throws {
+        guard problems.isEmpty else {
+            throw ControlError(.invalid, problems.joined(separator: "\n"))
+        }
+        FileHandles.output.write("the configuration is good\n")
+    }
+
+    /// What the command line says, else the file, else the defaults.
+    private func serviceConfiguration(
+        _ file: ConfigurationFile?
+    ) throws -> ServiceConfiguration {
+        let fromFile = file?.path("control")
+        let control = try Defaults.absolute(try control ?? fromFile ?? Defaults.control())
         let directory = String(control[..<(control.lastIndex(of: "/") ?? control.startIndex)])
-        let addresses = try nbd.map { try ListenAddress(parsing: $0) }
+        let fileAddresses = file?.checked("nbd") { () throws(ControlError) in
+            try file?.texts("nbd")?.map { text throws(ControlError) in
+                try ListenAddress(parsing: text)
+            }
+        }
+        let fileState = file?.path("state-dir")
+        let fileRuntime = file?.path("runtime-dir")
+        let fileLoops = file?.number("loops")
+        let filePlaintext = file?.flag("allow-plaintext") ?? false
+        let fileDevices = file?.attachRequests("attach") ?? []
+        let encryption = EncryptionSettings.Options(
+            mode: tls ?? file?.text("tls"), certificate: tlsCert ?? file?.path("tls-cert"),
+            key: tlsKey ?? file?.path("tls-key"), authority: tlsCa ?? file?.path("tls-ca"),
+            preSharedKeys: tlsPsk ?? file?.path("tls-psk"))
+        try file?.finish()
+        let addresses =
+            try nbd.isEmpty
+            ? fileAddresses ?? [] : nbd.map { try ListenAddress(parsing: $0) }
+        let devices = try attach.isEmpty ? fileDevices : attach.map(Self.attachRequest)
         let without = try Defaults.environment("STILLPOINT_RING_WITHOUT").map {
             try RingFeatures(parsingNames: $0)
         }
         return try ServiceConfiguration(
             control: control,
-            stateDirectory: try Defaults.absolute(try stateDir ?? Defaults.stateDirectory()),
-            runtimeDirectory: try runtimeDir.map { try Defaults.absolute($0) }
+            stateDirectory: try Defaults.absolute(
+                try stateDir ?? fileState ?? Defaults.stateDirectory()),
+            runtimeDirectory: try (runtimeDir ?? fileRuntime).map { try Defaults.absolute($0) }
                 ?? (directory.isEmpty ? "/" : directory),
             nbd: addresses.isEmpty ? [.unix(path: directory + "/nbd.sock")] : addresses,
-            attach: try attach.map(Self.attachRequest), loopCount: loops,
-            allowsPlaintext: allowPlaintext, withoutRingFeatures: without ?? [],
-            notifySocket: Defaults.environment("NOTIFY_SOCKET"))
+            attach: devices, loopCount: loops ?? fileLoops,
+            allowsPlaintext: allowPlaintext || filePlaintext,
+            encryption: try EncryptionSettings(checking: encryption),
+            withoutRingFeatures: without ?? [],
+            notifySocket: Defaults.environment("NOTIFY_SOCKET"),
+            freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")
+                .flatMap { UInt64($0) })
     }
 
     private static func attachRequest(_ text: String) throws -> AttachRequest {

@@ -19,11 +19,14 @@ struct SnapshotCommand: AsyncParsableCommand {
     struct Create: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Make a snapshot of one or more devices and take it; print its id.",
+            usage: "stillpoint snapshot create --device NAME... [OPTIONS]",
             discussion: """
                 Examples:
                   stillpoint snapshot create --device vm1 --name before-upgrade
                   stillpoint snapshot create --device data --device log --storage /srv/spare \
                 --limit 20G
+                  stillpoint snapshot create --device db --freeze /var/lib/db --pre /etc/db/hold \
+                --post /etc/db/go-on
                 """)
 
         @Option(help: "Device to hold; may be repeated. All are cut at one moment.")
@@ -41,6 +44,8 @@ struct SnapshotCommand: AsyncParsableCommand {
                 valueName: "break|throttle[:SECONDS]"))
         var onOverflow: String = "break"
 
+        @OptionGroup var take: TakeOptionGroup
+
         @Flag(help: "Only make it: `snapshot take` makes the cut.")
         var prepare = false
 
@@ -52,12 +57,16 @@ struct SnapshotCommand: AsyncParsableCommand {
             document.storage = try storage.texts()
             document.limit = try storage.limitBytes()
             document.onOverflow = onOverflow
+            try take.apply(to: &document)
             document.prepare = prepare
             document.force = storage.force
             // Wrong usage is told without a service.
             _ = try SnapshotRequest(document)
             let snapshot = try await options.client().call(
-                .POST, "/v1/snapshots", body: document, as: SnapshotDocument.self)
+                .POST, "/v1/snapshots", body: document,
+                timeLimit: ControlClient.timeLimit(
+                    withHooks: take.hookTimeout ?? HookWish.limitSecondsDefault),
+                as: SnapshotDocument.self)
             try options.show(snapshot) { "\(snapshot.id)\n" }
         }
     }
@@ -65,7 +74,12 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot take`.
     struct Take: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Make the cut of a snapshot that was only prepared.")
+            abstract: "Make the cut of a snapshot that was only prepared.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot create --device vm1 --name nightly --prepare
+                  stillpoint snapshot take nightly
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
@@ -74,7 +88,8 @@ struct SnapshotCommand: AsyncParsableCommand {
 
         mutating func run() async throws {
             let taken = try await options.client().call(
-                .POST, "\(path(of: snapshot))/take", as: SnapshotDocument.self)
+                .POST, "\(path(of: snapshot))/take",
+                timeLimit: ControlClient.timeLimit(withHooks: nil), as: SnapshotDocument.self)
             try options.show(taken) { "took \(taken.label)\n" }
         }
     }
@@ -82,7 +97,11 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot destroy`.
     struct Destroy: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "End a snapshot in whatever state it is, and its exports.")
+            abstract: "End a snapshot in whatever state it is, and its exports.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot destroy nightly
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
@@ -98,7 +117,12 @@ struct SnapshotCommand: AsyncParsableCommand {
 
     /// `snapshot list`.
     struct List: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "List all snapshots.")
+        static let configuration = CommandConfiguration(
+            abstract: "List all snapshots.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot list
+                """)
 
         @OptionGroup var options: ClientOptions
 
@@ -115,7 +139,12 @@ struct SnapshotCommand: AsyncParsableCommand {
 
     /// `snapshot show`.
     struct Show: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Show one snapshot.")
+        static let configuration = CommandConfiguration(
+            abstract: "Show one snapshot.",
+            discussion: """
+                Examples:
+                  stillpoint snapshot show nightly
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
@@ -141,6 +170,10 @@ struct SnapshotCommand: AsyncParsableCommand {
             if let closed = snapshot.cutMicroseconds, let drain = snapshot.drainMicroseconds {
                 facts.append(("cut", "\(closed) us, \(drain) us of it waiting for writes"))
             }
+            if !snapshot.frozen.isEmpty {
+                facts.append(("frozen", snapshot.frozen.joined(separator: " ")))
+            }
+            facts += snapshot.freezeErrors.map { ("not frozen", $0) }
             let storage = snapshot.storage
             facts += [
                 ("on overflow", snapshot.onOverflow),
@@ -178,7 +211,13 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot append-storage`.
     struct AppendStorage: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Give a snapshot more storage while it is held.")
+            abstract: "Give a snapshot more storage while it is held.",
+            usage: "stillpoint snapshot append-storage SNAPSHOT --storage PLACE... [OPTIONS]",
+            discussion: """
+                Examples:
+                  stillpoint snapshot append-storage nightly --storage /srv/more --limit 20G
+                  stillpoint snapshot append-storage nightly --storage memory:256M
+                """)
 
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
@@ -242,6 +281,57 @@ struct StorageOptions: ParsableArguments {
                 .invalid, "--limit \(limit): give a size like 20G, with K, M, G or T")
         }
         return bytes
+    }
+}
+
+/// Options of what happens around the cut.
+struct TakeOptionGroup: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "Filesystems to freeze for the cut: all that are mounted from local block devices of "
+                + "the snapshot's devices (auto, the default), none, or the one at a mount point; "
+                + "mount points may be repeated and given beside auto.",
+            valueName: "auto|none|mountpoint"))
+    var freeze: [String] = []
+
+    @Flag(help: "Take the snapshot also when a filesystem cannot be frozen.")
+    var freezeBestEffort = false
+
+    @Option(
+        help: ArgumentHelp(
+            "Program to run before anything is frozen; when it fails or takes too long the "
+                + "snapshot is not taken. It runs as the service's user.", valueName: "program"))
+    var pre: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Program to run after everything is thawed, whether the snapshot was taken or not.",
+            valueName: "program"))
+    var post: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Seconds after which a hook is killed, with all of its process group. Default: "
+                + "\(HookWish.limitSecondsDefault).", valueName: "seconds"))
+    var hookTimeout: UInt64?
+
+    /// Writes the options into a request.
+    func apply(to document: inout SnapshotCreateDocument) throws {
+        if !freeze.isEmpty {
+            document.freeze = try freeze.map {
+                ["auto", "none"].contains($0) ? $0 : try Defaults.absolute($0)
+            }
+        }
+        if freezeBestEffort { document.freezeBestEffort = true }
+        guard pre != nil || post != nil else {
+            if hookTimeout != nil {
+                throw ControlError(.invalid, "--hook-timeout goes with --pre or --post")
+            }
+            return
+        }
+        document.hooks = HooksDocument(
+            pre: try pre.map { try Defaults.absolute($0) },
+            post: try post.map { try Defaults.absolute($0) }, timeoutSeconds: hookTimeout)
     }
 }
 

@@ -4,7 +4,12 @@ import Control
 /// `status`: the service at a glance.
 struct Status: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Show the service, its devices, its snapshots and its memory at a glance.")
+        abstract: "Show the service, its devices, its snapshots and its memory at a glance.",
+        discussion: """
+            Examples:
+              stillpoint status
+              stillpoint status --json
+            """)
 
     @OptionGroup var options: ClientOptions
 
@@ -29,6 +34,7 @@ struct Status: AsyncParsableCommand {
         facts.append(("memory", "\(sizeText(status.memory.residentBytes)) resident"))
         var text = factLines(facts) + "\n" + deviceTable(status.devices)
         if !status.snapshots.isEmpty { text += "\n" + snapshotTable(status.snapshots) }
+        if !status.blocks.isEmpty { text += "\n" + blockTable(status.blocks) }
         for device in status.missing {
             text += "missing: \(device.name), \(device.path): \(device.reason)\n"
         }

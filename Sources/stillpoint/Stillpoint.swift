@@ -23,7 +23,8 @@ struct Stillpoint: AsyncParsableCommand {
         version: stillpointVersion,
         subcommands: [
             Serve.self, Status.self, Probe.self, DeviceCommand.self, SnapshotCommand.self,
-            CheckpointCommand.self, ChangesCommand.self, CopyCommand.self, EventsCommand.self,
+            CheckpointCommand.self, ChangesCommand.self, CopyCommand.self, BlockCommand.self,
+            EventsCommand.self, GuardianCommand.self,
         ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.

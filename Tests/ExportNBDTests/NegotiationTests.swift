@@ -7,15 +7,17 @@ import Testing
 
 /// Feeds bytes to a handshake and collects what it says.
 struct Handshake {
-    enum Outcome: Equatable { case open, closed, waiting }
+    enum Outcome: Equatable { case open, closed, secured, waiting }
 
     var negotiation: NBDNegotiation
     var output: [UInt8] = []
     var outcome = Outcome.waiting
     var opening: NBDNegotiation.Opening?
 
-    init(_ directory: TestDirectory, clientFlags: UInt32? = 3) {
-        negotiation = NBDNegotiation(directory: directory)
+    init(
+        _ directory: TestDirectory, clientFlags: UInt32? = 3, security: NBDSecurity = .unavailable
+    ) {
+        negotiation = NBDNegotiation(directory: directory, security: security)
         if let clientFlags {
             feed([])
             output = []
@@ -42,6 +44,7 @@ struct Handshake {
         switch result {
         case .more: break
         case .closed: outcome = .closed
+        case .secured: outcome = .secured
         case .opened(let opened):
             outcome = .open
             opening = opened

@@ -6,6 +6,9 @@ private let script =
     URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
     .deletingLastPathComponent().appending(path: "Scripts/count-allocations").path
 
+private let instructions =
+    URL(filePath: script).deletingLastPathComponent().appending(path: "count-instructions").path
+
 private let isReleaseBuild = !TestService.binary.contains("/debug/")
 
 /// What a request costs besides its bytes, counted, not timed.
@@ -26,6 +29,16 @@ struct `Cost of a request` {
     @Test(.enabled(if: Command.exists("strace") && isRoot, "needs strace and root"))
     func `fewer than 1.5 system calls serve a request at depth 32`() throws {
         print(try check(["--only", "calls", "--requests", "200000"]))
+    }
+
+    @Test(
+        .enabled(if: Command.exists("valgrind") && Command.exists("strip"), "needs valgrind"))
+    func `marking and preserving take no more instructions than stated`() throws {
+        let build = URL(filePath: TestService.binary).deletingLastPathComponent().path
+        let outcome = try Command.run(
+            "/usr/bin/python3", [instructions, build], deadline: 1200)
+        print(outcome.output)
+        #expect(outcome.status == 0, "\(outcome.output)\(outcome.diagnostics)")
     }
 
     private func check(_ arguments: [String]) throws -> String {

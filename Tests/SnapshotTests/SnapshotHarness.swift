@@ -75,12 +75,13 @@ final class SnapshotHarness: Sendable {
     @discardableResult
     func take(
         _ name: String, of devices: [String], storage: [String] = ["memory:64M"],
-        limit: Int? = nil, onOverflow: String = "break"
+        limit: Int? = nil, onOverflow: String = "break", force: Bool = false
     ) throws -> [String: Any] {
         var body: [String: Any] = [
             "name": name, "devices": devices, "storage": storage, "on_overflow": onOverflow,
         ]
         if let limit { body["limit"] = limit }
+        if force { body["force"] = true }
         return try ask("POST", "/v1/snapshots", body)
     }
 
@@ -180,30 +181,6 @@ final class SnapshotHarness: Sendable {
     /// Memory of the service in KiB, shared memory included.
     func memoryKibibytes() throws -> Int {
         try service.statusKibibytes("VmRSS")
-    }
-}
-
-/// A function that runs on a thread of its own.
-final class Background<Value: Sendable>: @unchecked Sendable {
-    // Written by the thread before the semaphore is signalled, read after it was waited for.
-    private var result: Result<Value, any Error>?
-    private let done = DispatchSemaphore(value: 0)
-
-    init(_ body: @escaping @Sendable () throws -> Value) {
-        let thread = Thread { [self] in
-            result = Result { try body() }
-            done.signal()
-        }
-        thread.stackSize = 4 << 20
-        thread.start()
-    }
-
-    /// Waits for its end, once.
-    func value() throws -> Value {
-        guard done.wait(timeout: .now() + 300) == .success, let result else {
-            throw TestFailure("a thread of the test hangs")
-        }
-        return try result.get()
     }
 }
 

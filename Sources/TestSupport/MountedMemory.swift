@@ -1,15 +1,14 @@
 import Foundation
 import Glibc
-import TestSupport
 
 /// A small tmpfs of a test, unmounted when the object goes.
-final class MountedMemory: Sendable {
-    let path: String
-    let byteCount: Int
+package final class MountedMemory: Sendable {
+    package let path: String
+    package let byteCount: Int
     private let directory: TemporaryDirectory
     private let ticket: Int
 
-    init(byteCount: Int) throws {
+    package init(byteCount: Int) throws {
         self.byteCount = byteCount
         directory = try TemporaryDirectory()
         path = directory.path("mount")
@@ -27,14 +26,14 @@ final class MountedMemory: Sendable {
     }
 
     /// What `statvfs` says is free.
-    func freeByteCount() throws -> Int {
+    package func freeByteCount() throws -> Int {
         var status = statvfs()
         guard statvfs(path, &status) == 0 else { throw TestFailure("statvfs: \(errno)") }
         return Int(status.f_bfree) * Int(status.f_frsize)
     }
 
     /// Names in it.
-    func names() throws -> [String] {
+    package func names() throws -> [String] {
         try FileManager.default.contentsOfDirectory(atPath: path)
     }
 }

@@ -1,0 +1,1 @@
+"""Measures Stillpoint beside its peers on this machine; `Scripts/bench` runs it."""

@@ -1,0 +1,38 @@
+"""What all sections need, and sizes by form (quick or long)."""
+
+import contextlib
+import tempfile
+
+from .machine import GIBIBYTE, MEBIBYTE
+
+
+class Context:
+    """One run of the benchmark."""
+
+    def __init__(self, program, loads, results, is_quick, tmpfs, disk, untracked=None):
+        self.program, self.loads, self.results = program, loads, results
+        self.is_quick = is_quick
+        self.parents = {"tmpfs": tmpfs, "disk": disk}
+        # A build of the program that marks nothing, to see what marking costs.
+        self.untracked = untracked
+        self.rounds = 3 if is_quick else 9
+        self.seconds = 0.4 if is_quick else 1
+        self.memory_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
+        self.disk_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
+        self.cuts = 20 if is_quick else 100
+
+    def origin_bytes(self, place):
+        return self.memory_bytes if place == "tmpfs" else self.disk_bytes
+
+    @contextlib.contextmanager
+    def directory(self, place):
+        """A directory of its own on tmpfs or on the disk, gone afterwards."""
+        with tempfile.TemporaryDirectory(
+            prefix="stillpoint-bench-", dir=self.parents[place]
+        ) as directory:
+            yield directory
+
+    def in_turn(self, names, turn):
+        """Who goes first alternates, so that nobody always follows the same other."""
+        names = list(names)
+        return names if turn % 2 == 0 else names[::-1]

@@ -1,0 +1,104 @@
+"""How long writers wait for a cut, and what a take costs by size of the device."""
+
+import statistics
+import time
+
+from . import servers
+from .machine import DEPTH, GIBIBYTE, MEBIBYTE, fill, sparse
+from .numbers import percentile
+
+
+def run(bench):
+    """Cuts over 1 to 64 devices, idle and under writers."""
+    section = "Cuts"
+    print(f"\n== {section} ==")
+    counts = [1, 16] if bench.is_quick else [1, 4, 16, 64]
+    beyond, closed = {}, {}
+    with bench.directory("tmpfs") as directory:
+        for count in counts:
+            origins = {f"d{number}": f"{directory}/d{number}" for number in range(count)}
+            for path in origins.values():
+                fill(path, 16 * MEBIBYTE)
+            with servers.Stillpoint(bench.program, directory, origins) as server:
+                for load in ("idle", "written to"):
+                    name = f"{count} devices, {load}"
+                    beyond[name], closed[name] = _cut(bench, server, list(origins), load)
+    bench.results.row(
+        section, "gates closed beyond the slowest write in the kernel", "ms", beyond,
+        higher_is_better=False,
+        details={"p99": {n: [percentile(v, 0.99)] for n, v in beyond.items()}})
+    bench.results.row(
+        section, "gates closed, waiting for writes included", "ms", closed,
+        higher_is_better=False,
+        details={"p99": {n: [percentile(v, 0.99)] for n, v in closed.items()}})
+    values = beyond["16 devices, written to"]
+    bench.results.target(
+        "16 devices written to: gates closed beyond the writes, median",
+        [statistics.median(values)], 2, at_least=False, unit=" ms")
+    bench.results.target(
+        "16 devices written to: gates closed beyond the writes, p99",
+        [percentile(values, 0.99)], 10, at_least=False, unit=" ms")
+
+
+def _cut(bench, server, devices, load):
+    """Takes and destroys snapshots of all devices; milliseconds."""
+    writers = []
+    if load == "written to":
+        # More writers than cores would measure the scheduler.
+        writers = [
+            bench.loads.start(
+                server.socket, device, "write", "random", depth=DEPTH, seconds=600)
+            for device in devices[:4]
+        ]
+    beyond, closed = [], []
+    try:
+        for number in range(bench.cuts):
+            snapshot = server.take(f"s{number}", devices, f"memory:{len(devices) * 8}M")
+            closed.append(snapshot["cut_microseconds"] / 1000)
+            drained = snapshot["drain_microseconds"] / 1000
+            beyond.append(max(closed[-1] - drained, 0.001))
+            server.call("snapshot", "destroy", f"s{number}")
+        if any(writer.poll() is not None for writer in writers):
+            raise RuntimeError("a writer ended before the cuts did")
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    return beyond, closed
+
+
+def run_sizes(bench):
+    """Takes of sparse files from 1 GiB to 15 TiB (ext4 holds 16 TiB at most)."""
+    section = "Take by size of the device"
+    print(f"\n== {section} ==")
+    sizes = {"1 GiB": GIBIBYTE, "64 GiB": 64 * GIBIBYTE, "1 TiB": 1 << 40, "15 TiB": 15 << 40}
+    whole, memory, idle = {}, {}, {}
+    with bench.directory("disk") as directory:
+        for label, size in sizes.items():
+            origin = f"{directory}/origin"
+            sparse(origin, size)
+            whole[label], memory[label] = [], []
+            with servers.Stillpoint(bench.program, directory, {"disk": origin}) as server:
+                idle[label] = [server.resident_bytes() / MEBIBYTE]
+                for number in range(bench.rounds):
+                    before = server.resident_bytes()
+                    begin = time.monotonic()
+                    server.take(f"s{number}", ["disk"], directory)
+                    whole[label].append((time.monotonic() - begin) * 1000)
+                    memory[label].append(
+                        max(server.resident_bytes() - before, 4096) / MEBIBYTE)
+                    server.call("snapshot", "destroy", f"s{number}")
+    bench.results.row(
+        section, "the whole `snapshot create` command", "ms", whole, higher_is_better=False)
+    bench.results.row(
+        section, "memory of a take", "MiB", memory, higher_is_better=False)
+    bench.results.row(
+        section, "memory of an idle service with one device, buffers included", "MiB", idle,
+        higher_is_better=False)
+    bench.results.target(
+        "15 TiB sparse file: the whole take", whole["15 TiB"], 50, at_least=False, unit=" ms")
+    bench.results.target(
+        "15 TiB sparse file: memory of a take", [max(memory["15 TiB"])], 4, at_least=False, unit=" MiB")
+    bench.results.target(
+        "idle service with one device, buffers included", idle["1 GiB"], 50, at_least=False,
+        unit=" MiB")

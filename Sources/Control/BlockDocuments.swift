@@ -1,0 +1,51 @@
+package import FoundationEssentials
+
+// The JSON documents of local block devices.
+
+/// A local block device.
+package struct BlockDocument: Codable, Equatable, Sendable {
+    /// `/dev/loopN`.
+    package var path: String
+    /// `DEVICE` or `DEVICE@SNAPSHOT`.
+    package var target: String
+    package var readOnly: Bool
+    package var partitions: Bool
+    /// Bytes.
+    package var size: UInt64
+    package var sectorSize: UInt32
+    package var attachedAt: Date
+}
+
+/// What `POST /v1/blocks` takes.
+package struct BlockAttachDocument: Codable, Equatable, Sendable {
+    package var target: String
+    package var readOnly: Bool?
+    package var partitions: Bool?
+
+    /// Keys it may have, for refusing others.
+    package static let keys: Set<String> = ["target", "read_only", "partitions"]
+
+    package init(target: String, readOnly: Bool?, partitions: Bool?) {
+        self.target = target
+        self.readOnly = readOnly
+        self.partitions = partitions
+    }
+}
+
+/// What a block device is asked for: `DEVICE` or `DEVICE@SNAPSHOT`, the snapshot by its name, its
+/// id or a unique prefix of the id.
+package struct BlockTargetName: Equatable, Sendable {
+    package let device: String
+    package let snapshot: String?
+
+    /// Parts the text; what the parts mean is looked up later.
+    package init(_ text: String) throws(ControlError) {
+        let parts = text.split(separator: "@", maxSplits: 1, omittingEmptySubsequences: false)
+        guard parts.allSatisfy({ !$0.isEmpty }), parts.count == 2 || parts.count == 1 else {
+            throw ControlError(
+                .invalid, "\"\(text)\" names no target: give DEVICE or DEVICE@SNAPSHOT")
+        }
+        device = String(parts[0])
+        snapshot = parts.count == 2 ? String(parts[1]) : nil
+    }
+}

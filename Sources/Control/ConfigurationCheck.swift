@@ -1,0 +1,79 @@
+internal import ExportNBD
+internal import Glibc
+
+// `serve --check`: what the configuration names is looked at, and nothing is opened, made or taken.
+// A service that runs with the same configuration is no problem.
+
+extension ServiceConfiguration {
+    /// What would keep a service of this configuration from starting, one sentence each. Blocks.
+    package func problems() -> [String] {
+        var problems: [String] = []
+        for (option, path) in [("state-dir", stateDirectory), ("runtime-dir", runtimeDirectory)] {
+            if let reason = Self.whyNotDirectory(path) { problems.append("\(option): \(reason)") }
+        }
+        let sockets = nbd.compactMap { address -> String? in
+            if case .unix(let path) = address { path } else { nil }
+        }
+        for path in [control] + sockets {
+            if let reason = Self.whyNotSocket(path) { problems.append(reason) }
+        }
+        for request in attach {
+            if let reason = Self.whyNotOrigin(request) { problems.append(reason) }
+        }
+        for address in nbd {
+            if let reason = NBDServer.whyNot(
+                address.endpoint,
+                allowsPlaintext: allowsPlaintext || encryption?.isRequired ?? false)
+            {
+                problems.append(reason)
+            }
+        }
+        return problems
+    }
+
+    private static func whyNotDirectory(_ path: String) -> String? {
+        var facts = stat()
+        var nearest = path
+        // What is missing is made at the start, so what counts is the nearest that is there.
+        while stat(nearest, &facts) != 0 {
+            let reason = errno
+            guard reason == ENOENT, nearest != "/" else {
+                return "\(nearest): \(errnoText(reason))"
+            }
+            nearest = parent(of: nearest)
+        }
+        guard facts.st_mode & S_IFMT == S_IFDIR else { return "\(nearest) is no directory" }
+        guard access(nearest, W_OK | X_OK) == 0 else {
+            return "directory \(nearest) is not writable by this user"
+        }
+        return nil
+    }
+
+    private static func whyNotSocket(_ path: String) -> String? {
+        if let reason = whyNotDirectory(parent(of: path)) { return "socket \(path): \(reason)" }
+        var facts = stat()
+        guard lstat(path, &facts) == 0, facts.st_mode & S_IFMT != S_IFSOCK else { return nil }
+        return "socket \(path) exists and is no socket; remove it or name another"
+    }
+
+    private static func whyNotOrigin(_ request: AttachRequest) -> String? {
+        var facts = stat()
+        guard stat(request.path, &facts) == 0 else {
+            return "device \(request.name): origin \(request.path): \(errnoText(errno))"
+        }
+        let kind = facts.st_mode & S_IFMT
+        guard kind == S_IFREG || kind == S_IFBLK else {
+            return "device \(request.name): origin \(request.path) is neither a file nor a block "
+                + "device"
+        }
+        guard access(request.path, request.isReadOnly ? R_OK : R_OK | W_OK) == 0 else {
+            return "device \(request.name): origin \(request.path): \(errnoText(errno))"
+        }
+        return nil
+    }
+
+    private static func parent(of path: String) -> String {
+        guard let slash = path.lastIndex(of: "/"), slash != path.startIndex else { return "/" }
+        return String(path[..<slash])
+    }
+}

@@ -1,0 +1,22 @@
+internal import Hummingbird
+internal import HummingbirdCore
+
+// The routes of local block devices.
+
+extension ControlServer {
+    func addBlocks(to router: Router<ControlContext>) {
+        let blocks = registries.blocks
+        router.get("v1/blocks") { _, _ in Answer(await blocks.list()) }
+        router.post("v1/blocks") { request, _ in
+            let document = try await Self.decode(
+                BlockAttachDocument.self, keys: BlockAttachDocument.keys, from: request)
+            let made = try await blocks.attach(
+                try BlockTargetName(document.target), isReadOnly: document.readOnly ?? false,
+                scansPartitions: document.partitions ?? false)
+            return Answer(made, status: .created)
+        }
+        router.delete("v1/blocks/{name}") { _, context in
+            Answer(try await blocks.detach(try context.parameters.require("name")))
+        }
+    }
+}

@@ -1,0 +1,136 @@
+internal import BlockModel
+internal import Glibc
+internal import Logging
+internal import RingIO
+
+// Programs around a take: `pre` before anything is frozen and with all gates open, `post` after
+// everything is thawed, whatever became of the take. They run as the service's user.
+
+/// The hooks of a snapshot, as asked for.
+package struct HookWish: Equatable, Sendable {
+    /// Absolute paths.
+    package let pre: String?
+    package let post: String?
+    package let limitSeconds: UInt64
+
+    /// Longest time for a hook unless something else is asked for.
+    package static let limitSecondsDefault: UInt64 = 30
+    /// Longest time that can be asked for.
+    package static let limitSecondsMax: UInt64 = 3600
+
+    package static let none = HookWish(pre: nil, post: nil)
+
+    private init(pre: String?, post: String?) {
+        self.pre = pre
+        self.post = post
+        limitSeconds = Self.limitSecondsDefault
+    }
+
+    /// Checks what came from outside.
+    package init(_ document: HooksDocument) throws(ControlError) {
+        for (name, path) in [("pre", document.pre), ("post", document.post)] {
+            guard let path else { continue }
+            guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+                throw ControlError(
+                    .invalid, "\(name) hook \"\(path)\": give the absolute path of a program")
+            }
+        }
+        let limit = document.timeoutSeconds ?? Self.limitSecondsDefault
+        guard (1...Self.limitSecondsMax).contains(limit) else {
+            throw ControlError(
+                .invalid,
+                "a hook's time limit of \(limit) s: give 1 to \(Self.limitSecondsMax) seconds")
+        }
+        pre = document.pre
+        post = document.post
+        limitSeconds = limit
+    }
+}
+
+/// Runs hooks.
+struct HookRunner: Sendable {
+    enum Phase: String, Sendable { case pre, post }
+
+    /// Held while a program is being started: none is while filesystems are frozen.
+    let quiet: Turns
+    let blocking: BlockingPool
+    let control: String
+
+    /// Refuses what is no program, before anything depends on it.
+    func check(_ wish: HookWish) async throws {
+        for path in [wish.pre, wish.post].compactMap(\.self) {
+            let failure = await blocking.run { () -> Int32 in
+                var facts = stat()
+                guard stat(path, &facts) == 0 else { return errno }
+                guard facts.st_mode & S_IFMT == S_IFREG else { return EACCES }
+                return access(path, X_OK) == 0 ? 0 : errno
+            }
+            guard let failure else { throw ControlError.tooManyOperations }
+            if failure == ENOENT {
+                throw ControlError(.notFound, "hook \(path) does not exist; name a program")
+            }
+            if failure != 0 {
+                throw ControlError(
+                    .unsuitable,
+                    "hook \(path) cannot be run (\(errnoText(failure))); name an executable file")
+            }
+        }
+    }
+
+    /// Runs a hook; returns why it failed, nil when it did not. `failure`: why the take failed.
+    func run(
+        _ path: String, _ phase: Phase, limitSeconds: UInt64, snapshot: SnapshotLabel,
+        devices: [ObjectName], failure: (any Error)? = nil
+    ) async -> String? {
+        var environment = Self.inherited()
+        environment["STILLPOINT_PHASE"] = phase.rawValue
+        environment["STILLPOINT_SNAPSHOT_ID"] = snapshot.id.description
+        environment["STILLPOINT_SNAPSHOT_NAME"] = snapshot.name?.text ?? ""
+        environment["STILLPOINT_DEVICES"] = devices.map(\.text).joined(separator: " ")
+        environment["STILLPOINT_CONTROL"] = control
+        if phase == .post {
+            environment["STILLPOINT_RESULT"] = failure == nil ? "taken" : "failed"
+            environment["STILLPOINT_ERROR"] = failure.map { "\($0)" } ?? ""
+        }
+        let process = HookProcess(path, environment: environment, limitSeconds: limitSeconds)
+        await quiet.takeShared()
+        await process.start()
+        quiet.giveBack()
+        return Self.complaint(
+            of: await process.outcome(), "\(phase.rawValue) hook \(path)", limitSeconds)
+    }
+
+    private static func complaint(
+        of outcome: HookProcess.Outcome, _ hook: String, _ limitSeconds: UInt64
+    ) -> String? {
+        let text =
+            switch outcome.ending {
+            case .exited(0): String?.none
+            case .exited(let status): "\(hook) ended with status \(status)"
+            case .killed(let signal): "\(hook) was killed by signal \(signal)"
+            case .tooSlow: "\(hook) took longer than \(limitSeconds) s and was killed"
+            case .notStarted(let reason): "\(hook) could not be started (\(errnoText(reason)))"
+            }
+        return text.map { outcome.output.isEmpty ? $0 : "\($0): \(outcome.output)" }
+    }
+
+    /// The service's own environment without what its manager meant for it alone.
+    private static func inherited() -> [String: String] {
+        var variables: [String: String] = [:]
+        var entry = environ
+        while let text = entry.pointee {
+            let pair = String(cString: text)
+            if let equals = pair.firstIndex(of: "=") {
+                variables[String(pair[..<equals])] = String(pair[pair.index(after: equals)...])
+            }
+            entry += 1
+        }
+        for name in [
+            "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC",
+            "WATCHDOG_PID",
+        ] {
+            variables[name] = nil
+        }
+        return variables
+    }
+}

@@ -1,0 +1,48 @@
+internal import Glibc
+
+/// What this process uses, as the kernel says it; what it does not say is 0.
+struct ProcessUsage: Sendable {
+    let startedSeconds: Double
+    let cpuSeconds: Double
+    let residentBytes: UInt64
+    let descriptorCount: UInt64
+    let descriptorCountMax: UInt64
+
+    /// Looks. Reads only /proc, which does not block.
+    static func now(startedAt startedSeconds: Double) -> ProcessUsage {
+        var usage = rusage()
+        getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+        var limit = rlimit()
+        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        return ProcessUsage(
+            startedSeconds: startedSeconds,
+            cpuSeconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+            residentBytes: residentBytes(), descriptorCount: openDescriptors(),
+            descriptorCountMax: UInt64(limit.rlim_cur))
+    }
+
+    private static func seconds(_ time: timeval) -> Double {
+        Double(time.tv_sec) + Double(time.tv_usec) / 1e6
+    }
+
+    private static func openDescriptors() -> UInt64 {
+        guard let directory = opendir("/proc/self/fd") else { return 0 }
+        defer { closedir(directory) }
+        var count: UInt64 = 0
+        while readdir(directory) != nil { count += 1 }
+        // Not the two names every directory has, and not the descriptor that reads this one.
+        return count > 3 ? count - 3 : 0
+    }
+
+    static func residentBytes() -> UInt64 {
+        guard let file = fopen("/proc/self/statm", "re") else { return 0 }
+        defer { fclose(file) }
+        var line = [CChar](repeating: 0, count: 256)
+        guard fgets(&line, Int32(line.count), file) != nil else { return 0 }
+        let text = String(
+            decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
+        let fields = text.split(separator: " ")
+        guard fields.count > 1, let pages = UInt64(fields[1]) else { return 0 }
+        return pages * UInt64(sysconf(Int32(_SC_PAGESIZE)))
+    }
+}

@@ -1,0 +1,87 @@
+internal import BlockModel
+internal import ChangeTracking
+internal import CLinux
+internal import Glibc
+
+/// The guardian's watch over one origin.
+final class DeathWatch {
+    private let origin: WatchedOrigin
+    /// Names the file or device without opening it.
+    private let place: Int32
+    private let map: Int32
+    private let isBlockDevice: Bool
+    /// Opened and locked once no request of the dead service is left.
+    private var quiet: Int32 = -1
+    private var sight: OriginRecord?
+
+    /// Nil with errno when the origin or the map cannot be opened.
+    init?(_ origin: WatchedOrigin) {
+        self.origin = origin
+        place = open(origin.path, cl_o_path | O_CLOEXEC)
+        var facts = stat()
+        guard place >= 0, fstat(place, &facts) == 0 else { return nil }
+        isBlockDevice = facts.st_mode & S_IFMT == S_IFBLK
+        map = open(origin.mapPath, O_RDWR | O_CLOEXEC)
+        guard map >= 0 else {
+            let failure = errno
+            close(place)
+            errno = failure
+            return nil
+        }
+    }
+
+    deinit {
+        close(place)
+        close(map)
+        if quiet >= 0 { close(quiet) }
+    }
+
+    /// Whether the last request of the dead service has left the kernel: then its lock has gone
+    /// with it, and this one keeps others out until the end.
+    func becomeQuiet() -> Bool {
+        let flags = isBlockDevice ? O_EXCL | Int32(cl_o_direct) : 0
+        let descriptor = open(
+            "/proc/self/fd/\(place)", O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags)
+        guard descriptor >= 0 else { return false }
+        let lock = (origin.isReadOnly ? LOCK_SH : LOCK_EX) | LOCK_NB
+        guard isBlockDevice || flock(descriptor, lock) == 0 else {
+            close(descriptor)
+            return false
+        }
+        quiet = descriptor
+        // What is left in the page cache is counted when it reaches the device. The writers are
+        // gone who would care for a failure.
+        if isBlockDevice { _ = fsync(descriptor) }
+        return true
+    }
+
+    /// Looks at the quiet origin.
+    func look() { sight = OriginSighting.record(of: quiet, probe: quiet) }
+
+    /// Looks again, and records what was seen if it has not changed.
+    func record(bootID: UniqueID) {
+        guard let sight, let again = OriginSighting.record(of: quiet, probe: quiet) else {
+            return record(failure: "it could not be looked at", bootID: bootID)
+        }
+        guard sight == again else {
+            return record(
+                failure: "somebody else changed it while it was looked at", bootID: bootID)
+        }
+        write(.origin(again), bootID)
+    }
+
+    /// Records why nothing is known.
+    func record(failure: String, bootID: UniqueID) { write(.failed(failure), bootID) }
+
+    private func write(_ finding: DeathRecord.Finding, _ bootID: UniqueID) {
+        var bytes = [UInt8](repeating: 0, count: MapFileHeader.byteCount)
+        do {
+            var span = bytes.mutableSpan
+            var raw = span.mutableBytes
+            DeathRecord(instance: origin.instance, bootID: bootID, finding: finding)
+                .encode(into: &raw)
+        }
+        // A failure leaves no record, which the next service takes for what it is.
+        _ = writeAll(bytes, to: map, at: MapLayout.deathRecordByteOffset)
+    }
+}

@@ -1,0 +1,112 @@
+package import BlockModel
+internal import CLinux
+internal import Glibc
+package import SnapshotCore
+
+/// What is mounted here and what it stands on, looked up in /proc and /sys. All of it may block.
+package enum MountSurvey {
+    /// All mounted filesystems, in the order in which they were first mounted.
+    package static func filesystems() throws(AttachError) -> [MountedFilesystem] {
+        var order: [DeviceNumber] = []
+        var found: [DeviceNumber: MountedFilesystem] = [:]
+        for mount in try mounts() {
+            if found[mount.device] == nil {
+                order.append(mount.device)
+                found[mount.device] = MountedFilesystem(
+                    device: mount.device, mounts: [], foundations: foundations(of: mount))
+            }
+            found[mount.device]?.mounts.append(mount)
+        }
+        return order.compactMap { found[$0] }
+    }
+
+    /// Numbers of all that a file, directory or block device stands on; empty when it cannot be
+    /// opened.
+    package static func ground(ofPath path: String) -> Set<DeviceNumber> {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
+        guard descriptor >= 0 else { return [] }
+        defer { close(descriptor) }
+        return ground(ofDescriptor: descriptor)
+    }
+
+    /// Numbers of all that an open file stands on; empty for what is no file: pipes, sockets,
+    /// terminals.
+    package static func ground(ofDescriptor descriptor: Int32) -> Set<DeviceNumber> {
+        var facts = stat()
+        guard fstat(descriptor, &facts) == 0,
+            [S_IFREG, S_IFDIR, S_IFBLK].contains(facts.st_mode & S_IFMT)
+        else { return [] }
+        return numbers(BlockTopology.foundations(of: descriptor))
+    }
+
+    static func numbers(_ foundations: Set<Foundation>) -> Set<DeviceNumber> {
+        Set(foundations.map { DeviceNumber(statNumber: $0.device) })
+    }
+
+    /// The number of the filesystem an open file is in, and those of its block devices, where
+    /// `stat` tells neither (btrfs gives every subvolume a number of its own).
+    static func numbersBehindAnonymousDevice(of descriptor: Int32) -> [DeviceNumber] {
+        var id: UInt64 = 0
+        // Without an answer what stat says has to do.
+        guard cl_mount_id(descriptor, &id) == 0,
+            let mount = (try? mounts())?.first(where: { $0.id == id })
+        else { return [] }
+        return [mount.device] + sourceDevices(of: mount)
+    }
+
+    private static func mounts() throws(AttachError) -> [Mount] {
+        let file = "/proc/self/mountinfo"
+        guard let text = SystemFile.readBytes(file, byteCountMax: mountTableByteCountMax) else {
+            throw AttachError(
+                .failed, "\(file) cannot be read, so what is mounted is not known; mount /proc")
+        }
+        do throws(MountTableFault) {
+            return try MountTable(parsing: text).mounts
+        } catch {
+            throw AttachError(.failed, "line \(error.line) of \(file) is not understood")
+        }
+    }
+
+    /// Room for some 100,000 mounts.
+    private static let mountTableByteCountMax = 32 << 20
+
+    private static func foundations(of mount: Mount) -> Set<DeviceNumber> {
+        var found: Set<Foundation> = []
+        for number in [mount.device] + sourceDevices(of: mount) {
+            BlockTopology.descend(major: number.major, minor: number.minor, into: &found)
+        }
+        return numbers(found)
+    }
+
+    /// The block devices of a filesystem whose own number is none of a device: the one it was
+    /// mounted from, and for btrfs all that belong to it.
+    private static func sourceDevices(of mount: Mount) -> [DeviceNumber] {
+        guard mount.device.major == 0, mount.source.starts(with: "/".utf8) else { return [] }
+        var facts = stat()
+        let path = mount.source.map(CChar.init(bitPattern:)) + [0]
+        guard stat(path, &facts) == 0, facts.st_mode & S_IFMT == S_IFBLK else { return [] }
+        let source = DeviceNumber(statNumber: UInt64(facts.st_rdev))
+        for filesystem in SystemFile.names(in: "/sys/fs/btrfs") {
+            let folder = "/sys/fs/btrfs/\(filesystem)/devices"
+            let members = SystemFile.names(in: folder).compactMap { name in
+                SystemFile.read("\(folder)/\(name)/dev").flatMap {
+                    DeviceNumber($0.prefix { $0 != "\n" })
+                }
+            }
+            if members.contains(source) { return members }
+        }
+        return [source]
+    }
+}
+
+extension AttachedDevice {
+    /// Numbers of all that the origin stands on, itself included.
+    package var ground: Set<DeviceNumber> { MountSurvey.numbers(groundwork) }
+}
+
+extension SnapshotStorage {
+    /// Numbers of all that its sources stand on.
+    package var ground: Set<DeviceNumber> {
+        sources.reduce(into: []) { $0.formUnion(MountSurvey.numbers($1.foundations)) }
+    }
+}

@@ -1,0 +1,154 @@
+internal import CLinux
+internal import Glibc
+
+// Loop devices over our own files. Every call here may wait for I/O that this process serves, so
+// it runs on a pool whose threads share no descriptor with it (`BlockingPool.ownsDescriptors`).
+
+/// How a loop device is wanted.
+struct LoopNodeRequest: Sendable {
+    let file: String
+    /// What losetup shows.
+    let name: String
+    let sectorBytes: UInt32
+    let isReadOnly: Bool
+    let scansPartitions: Bool
+}
+
+/// A loop device that is set up.
+struct LoopNode: Sendable {
+    /// `/dev/loopN`.
+    let path: String
+    /// As the kernel numbers devices.
+    let deviceNumber: UInt64
+
+    /// Most loop devices tried: between asking for a free one and taking it, somebody else may.
+    private static let attemptCountMax = 64
+    /// How long users that are not known for keeping it open are waited for, in steps.
+    private static let waitStepMicroseconds: UInt32 = 50_000
+    private static let waitStepCount = 40
+
+    // MARK: Set up
+
+    /// Sets a free loop device up over `request.file`.
+    static func configure(
+        _ request: LoopNodeRequest
+    ) throws(BlockExportError) -> LoopNode {
+        let access = request.isReadOnly ? O_RDONLY : O_RDWR
+        let backing = open(request.file, access | Int32(cl_o_direct) | O_CLOEXEC)
+        guard backing >= 0 else { throw failure(request.file, errno) }
+        defer { close(backing) }
+        let control = open("/dev/loop-control", O_RDWR | O_CLOEXEC)
+        guard control >= 0 else {
+            throw BlockExportError(
+                .failed,
+                "/dev/loop-control: \(BlockExportError.text(errno)); local block devices need the "
+                    + "loop driver (modprobe loop) and root; NBD needs neither")
+        }
+        defer { close(control) }
+        var flags = UInt32(cl_loop_direct)
+        if request.isReadOnly { flags |= UInt32(cl_loop_read_only) }
+        if request.scansPartitions { flags |= UInt32(cl_loop_partitions) }
+        for _ in 0..<attemptCountMax {
+            let number = cl_loop_get_free(control)
+            guard number >= 0 else { throw failure("/dev/loop-control", errno) }
+            let path = "/dev/loop\(number)"
+            let node = open(path, access | O_CLOEXEC)
+            guard node >= 0 else { throw failure(path, errno) }
+            defer { close(node) }
+            guard
+                cl_loop_configure(node, backing, request.sectorBytes, flags, request.name) == 0
+            else {
+                if errno == EBUSY { continue }
+                throw failure(path, errno)
+            }
+            return try finish(node, path, request)
+        }
+        throw BlockExportError(
+            .busy, "no loop device could be had: others took each free one first; try again")
+    }
+
+    private static func finish(
+        _ node: Int32, _ path: String, _ request: LoopNodeRequest
+    ) throws(BlockExportError) -> LoopNode {
+        var status = stat()
+        var flags: UInt32 = 0
+        guard fstat(node, &status) == 0, cl_loop_flags(node, &flags) == 0 else {
+            let reason = errno
+            cl_loop_clear(node)
+            throw failure(path, reason)
+        }
+        guard flags & UInt32(cl_loop_direct) != 0 else {
+            cl_loop_clear(node)
+            throw BlockExportError(
+                .failed,
+                "\(path): the loop driver refuses direct I/O with sectors of "
+                    + "\(request.sectorBytes) bytes; a newer kernel is needed")
+        }
+        if request.scansPartitions, cl_add_partitions(node) < 0 {
+            let reason = errno
+            cl_loop_clear(node)
+            throw failure("\(path): its partitions", reason)
+        }
+        return LoopNode(path: path, deviceNumber: UInt64(status.st_rdev))
+    }
+
+    private static func failure(_ subject: String, _ errnoValue: Int32) -> BlockExportError {
+        BlockExportError(.failed, "\(subject): \(BlockExportError.text(errnoValue))")
+    }
+
+    // MARK: Take away
+
+    /// Writes back what the kernel holds and takes the backing file away. Refused as busy while
+    /// anybody else has the device or a partition open. Returns the errno value of the write-back,
+    /// 0 when it went well: a device whose last data is lost is gone all the same.
+    func detach() throws(BlockExportError) -> Int32 {
+        let node = open(path, O_RDONLY | O_CLOEXEC | O_EXCL)
+        guard node >= 0 else {
+            // ENXIO, ENOENT: somebody else has detached it.
+            if errno == ENXIO || errno == ENOENT { return 0 }
+            if errno == EBUSY { throw inUse() }
+            throw Self.failure(path, errno)
+        }
+        defer { close(node) }
+        let flushFailure = fsync(node) == 0 ? 0 : errno
+        for step in 0..<Self.waitStepCount {
+            guard cl_loop_clear(node) == 0 else {
+                if errno == ENXIO { return flushFailure }
+                throw Self.failure(path, errno)
+            }
+            // With other users the kernel only plans it for the time when they have left. Then
+            // the flag says so, and the device still answers.
+            var flags: UInt32 = 0
+            guard cl_loop_flags(node, &flags) == 0, cl_loop_keep(node) == 0 else {
+                return flushFailure
+            }
+            // udev and the like look at a device for a moment.
+            if step < Self.waitStepCount - 1 { usleep(Self.waitStepMicroseconds) }
+        }
+        throw inUse()
+    }
+
+    private func inUse() -> BlockExportError {
+        BlockExportError(
+            .busy,
+            "block device \(path) is in use: it or a partition of it is mounted or open; unmount "
+                + "it and close it first")
+    }
+
+    /// Takes the backing file away now, or as soon as its users have left.
+    static func abandon(_ path: String) {
+        let node = open(path, O_RDONLY | O_CLOEXEC)
+        guard node >= 0 else { return }
+        // ENXIO: it is gone already.
+        cl_loop_clear(node)
+        close(node)
+    }
+
+    /// Takes the size of the file over after the target has grown.
+    func updateSize() -> Bool {
+        let node = open(path, O_RDONLY | O_CLOEXEC)
+        guard node >= 0 else { return false }
+        defer { close(node) }
+        return cl_loop_update_size(node) == 0
+    }
+}

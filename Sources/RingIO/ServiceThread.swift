@@ -1,0 +1,42 @@
+internal import CLinux
+internal import Glibc
+
+/// A thread beside the loops and the pool, for one piece of work that may block for long and that
+/// nobody may wait for without a limit. It ends by itself when `body` returns.
+package enum ServiceThread {
+    private final class Body: Sendable {
+        let run: @Sendable () -> Void
+        init(_ run: @escaping @Sendable () -> Void) { self.run = run }
+    }
+
+    /// Starts it. `name`: at most 15 characters.
+    package static func start(
+        _ name: StaticString, _ body: @escaping @Sendable () -> Void
+    ) throws(RingError) {
+        var attributes = pthread_attr_t()
+        pthread_attr_init(&attributes)
+        defer { pthread_attr_destroy(&attributes) }
+        pthread_attr_setdetachstate(&attributes, Int32(PTHREAD_CREATE_DETACHED))
+        var handle = pthread_t()
+        let context = Unmanaged.passRetained(
+            Body {
+                name.withUTF8Buffer { bytes in
+                    // A static string ends with a zero.
+                    bytes.withMemoryRebound(to: CChar.self) { cl_name_thread($0.baseAddress) }
+                }
+                body()
+            })
+        let result = pthread_create(
+            &handle, &attributes,
+            { context in
+                guard let context else { preconditionFailure("a thread without its work") }
+                cl_block_signals()
+                Unmanaged<Body>.fromOpaque(context).takeRetainedValue().run()
+                return nil
+            }, context.toOpaque())
+        guard result == 0 else {
+            context.release()
+            throw RingError(operation: .startThread, errnoValue: result)
+        }
+    }
+}

@@ -1,0 +1,241 @@
+import Control
+import Foundation
+import Yams
+
+// The configuration file of `serve`: YAML, one key for each option of the command line, named as
+// the option without its dashes. What is wrong is collected and told all at once, each problem with
+// the file and the line.
+
+/// A configuration file that has been read; see the head of this file.
+final class ConfigurationFile {
+    /// Keys there may be: the options of `serve` that make sense in a file.
+    static let keys = [
+        "allow-plaintext", "attach", "control", "log-level", "loops", "nbd", "runtime-dir",
+        "state-dir", "tls", "tls-ca", "tls-cert", "tls-key", "tls-psk",
+    ]
+    /// Largest file that is read.
+    static let byteCountMax = 1 << 20
+
+    private let path: String
+    private var values: [String: Node] = [:]
+    private var problems: [String] = []
+
+    /// Reads the file.
+    init(reading path: String) throws(ControlError) {
+        self.path = path
+        let text = try Self.text(of: path)
+        let root: Node?
+        do {
+            root = try compose(yaml: text)
+        } catch {
+            throw Self.refusal(path, [Self.sentence(of: error, path)])
+        }
+        guard let root, root.tag.description != "tag:yaml.org,2002:null" else { return }
+        guard let mapping = root.mapping else {
+            throw Self.refusal(
+                path, ["\(path):\(root.mark?.line ?? 1): give keys and values, like loops: 2"])
+        }
+        for (key, value) in mapping {
+            guard let name = key.string, Self.keys.contains(name) else {
+                problem(
+                    key,
+                    "there is no option \"\(key.string ?? "?")\"; known are "
+                        + Self.keys.joined(separator: ", "))
+                continue
+            }
+            values[name] = value
+        }
+    }
+
+    /// Throws what was found wrong, if anything was. Said when all has been asked for.
+    func finish() throws(ControlError) {
+        guard problems.isEmpty else { throw Self.refusal(path, problems) }
+    }
+
+    // -- values, by key; nil when it is not there, or wrong
+
+    /// A text.
+    func text(_ key: String) -> String? { values[key].flatMap { text($0, of: key) } }
+
+    /// An absolute path: a service manager's working directory is nobody's choice.
+    func path(_ key: String) -> String? { values[key].flatMap { path($0, of: key) } }
+
+    /// A number.
+    func number(_ key: String) -> Int? { values[key].flatMap { number($0, of: key) } }
+
+    /// Yes or no.
+    func flag(_ key: String) -> Bool? { values[key].flatMap { flag($0, of: key) } }
+
+    /// One text or a list of them.
+    func texts(_ key: String) -> [String]? {
+        guard let node = values[key] else { return nil }
+        guard let list = node.sequence else { return text(node, of: key).map { [$0] } }
+        return list.compactMap { text($0, of: key) }
+    }
+
+    /// One of a few words.
+    func word<Word>(_ key: String, _ words: [Word]) -> Word? where Word: RawRepresentable<String> {
+        guard let node = values[key], let text = text(node, of: key) else { return nil }
+        if let word = Word(rawValue: text) { return word }
+        problem(
+            node,
+            "\(key): \"\(text)\" is none of \(words.map(\.rawValue).joined(separator: ", "))")
+        return nil
+    }
+
+    /// Checks a value that was read by `body`, and says where it stands when it does not fit.
+    func checked<Value>(_ key: String, _ body: () throws(ControlError) -> Value?) -> Value? {
+        do throws(ControlError) {
+            return try body()
+        } catch {
+            if let node = values[key] { problem(node, "\(key): \(error.message)") }
+            return nil
+        }
+    }
+
+    /// The devices: `NAME: PATH`, or `NAME:` with `path` and options of `device attach`; or a
+    /// list of `NAME=PATH`.
+    func attachRequests(_ key: String) -> [AttachRequest]? {
+        guard let node = values[key] else { return nil }
+        if let list = node.sequence {
+            return list.compactMap { item in
+                guard let text = text(item, of: key) else { return nil }
+                guard let equals = text.firstIndex(of: "=") else {
+                    problem(item, "\(key): \"\(text)\": give NAME=PATH")
+                    return nil
+                }
+                return request(
+                    item, name: String(text[..<equals]),
+                    path: String(text[text.index(after: equals)...]))
+            }
+        }
+        guard let devices = node.mapping else {
+            problem(node, "\(key): give devices as NAME: PATH")
+            return nil
+        }
+        return devices.compactMap { name, value in
+            guard let name = text(name, of: key) else { return nil }
+            guard let options = value.mapping else {
+                return path(value, of: name).flatMap { request(value, name: name, path: $0) }
+            }
+            return device(options, name: name, at: value)
+        }
+    }
+
+    private func device(
+        _ options: Node.Mapping, name: String, at place: Node
+    ) -> AttachRequest? {
+        var origin: String?
+        var isReadOnly = false
+        var sectorBytes: UInt32?
+        for (key, value) in options {
+            switch key.string {
+            case "path": origin = path(value, of: "path")
+            case "read-only": isReadOnly = flag(value, of: "read-only") ?? false
+            case "sector-size":
+                sectorBytes = number(value, of: "sector-size").flatMap { UInt32(exactly: $0) }
+            default:
+                problem(
+                    key,
+                    "device \(name): there is no option \"\(key.string ?? "?")\"; known are "
+                        + "path, read-only, sector-size")
+            }
+        }
+        guard let origin else {
+            problem(place, "device \(name): its path is missing")
+            return nil
+        }
+        return request(
+            place, name: name, path: origin, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
+    }
+
+    private func request(
+        _ place: Node, name: String, path: String, isReadOnly: Bool = false,
+        sectorBytes: UInt32? = nil
+    ) -> AttachRequest? {
+        do throws(ControlError) {
+            return try AttachRequest(
+                name: name, path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
+        } catch {
+            problem(place, error.message)
+            return nil
+        }
+    }
+
+    // -- helpers
+
+    private func text(_ node: Node, of key: String) -> String? {
+        guard let scalar = node.scalar, node.tag.description != "tag:yaml.org,2002:null" else {
+            problem(node, "\(key): give one value")
+            return nil
+        }
+        return scalar.string
+    }
+
+    private func path(_ node: Node, of key: String) -> String? {
+        guard let text = text(node, of: key) else { return nil }
+        guard text.hasPrefix("/") else {
+            problem(node, "\(key): \"\(text)\" is no absolute path")
+            return nil
+        }
+        return text
+    }
+
+    private func number(_ node: Node, of key: String) -> Int? {
+        guard let number = node.int else {
+            problem(node, "\(key): give a whole number")
+            return nil
+        }
+        return number
+    }
+
+    private func flag(_ node: Node, of key: String) -> Bool? {
+        guard let flag = node.bool else {
+            problem(node, "\(key): give true or false")
+            return nil
+        }
+        return flag
+    }
+
+    private func problem(_ node: Node, _ message: String) {
+        problems.append("\(path):\(node.mark?.line ?? 1): \(message)")
+    }
+
+    private static func refusal(_ path: String, _ problems: [String]) -> ControlError {
+        ControlError(.invalid, problems.joined(separator: "\n"))
+    }
+
+    private static func sentence(of error: any Error, _ path: String) -> String {
+        guard let error = error as? YamlError else { return "\(path): \(error)" }
+        switch error {
+        case .scanner(_, let problem, let mark, _), .parser(_, let problem, let mark, _),
+            .composer(_, let problem, let mark, _):
+            return "\(path):\(mark.line): \(problem)"
+        case .duplicatedKeysInMapping(let duplicates, let context):
+            let names = duplicates.map { "\"\($0)\"" }.joined(separator: ", ")
+            return "\(path):\(context.mark.line): given twice: \(names)"
+        default: return "\(path): it is no YAML"
+        }
+    }
+
+    private static func text(of path: String) throws(ControlError) -> String {
+        let file = fopen(path, "re")
+        let reason = errno
+        guard let file else {
+            throw ControlError(
+                .invalid,
+                "configuration file \(path): \(String(cString: strerror(reason)))")
+        }
+        defer { fclose(file) }
+        var bytes = [UInt8](repeating: 0, count: byteCountMax + 1)
+        let count = fread(&bytes, 1, bytes.count, file)
+        guard ferror(file) == 0, count <= byteCountMax,
+            let text = String(validating: bytes[..<count], as: UTF8.self)
+        else {
+            throw ControlError(
+                .invalid,
+                "configuration file \(path) is no text of at most \(byteCountMax) bytes")
+        }
+        return text
+    }
+}

@@ -1,0 +1,181 @@
+import Foundation
+import Glibc
+import TestSupport
+import Testing
+
+let mebibyte = 1 << 20
+
+/// Why the tests of block devices cannot run here; nil when they can.
+let blockDevicesUnusable: String? = {
+    guard TestService.isBuilt else { return "no stillpoint binary at \(TestService.binary)" }
+    guard isRoot else { return "block devices need root" }
+    guard canUseFUSE else { return "block devices need /dev/fuse" }
+    guard canUseLoopDevices else { return "block devices need /dev/loop-control" }
+    return nil
+}()
+
+extension Trait where Self == ConditionTrait {
+    /// Skips with the reason where block devices cannot be used.
+    static var needsBlockDevices: Self {
+        .enabled(
+            if: blockDevicesUnusable == nil,
+            Comment(rawValue: blockDevicesUnusable ?? "block devices can be used"))
+    }
+}
+
+/// Seconds of a load: the full time in `make soak`; says which.
+func loadSeconds(_ what: String, soak: Int, otherwise: Int) -> Int {
+    print(
+        isSoak
+            ? "\(what): full length, \(soak) s"
+            : "\(what): \(otherwise) s of \(soak); STILLPOINT_SOAK=1 runs all")
+    return isSoak ? soak : otherwise
+}
+
+/// A service of one test with block devices. Ends it as an operator would, so that no mount and no
+/// loop device is left behind; the undertaker does the same should the test process die.
+final class BlockHarness: @unchecked Sendable {
+    // Driven by one thread at a time.
+    let service: TestService
+    private let ticket: Int
+
+    init(attaching origins: [String: String] = [:], loops: Int? = nil) throws {
+        service = try TestService(attaching: origins, loops: loops)
+        let place = service.directory.path("run/block")
+        ticket = Undertaker.shared.register(
+            "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
+                + "losetup -d /dev/${d##*/}; done; umount -l \(place)/*")
+    }
+
+    deinit {
+        // A test that ended it already has taken care of what was left.
+        _ = try? service.stop()
+        Undertaker.shared.withdraw(ticket)
+    }
+
+    /// Runs a client command that must succeed and returns its output without the last newline.
+    @discardableResult
+    func command(_ arguments: String...) throws -> String {
+        try Command.check(
+            TestService.binary, arguments + ["--control", service.controlPath], deadline: 120
+        ).trimmingCharacters(in: .newlines)
+    }
+
+    /// Runs a client command and returns how it ended.
+    func outcome(_ arguments: String...) throws -> Command.Outcome {
+        try Command.run(
+            TestService.binary, arguments + ["--control", service.controlPath], deadline: 120)
+    }
+
+    /// Attaches a block device and returns its path.
+    func attachBlock(_ target: String, _ flags: String...) throws -> String {
+        try Command.check(
+            TestService.binary,
+            ["block", "attach", target] + flags + ["--control", service.controlPath],
+            deadline: 120
+        ).trimmingCharacters(in: .newlines)
+    }
+
+    /// The directory in which it mounts.
+    var mountDirectory: String { service.directory.path("run/block") }
+
+    /// Loop devices over its mounts, as the kernel tells.
+    func loopDevices() throws -> [String] {
+        let folder = "/sys/block"
+        return try FileManager.default.contentsOfDirectory(atPath: folder).filter { name in
+            guard name.hasPrefix("loop") else { return false }
+            // One that is not set up has no backing file.
+            let text = try? String(
+                contentsOfFile: "\(folder)/\(name)/loop/backing_file", encoding: .utf8)
+            return text?.hasPrefix(mountDirectory + "/") ?? false
+        }.map { "/dev/" + $0 }.sorted()
+    }
+
+    /// Its mounts, as the kernel tells.
+    func mounts() throws -> [String] {
+        try String(contentsOfFile: "/proc/self/mountinfo", encoding: .utf8)
+            .split(separator: "\n").map { String($0.split(separator: " ")[4]) }
+            .filter { $0.hasPrefix(mountDirectory + "/") }
+    }
+
+    /// Open descriptors of the service.
+    func descriptorCount() throws -> Int {
+        try FileManager.default.contentsOfDirectory(
+            atPath: "/proc/\(service.process.processID)/fd"
+        ).count
+    }
+}
+
+/// A filesystem, with the commands that make and check it.
+enum Filesystem: String, CaseIterable, Sendable, CustomStringConvertible {
+    case ext4
+    case xfs = "XFS"
+    case btrfs
+
+    var description: String { rawValue }
+
+    /// Bytes of a disk that every one of them fits on.
+    static let byteCount = 512 * mebibyte
+
+    func make(on path: String) throws {
+        switch self {
+        case .ext4: try Command.check("mkfs.ext4", ["-q", "-F", path])
+        case .xfs: try Command.check("mkfs.xfs", ["-q", "-f", path])
+        case .btrfs: try Command.check("mkfs.btrfs", ["-q", "-f", path])
+        }
+    }
+
+    /// Checks an unmounted one; throws what the checker said when it is not clean.
+    func check(_ path: String) throws {
+        switch self {
+        case .ext4: try Command.check("fsck.ext4", ["-f", "-n", path])
+        case .xfs: try Command.check("xfs_repair", ["-n", path])
+        case .btrfs: try Command.check("btrfs", ["check", "--readonly", path])
+        }
+    }
+}
+
+/// A mounted filesystem, unmounted when the object goes.
+final class Mount: @unchecked Sendable {
+    // Driven by one thread at a time.
+    let path: String
+    private let directory: TemporaryDirectory
+    private let ticket: Int
+    private var isMounted = true
+
+    init(_ device: String, options: String? = nil) throws {
+        directory = try TemporaryDirectory()
+        path = directory.path("mount")
+        try FileManager.default.createDirectory(
+            atPath: path, withIntermediateDirectories: false)
+        ticket = Undertaker.shared.register("umount --lazy \(path)")
+        do {
+            try Command.check(
+                "mount", (options.map { ["-o", $0] } ?? []) + [device, path], deadline: 120)
+        } catch {
+            isMounted = false
+            Undertaker.shared.withdraw(ticket)
+            throw error
+        }
+    }
+
+    deinit {
+        guard isMounted else { return }
+        umount2(path, Int32(MNT_DETACH))
+        Undertaker.shared.withdraw(ticket)
+    }
+
+    /// Unmounts; the deadline only detects hangs.
+    func unmount(deadline: Double = 120) throws {
+        try Command.check("umount", [path], deadline: deadline)
+        isMounted = false
+        Undertaker.shared.withdraw(ticket)
+    }
+}
+
+/// Bytes that are allocated to a file.
+func allocatedByteCount(_ path: String) throws -> Int {
+    var status = stat()
+    guard stat(path, &status) == 0 else { throw TestFailure("stat \(path): \(errno)") }
+    return Int(status.st_blocks) * 512
+}
