@@ -179,18 +179,17 @@ package final class StorageSource: Sendable {
         }
     }
 
-    /// Makes an extent of memory resident before it is granted, in pages of 2 MiB where the system
-    /// has them: faults of the loop would cost it as much as copying, and looking for large pages
-    /// may take milliseconds. Not for the first extent of a device: many at once, right after a cut,
-    /// took the processors from the next one. False when it is not done.
+    /// Makes an extent of memory resident before it is granted: faults of the loop would cost it as
+    /// much as copying. Not for the first extent of a device: many at once, right after a cut, took
+    /// the processors from the next one. Large pages are not asked for: compaction for them took
+    /// 7 ms per extent of fragmented memory. False when it is not done.
     private func populate(_ byteOffset: UInt64, for wish: Wish) -> Bool {
         guard case .memory(let address) = access else { return false }
         state.withLock { $0.jobCount += 1 }
         let accepted = blocking.submit { [self] in
             guard let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
             else { preconditionFailure("memory storage has an address") }
-            // Where either is refused, small pages at first use do.
-            madvise(start, Int(ExtentTable.extentByteCount), MADV_HUGEPAGE)
+            // Where it is refused, faults at first use do.
             _ = cl_populate(start, Int(ExtentTable.extentByteCount))
             let isHeard = wish.mailbox.postWhenRoom { loop in
                 wish.reply(loop, .success(byteOffset))

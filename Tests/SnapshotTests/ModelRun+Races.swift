@@ -36,8 +36,10 @@ extension ModelRun {
         let name = snapshot.name
         let policy = snapshot.isPatient ? "throttle:60" : "break"
         let batches = try race(chosen) { [harness] in
-            try harness.take(
-                name, of: names, storage: storage, limit: 160 * mebibyte, onOverflow: policy)
+            try ModelRun.takeUntilCut {
+                try harness.take(
+                    name, of: names, storage: storage, limit: 160 * mebibyte, onOverflow: policy)
+            }
         }
         snapshots.append(snapshot)
         for (index, batch) in batches {

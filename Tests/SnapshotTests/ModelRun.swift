@@ -143,6 +143,16 @@ final class ModelRun {
         }
     }
 
+    /// Takes a snapshot; a cut that was called off, because the machine is busy, changed nothing and
+    /// is tried again.
+    static func takeUntilCut(_ take: () throws -> Void) throws {
+        for attempt in 1... {
+            do { return try take() } catch let failure as TestFailure
+                where "\(failure)".contains("nothing was changed") && attempt < 20
+            {}
+        }
+    }
+
     /// The faulty source is closed behind the destroy that freed its last block: until then it is
     /// in use.
     private func takeWhenFree(
@@ -151,10 +161,12 @@ final class ModelRun {
         let deadline = monotonicSeconds() + 60
         while true {
             do {
-                try harness.take(
-                    snapshot.name, of: names, storage: storage, limit: 160 * mebibyte,
-                    onOverflow: snapshot.isPatient ? "throttle:60" : "break",
-                    force: snapshot.usesFaulty)
+                try Self.takeUntilCut {
+                    try harness.take(
+                        snapshot.name, of: names, storage: storage, limit: 160 * mebibyte,
+                        onOverflow: snapshot.isPatient ? "throttle:60" : "break",
+                        force: snapshot.usesFaulty)
+                }
                 return
             } catch let failure as TestFailure
                 where snapshot.usesFaulty && "\(failure)".contains("is in use")

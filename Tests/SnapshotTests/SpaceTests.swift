@@ -50,7 +50,10 @@ struct `Difference storage` {
                 }
                 #expect(try disk.freeByteCount() == free, "after \(ending)")
                 #expect(try disk.names().isEmpty)
-                if ending != "destroy" { try harness.service.restart() }
+                if ending != "destroy" {
+                    try harness.service.restart()
+                    try harness.ask("DELETE", "/v1/checkpoints/s")
+                }
                 #expect(try harness.unnamedFiles().isEmpty)
             }
         }
