@@ -173,7 +173,7 @@ struct `A checkpoint` {
             (["x", "--device", "a", "--device", "none"], 3, "none"),
             (["x", "--device", "a", "--device", "a"], 2, "twice"),
             (["generation", "--device", "a"], 2, "tracking began"),
-            (["-x", "--device", "a"], 2, "-x"),
+            (["-x", "--device", "a"], 2, "name"),
             ([" ", "--device", "a"], 2, "no name"),
             ([UUID().uuidString, "--device", "a"], 2, "could be the id"),
             (["x"], 2, "--device"),
