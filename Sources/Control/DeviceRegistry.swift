@@ -1,4 +1,4 @@
-package import BlockModel
+internal import BlockModel
 internal import DataPlane
 internal import ExportNBD
 internal import FoundationEssentials
