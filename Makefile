@@ -8,7 +8,7 @@ BUILD := -c release --scratch-path $(SCRATCH)
 TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants demo bench bench-nbd bench-snapshots bench-block bench-rooms bench-tracking format lint install clean
+.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms bench-tracking format lint install clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -19,11 +19,17 @@ demo: ## Build, serve a sample disk, use it through NBD and show what happened
 	@$(MAKE) --no-print-directory build
 	@Scripts/demo $(PROGRAM)
 
-test: ## Build and run all tests, long ones at a twentieth of their size
+test: ## Build and run all tests, long ones at a twentieth of their size; or those that can with SANITIZE=address|thread
 	@Scripts/ensure-swift
 	@Scripts/ensure-packages build test
+ifdef SANITIZE
+	@Scripts/sanitize $(SANITIZE) $(SCRATCH)-$(SANITIZE)
+else
 	@$(MAKE) --no-print-directory lint build-tests
 	@Scripts/run-tests $(TEST)
+	@$(MAKE) --no-print-directory simulate SECONDS=60
+	@Scripts/fuzz $(SCRATCH)-fuzz all 10
+endif
 
 soak: ## Run all tests at their stated size, planted bugs and a long simulation
 	@Scripts/ensure-swift
@@ -33,6 +39,7 @@ soak: ## Run all tests at their stated size, planted bugs and a long simulation
 	@Tests/Mutants/durability.sh $(SCRATCH)-mutants/service
 	@$(MAKE) --no-print-directory mutants
 	@$(MAKE) --no-print-directory simulate SECONDS=600
+	@$(MAKE) --no-print-directory coverage
 
 simulate: ## Simulate for SECONDS (default 60), or replay SEED
 	@Scripts/ensure-swift
@@ -42,6 +49,15 @@ simulate: ## Simulate for SECONDS (default 60), or replay SEED
 mutants: ## Plant bugs in the engine and expect the simulator to find each
 	@Scripts/ensure-swift
 	@Scripts/mutants $(SCRATCH)-mutants/engine
+
+fuzz: ## Fuzz TARGET (handshake, transmission, map, documents; default all) for SECONDS each (default 60)
+	@Scripts/ensure-swift
+	@Scripts/ensure-packages build
+	@Scripts/fuzz $(SCRATCH)-fuzz $(or $(TARGET),all) $(or $(SECONDS),60)
+
+coverage: ## How much of the rooms that decide their tests run, and which lines they do not
+	@Scripts/ensure-swift
+	@Scripts/coverage $(SCRATCH)-coverage
 
 build: ## Build the program in release mode
 	@Scripts/ensure-swift

@@ -10,6 +10,7 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/epoll.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/sysmacros.h>
@@ -158,6 +159,17 @@ int cl_fuse_mount(int fd, const char *directory, uint32_t max_read) {
              geteuid(), getegid(), max_read);
     return mount("stillpoint", directory, "fuse.stillpoint",
                  MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME, options);
+}
+
+int cl_watch(int fd) {
+    int watch = epoll_create1(EPOLL_CLOEXEC);
+    if (watch < 0) return -1;
+    struct epoll_event event = {.events = EPOLLIN};
+    if (epoll_ctl(watch, EPOLL_CTL_ADD, fd, &event) == 0) return watch;
+    int failure = errno;
+    close(watch);
+    errno = failure;
+    return -1;
 }
 
 int cl_loop_get_free(int control) { return ioctl(control, LOOP_CTL_GET_FREE); }
@@ -427,6 +439,57 @@ int cl_undelivered(int fd) {
     return ioctl(fd, SIOCOUTQ, &count) == 0 ? count : 0;
 }
 
+// What the main thread is asked to become, and its answer.
+static struct {
+    uint32_t user, group;
+    gid_t groups[256];
+    int group_count;
+    sem_t done;
+} cl_straggler;
+
+// Runs in the main thread. System calls change the calling thread alone, and are safe in a handler.
+static void cl_become_here(int signal)
+{
+    (void)signal;
+    int saved = errno;
+    if (syscall(SYS_geteuid) != (long)cl_straggler.user) {
+        (void)syscall(SYS_setgroups, cl_straggler.group_count, cl_straggler.groups);
+        uint32_t group = cl_straggler.group, user = cl_straggler.user;
+        (void)syscall(SYS_setresgid, group, group, group);
+        (void)syscall(SYS_setresuid, user, user, user);
+    }
+    sem_post(&cl_straggler.done);
+    errno = saved;
+}
+
+// libdispatch parks the main thread of an asynchronous program by pthread_exit. glibc takes a thread
+// that exits for gone and does not change its user, yet it lives on, and stays root.
+static int cl_become_in_main_thread(uint32_t user, uint32_t group)
+{
+    if (syscall(SYS_gettid) == getpid())
+        return 0;
+    cl_straggler.user = user;
+    cl_straggler.group = group;
+    cl_straggler.group_count = getgroups(256, cl_straggler.groups);
+    if (cl_straggler.group_count < 0 || sem_init(&cl_straggler.done, 0, 0) != 0)
+        return -1;
+    struct sigaction action = {.sa_handler = cl_become_here}, before;
+    int signal = SIGRTMAX - 3;
+    if (sigaction(signal, &action, &before) != 0)
+        return -1;
+    int result = (int)syscall(SYS_tgkill, getpid(), getpid(), signal);
+    if (result == 0) {
+        struct timespec end;
+        clock_gettime(CLOCK_REALTIME, &end);
+        end.tv_sec += 5;
+        while ((result = sem_timedwait(&cl_straggler.done, &end)) != 0 && errno == EINTR) {}
+    }
+    // Late is never: the handler stays where the main thread may still run it.
+    if (result == 0)
+        sigaction(signal, &before, NULL);
+    return result;
+}
+
 int cl_become_user(const char *name, uint32_t user, uint32_t group)
 {
     struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
@@ -434,7 +497,9 @@ int cl_become_user(const char *name, uint32_t user, uint32_t group)
     (void)setrlimit(RLIMIT_MEMLOCK, &unlimited);
     if (initgroups(name, group) != 0 || setresgid(group, group, group) != 0)
         return -1;
-    return setresuid(user, user, user);
+    if (setresuid(user, user, user) != 0)
+        return -1;
+    return cl_become_in_main_thread(user, group);
 }
 
 int cl_open_entry(int directory, const char *name)

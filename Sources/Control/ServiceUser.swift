@@ -5,8 +5,9 @@ internal import Glibc
 //
 // The service opens what needs root (origins, listening ports, directories) as root, and goes on as
 // another user from just before it says `ready`. glibc changes the user in every thread of the
-// process at once, so it does not matter that loops and pools run already; what the kernel says of
-// each thread is checked afterwards. What is open stays open.
+// process at once, so it does not matter that loops and pools run already (`cl_become_user` cares for
+// the main thread, which libdispatch has retired); what the kernel says of each thread is checked
+// afterwards. What is open stays open.
 //
 // Invariants
 // - After `take` no thread of this process has a user, group or capability of before.

@@ -23,9 +23,9 @@ package actor SnapshotRegistry {
     /// Most snapshots: the accounts of the loops' buffer pools.
     package static let capacity = 1023
 
-    private let devices: DeviceRegistry
+    let devices: DeviceRegistry
     private let checkpoints: CheckpointRegistry
-    private let blocking: BlockingPool
+    let blocking: BlockingPool
     private let exports: ExportTable
     private let events: EventLog
     let freezing: FilesystemFreezing

@@ -162,8 +162,9 @@ extension Device {
 
     private func requestExtent(_ index: SourceIndex, _ purpose: StoragePurpose) {
         let back = LoopConfined(self, on: loop)
-        let answer = source(index).extentWanted(for: purpose, mailbox: loop.mailbox) {
-            loop, answer in
+        let answer = source(index).extentWanted(
+            for: purpose, isFirst: engine.extentCount(of: index) == 0, mailbox: loop.mailbox
+        ) { loop, answer in
             let device = back.get(on: loop)
             device.awaitedExtentCount -= 1
             device.extentAnswered(index, purpose, answer)

@@ -29,10 +29,14 @@ enum LoopBacking {
     static func refuseIfBacking(
         path: String, device: UInt64, inode: UInt64
     ) throws(AttachError) {
+        let served = servedDirectories()
         for name in SystemFile.names(in: "/sys/block") where name.hasPrefix("loop") {
             guard let backing = SystemFile.read("/sys/block/\(name)/loop/backing_file") else {
                 continue
             }
+            // Asking about one that a service like this serves means asking that service, which
+            // may be this one; an origin is no file of theirs.
+            guard !served.contains(where: backing.hasPrefix) else { continue }
             let isBacking =
                 switch ask(name) {
                 case .file(let itsDevice, let itsInode): itsDevice == device && itsInode == inode
@@ -44,6 +48,18 @@ enum LoopBacking {
                 .busy,
                 "origin \(path) backs the loop device /dev/\(name); attach that device instead, "
                     + "or detach it first (losetup -d /dev/\(name))")
+        }
+    }
+
+    /// Where services like this one have mounted the files under their block devices.
+    private static func servedDirectories() -> [String] {
+        (SystemFile.read("/proc/self/mountinfo") ?? "").split(separator: "\n").compactMap { line in
+            // mountinfo: id parent major:minor root mountpoint options ... - type source options
+            let fields = line.split(separator: " ")
+            guard fields.count > 4, let divider = fields.firstIndex(of: "-"),
+                fields.count > divider + 1, fields[divider + 1] == "fuse.stillpoint"
+            else { return nil }
+            return fields[4] + "/"
         }
     }
 

@@ -118,8 +118,7 @@ package final class StorageSource: Sendable {
         }
     }
 
-    /// Memory that is neither dumped nor swapped, resident only where used: in pages of 2 MiB where
-    /// the system has them, for a fault per block would cost as much as copying it.
+    /// Memory that is neither dumped nor swapped, resident only where used.
     private static func map(_ byteCount: Int) throws(AttachError) -> UInt {
         let mapping = mmap(
             nil, byteCount, PROT_READ | PROT_WRITE,
@@ -128,8 +127,6 @@ package final class StorageSource: Sendable {
             throw AttachError(
                 .failed, "storage memory:\(byteCount): \(OriginOpener.text(of: errno))")
         }
-        // Where it is refused, small pages do.
-        madvise(mapping, byteCount, MADV_HUGEPAGE)
         guard madvise(mapping, byteCount, MADV_DONTDUMP) == 0,
             cl_lock_on_fault(mapping, byteCount) == 0
         else {
@@ -156,10 +153,12 @@ package final class StorageSource: Sendable {
 
     // MARK: Extents
 
-    /// A device wants an extent. The answer comes at once, or by `reply` on the loop when the
-    /// source must grow first (then nil is returned).
+    /// A device wants an extent, its first one here or more room ahead of need. The answer comes at
+    /// once, or by `reply` on the loop (then nil is returned): when the source must grow, or when
+    /// memory is made resident.
     func extentWanted(
-        for purpose: StoragePurpose, mailbox: LoopMailbox, reply: @escaping Reply
+        for purpose: StoragePurpose, isFirst: Bool, mailbox: LoopMailbox,
+        reply: @escaping Reply
     ) -> Result<UInt64, Fault>? {
         let (answer, growth, isLow) = state.withLock { state in
             let answer = state.space.extentWanted(for: purpose)
@@ -171,10 +170,36 @@ package final class StorageSource: Sendable {
         if isLow { notify(.lowSpace) }
         if let growth { grow(by: growth) }
         switch answer {
-        case .granted(let byteOffset): return .success(byteOffset)
+        case .granted(let byteOffset):
+            let wish = Wish(purpose: purpose, mailbox: mailbox, reply: reply)
+            if !isFirst, populate(byteOffset, for: wish) { return nil }
+            return .success(byteOffset)
         case .full: return .failure(.noSpace)
         case .growing: return nil
         }
+    }
+
+    /// Makes an extent of memory resident before it is granted, in pages of 2 MiB where the system
+    /// has them: faults of the loop would cost it as much as copying, and looking for large pages
+    /// may take milliseconds. Not for the first extent of a device: many at once, right after a cut,
+    /// took the processors from the next one. False when it is not done.
+    private func populate(_ byteOffset: UInt64, for wish: Wish) -> Bool {
+        guard case .memory(let address) = access else { return false }
+        state.withLock { $0.jobCount += 1 }
+        let accepted = blocking.submit { [self] in
+            guard let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
+            else { preconditionFailure("memory storage has an address") }
+            // Where either is refused, small pages at first use do.
+            madvise(start, Int(ExtentTable.extentByteCount), MADV_HUGEPAGE)
+            _ = cl_populate(start, Int(ExtentTable.extentByteCount))
+            let isHeard = wish.mailbox.postWhenRoom { loop in
+                wish.reply(loop, .success(byteOffset))
+            }
+            precondition(isHeard, "a loop does not stop while a device waits for an extent")
+            jobEnded()
+        }
+        if !accepted { jobEnded() }
+        return accepted
     }
 
     private func grow(by byteCount: UInt64) {

@@ -89,7 +89,7 @@ package final class BlockExport: Sendable {
     ) async throws(BlockExportError) -> BlockExport {
         let mount = try await mount(request, pools)
         guard let session = await serve(mount, request, pools, ended) else {
-            await unmount(mount.directory, pools, closing: mount.descriptor)
+            await unmount(mount.directory, pools, closing: mount.channel)
             throw BlockExportError(
                 .busy, "the loop of \(request.name) has as many users as it may; close one")
         }
@@ -125,7 +125,7 @@ package final class BlockExport: Sendable {
     ) async -> LoopConfined<FuseSession>? {
         let outcome = await request.loop.mailbox.run { loop -> LoopConfined<FuseSession>? in
             let session = FuseSession(
-                descriptor: mount.descriptor, name: request.name,
+                channel: mount.channel, name: request.name,
                 target: request.target.get(on: loop), isReadOnly: request.isReadOnly, loop: loop,
                 blocking: pools.closing, ended: ended)
             return session.start() ? LoopConfined(session, on: loop) : nil
@@ -172,10 +172,10 @@ package final class BlockExport: Sendable {
     }
 
     private static func unmount(
-        _ directory: String, _ pools: BlockPools, closing descriptor: Int32?
+        _ directory: String, _ pools: BlockPools, closing channel: FuseChannel?
     ) async {
         _ = await pools.waiting.run { FuseMount.unmount(directory) }
-        if let descriptor { _ = await pools.closing.run { Glibc.close(descriptor) } }
+        if let channel { _ = await pools.closing.run { channel.close() } }
     }
 
     /// Runs `body` on a pool.

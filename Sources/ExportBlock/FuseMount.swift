@@ -4,14 +4,38 @@ internal import Glibc
 // Mounts of the one-file filesystems. None of these calls waits for an answer of ours: the kernel
 // greets a FUSE server in the background, and a lazy unmount asks it nothing.
 
+/// The connection to the kernel of one mount.
+struct FuseChannel: Sendable {
+    /// The open /dev/fuse, non-blocking. When it closes, all that the kernel waits for fails.
+    let descriptor: Int32
+    /// Can be read when messages wait. An operation in a ring keeps its file open as long as the
+    /// ring is mapped, hence until the last thread of a killed process is gone; that thread may be
+    /// one that waits for this very connection. So rings poll this one instead of `descriptor`.
+    let watch: Int32
+
+    /// Watches an open /dev/fuse that is mounted: before that there is nothing to wait for in it.
+    static func watching(_ descriptor: Int32) throws(BlockExportError) -> FuseChannel {
+        let watch = cl_watch(descriptor)
+        guard watch >= 0 else {
+            throw BlockExportError(
+                .failed, "/dev/fuse cannot be watched: \(BlockExportError.text(errno))")
+        }
+        return FuseChannel(descriptor: descriptor, watch: watch)
+    }
+
+    func close() {
+        Glibc.close(watch)
+        Glibc.close(descriptor)
+    }
+}
+
 /// A one-file filesystem that is mounted.
 struct FuseMount: Sendable {
     /// Where it is mounted; it exists for this mount alone.
     let directory: String
     /// Path of the file in it.
     let file: String
-    /// The open /dev/fuse.
-    let descriptor: Int32
+    let channel: FuseChannel
 
     /// Mounts at `directory`, which is made for it, mode 0700, and must not exist.
     static func mount(
@@ -24,22 +48,24 @@ struct FuseMount: Sendable {
                 "/dev/fuse: \(BlockExportError.text(errno)); local block devices need FUSE "
                     + "(modprobe fuse) and root; NBD needs neither")
         }
-        guard mkdir(directory, 0o700) == 0 else {
-            let failure = errno
+        do throws(BlockExportError) {
+            guard mkdir(directory, 0o700) == 0 else {
+                throw BlockExportError(.failed, "\(directory): \(BlockExportError.text(errno))")
+            }
+            guard cl_fuse_mount(descriptor, directory, UInt32(Fuse.dataByteCountMax)) == 0 else {
+                throw BlockExportError(
+                    .failed,
+                    "FUSE cannot be mounted at \(directory): \(BlockExportError.text(errno)); "
+                        + "mounting needs CAP_SYS_ADMIN")
+            }
+            return FuseMount(
+                directory: directory, file: directory + "/" + fileName,
+                channel: try FuseChannel.watching(descriptor))
+        } catch {
             close(descriptor)
-            throw BlockExportError(.failed, "\(directory): \(BlockExportError.text(failure))")
+            unmount(directory)
+            throw error
         }
-        guard cl_fuse_mount(descriptor, directory, UInt32(Fuse.dataByteCountMax)) == 0 else {
-            let failure = errno
-            close(descriptor)
-            rmdir(directory)
-            throw BlockExportError(
-                .failed,
-                "FUSE cannot be mounted at \(directory): \(BlockExportError.text(failure)); "
-                    + "mounting needs CAP_SYS_ADMIN")
-        }
-        return FuseMount(
-            directory: directory, file: directory + "/" + fileName, descriptor: descriptor)
     }
 
     /// Takes the mount out of sight, and away with its last user. What the kernel still wants of

@@ -7,7 +7,7 @@ internal import RingIO
 //
 //   kernel ─readv─► message ─submit─► target ─finished─► reply ─ring─► kernel
 //
-// Reading: the ring polls /dev/fuse; when something waits, messages are read by plain calls that
+// Reading: the ring polls for messages (`FuseChannel.watch`); when something waits, messages are read by plain calls that
 // cannot block until none is left (the descriptor is O_NONBLOCK). A read through the ring would
 // have to be armed with a buffer of 1 MiB each, or may block the loop when a request is taken back
 // between the poll and the read. An idle session owns no buffer: one of 2 MiB is leased while
@@ -47,7 +47,7 @@ final class FuseSession: RequestOwner, TargetUser {
     /// Name of the file.
     let name: [UInt8]
     let replies = FuseReplies()
-    private let descriptor: Int32
+    private let channel: FuseChannel
     private let blocking: BlockingPool
     private let handler = FuseSessionHandler()
     private let ended: @Sendable () -> Void
@@ -70,13 +70,12 @@ final class FuseSession: RequestOwner, TargetUser {
     /// Seconds of the clock when the session began: the times of the file.
     let startSeconds = UInt64(max(time(nil), 0))
 
-    /// Takes over `descriptor`, an open /dev/fuse in non-blocking mode. `ended` is called once,
-    /// when the descriptor is about to close.
+    /// Takes over `channel`. `ended` is called once, when it has closed.
     init(
-        descriptor: Int32, name: String, target: BlockTarget, isReadOnly: Bool, loop: EventLoop,
+        channel: FuseChannel, name: String, target: BlockTarget, isReadOnly: Bool, loop: EventLoop,
         blocking: BlockingPool, ended: @escaping @Sendable () -> Void
     ) {
-        self.descriptor = descriptor
+        self.channel = channel
         self.name = Array(name.utf8)
         self.target = target
         self.isReadOnly = isReadOnly
@@ -98,7 +97,7 @@ final class FuseSession: RequestOwner, TargetUser {
         seeks.deallocate()
     }
 
-    /// Begins to serve; false when the loop is full, and then the descriptor is the caller's.
+    /// Begins to serve; false when the loop is full, and then the channel is the caller's.
     func start() -> Bool {
         guard loop.register(handler) else { return false }
         target.addUser(self)
@@ -136,11 +135,11 @@ final class FuseSession: RequestOwner, TargetUser {
         loop.remove(handler)
         handler.session = nil
         target.removeUser(self)
-        let (descriptor, waiters, ended) = (descriptor, closeWaiters.list, ended)
+        let (channel, waiters, ended) = (channel, closeWaiters.list, ended)
         closeWaiters.list = []
         // Closing fails everything the kernel still waits for; only a pool that has ended refuses.
         let close: @Sendable () -> Void = {
-            Glibc.close(descriptor)
+            channel.close()
             ended()
             for waiter in waiters { waiter() }
         }
@@ -164,8 +163,8 @@ final class FuseSession: RequestOwner, TargetUser {
     private func poll() {
         isPolling = true
         loop.poll(
-            handler, tag: FuseSessionHandler.Step.poll.rawValue, token: 0, descriptor: descriptor,
-            events: UInt32(POLLIN))
+            handler, tag: FuseSessionHandler.Step.poll.rawValue, token: 0,
+            descriptor: channel.watch, events: UInt32(POLLIN))
     }
 
     fileprivate func pollCompleted(_ result: Int32) {
@@ -190,7 +189,7 @@ final class FuseSession: RequestOwner, TargetUser {
             vectors[0] = iovec(iov_base: head, iov_len: Fuse.writeHeadByteCount)
             vectors[1] = iovec(
                 iov_base: loop.buffers.address(of: receiving), iov_len: Fuse.dataByteCountMax)
-            let count = readv(descriptor, vectors, 2)
+            let count = readv(channel.descriptor, vectors, 2)
             if count < 0 {
                 switch errno {
                 // ENOENT: the request was taken back before it was read.
@@ -362,7 +361,8 @@ final class FuseSession: RequestOwner, TargetUser {
     ) {
         loop.write(
             handler, tag: FuseSessionHandler.Step.reply.rawValue, token: place,
-            descriptor: descriptor, vectors: message.vectors, count: message.count, offset: 0)
+            descriptor: channel.descriptor, vectors: message.vectors, count: message.count,
+            offset: 0)
         // Those who asked go on while further requests of the same turn are worked on.
         waitingReplyCount += 1
         if waitingReplyCount >= Self.eagerCount {

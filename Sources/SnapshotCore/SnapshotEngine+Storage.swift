@@ -22,6 +22,11 @@ extension SnapshotEngine {
         return count
     }
 
+    /// Extents of the source that the device has.
+    package func extentCount(of source: SourceIndex) -> UInt32 {
+        sources[Int(source.rawValue)].extentCount
+    }
+
     /// A source for a prepared or held snapshot; nil at the bound.
     package func sourceAdded(to snapshot: SnapshotIndex) -> SourceIndex? {
         for index in 0..<limits.sourceCount where !sources[index].isUsed {

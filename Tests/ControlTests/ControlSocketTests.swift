@@ -9,7 +9,7 @@ struct `The control socket` {
         let image = try harness.image("disk.img")
         let cases: [(method: String, target: String, body: String, status: Int, code: String)] = [
             ("GET", "/v1/nothing", "", 404, "not_found"),
-            ("PUT", "/v1/devices", "", 404, "not_found"),
+            ("PUT", "/v1/devices", "", 405, "not_allowed"),
             ("GET", "/v1/devices/vm1", "", 404, "not_found"),
             ("GET", "/v1/devices/%2e%2e%2fx", "", 404, "not_found"),
             ("DELETE", "/v1/devices/vm1", "", 404, "not_found"),

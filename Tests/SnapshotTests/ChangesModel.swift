@@ -4,7 +4,7 @@
 import TestSupport
 
 /// A cut of a device that can be asked since.
-struct ModelBase {
+struct NamedCut {
     let name: String
     /// Cuts of the device before this one: changes after it are in later periods.
     let period: Int
@@ -12,7 +12,7 @@ struct ModelBase {
 }
 
 /// A held snapshot of a device, until which can be asked.
-struct ModelSnapshot {
+struct HeldCut {
     let name: String
     let period: Int
     let size: Int
@@ -28,8 +28,8 @@ struct ChangesModel {
     var client: NBDClient
     /// Blocks that changed, by period; the last one is now.
     private(set) var periods: [Set<Int>] = [[]]
-    var bases: [ModelBase] = []
-    var snapshots: [ModelSnapshot] = []
+    var bases: [NamedCut] = []
+    var snapshots: [HeldCut] = []
     /// The newest base, as long as it has been that ever since it was made.
     private(set) var exactBase: String?
 
@@ -56,10 +56,10 @@ struct ChangesModel {
         let period = periods.count - 1
         if let snapshot {
             snapshots.append(
-                ModelSnapshot(name: snapshot, period: period, size: size, exactBase: exactBase))
+                HeldCut(name: snapshot, period: period, size: size, exactBase: exactBase))
         }
         if let base {
-            bases.append(ModelBase(name: base, period: period, size: size))
+            bases.append(NamedCut(name: base, period: period, size: size))
             exactBase = base
         }
         periods.append([])
@@ -77,16 +77,8 @@ struct ChangesModel {
         size = newSize
     }
 
-    /// Nothing is known of what was.
-    mutating func forgot() {
-        periods = [[]]
-        bases = []
-        snapshots = []
-        exactBase = nil
-    }
-
     /// The blocks that must be in an answer.
-    func truth(since base: ModelBase, until snapshot: ModelSnapshot?) -> Set<Int> {
+    func truth(since base: NamedCut, until snapshot: HeldCut?) -> Set<Int> {
         let last = snapshot?.period ?? periods.count - 1
         guard base.period < last else { return [] }
         var blocks = periods[base.period + 1...last].reduce(into: Set<Int>()) { $0.formUnion($1) }
@@ -97,7 +89,7 @@ struct ChangesModel {
     }
 
     /// Whether the answer may name nothing but those blocks.
-    func isExact(since base: ModelBase, until snapshot: ModelSnapshot?) -> Bool {
+    func isExact(since base: NamedCut, until snapshot: HeldCut?) -> Bool {
         (snapshot.map(\.exactBase) ?? exactBase) == base.name
     }
 }

@@ -89,8 +89,10 @@ final class SnapshotHarness: Sendable {
         try ask("GET", "/v1/snapshots/\(name)")
     }
 
+    /// Destroys a snapshot and deletes the checkpoint it leaves, so that its name is free.
     func destroy(_ name: String) throws {
         try ask("DELETE", "/v1/snapshots/\(name)")
+        try ask("DELETE", "/v1/checkpoints/\(name)")
     }
 
     /// The state of a snapshot.

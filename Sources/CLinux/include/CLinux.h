@@ -242,6 +242,9 @@ int cl_loop_backing(int fd, uint64_t *device, uint64_t *inode);
 // Mounts a FUSE filesystem answered through `fd` (an open /dev/fuse), for this user alone.
 int cl_fuse_mount(int fd, const char *directory, uint32_t max_read);
 
+// A descriptor that can be read when `fd` can, without keeping the file of `fd` open (epoll).
+int cl_watch(int fd);
+
 // What FUSE_STATX (Linux 6.6, unknown to Debian 12's headers) is answered with.
 struct cl_fuse_statx_out {
     uint64_t valid_seconds;
