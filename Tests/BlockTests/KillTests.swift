@@ -25,9 +25,12 @@ struct `The end of a service with block devices` {
         let block = try harness.attachBlock("disk")
         try filesystem.make(on: block)
         let mount = try Mount(block)
-        let (path, seed) = (mount.path, generator.next())
+        let path = mount.path
+        var written = FileLoad(in: path, seed: generator.next())
+        try written.writeFiles(20)
+        let start = written
         let files = Background { () -> (FileLoad, failed: Bool) in
-            var load = FileLoad(in: path, seed: seed)
+            var load = start
             do {
                 try load.run(seconds: 120)
                 return (load, false)
@@ -57,6 +60,7 @@ struct `The end of a service with block devices` {
         let again = try harness.attachBlock("disk")
         let second = try Mount(again)
         try load.checkSynced(in: second.path)
+        #expect(load.synced.count > 0)
         print("\(load.synced.count) synced files are there after \(load.operationCount) operations")
         try second.unmount()
         try filesystem.check(again)
