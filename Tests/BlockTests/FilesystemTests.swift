@@ -63,7 +63,8 @@ struct `Filesystems on block devices` {
             [
                 "--name=verify", "--directory=\(folder)", "--size=48M", "--rw=randrw",
                 "--bsrange=4k-128k", "--blockalign=4k", "--ioengine=libaio", "--direct=1",
-                "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--time_based",
+                "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0",
+                "--time_based",
                 "--runtime=\(seconds)",
             ], deadline: Double(seconds) + 120)
     }
