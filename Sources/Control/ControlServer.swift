@@ -135,6 +135,7 @@ struct ControlServer: Sendable {
         let router = Router(context: ControlContext.self)
         router.add(middleware: RequestCounter(counts: counts))
         router.add(middleware: ErrorDocuments(user: user, logger: logger))
+        router.add(middleware: KnownQueries())
         router.get("v1/status") { _, _ in Answer(try await status()) }
         router.get("v1/probe") { request, _ in
             let path = request.uri.queryParameters.get("path")

@@ -14,6 +14,8 @@ struct `The control socket` {
             ("GET", "/v1/devices/%2e%2e%2fx", "", 404, "not_found"),
             ("DELETE", "/v1/devices/vm1", "", 404, "not_found"),
             ("DELETE", "/v1/devices/vm1?force=perhaps", "", 400, "invalid"),
+            ("GET", "/v1/status?colour=red", "", 400, "invalid"),
+            ("GET", "/v1/events?follow=false&colour=red", "", 400, "invalid"),
             ("POST", "/v1/devices", "", 400, "invalid"),
             ("POST", "/v1/devices", "[]", 400, "invalid"),
             ("POST", "/v1/devices", "{}", 400, "invalid"),
