@@ -59,7 +59,8 @@ struct `Block devices when memory is short` {
         print(
             sharesLimit
                 ? "writer and service share the limit"
-                : "PR_SET_IO_FLUSHER is refused here (CAP_SYS_RESOURCE): only the writer is limited")
+                : "PR_SET_IO_FLUSHER is refused here (CAP_SYS_RESOURCE): only the writer is limited"
+        )
         if sharesLimit { try group.add(harness.service.process.processID) }
         let file = mount.path + "/file"
         try Command.check(
