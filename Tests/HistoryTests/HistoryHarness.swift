@@ -109,9 +109,11 @@ final class HistoryHarness {
         try client.write(UInt64(block) * 4096, [UInt8](repeating: byte, count: 4096), flags: 1)
     }
 
-    /// Stops the service as an operator does.
+    /// Stops the service as an operator does, and waits for its guardian, which follows it.
     func stop() throws {
+        let guardians = try guardians()
         guard try service.stop() == .exited(0) else { throw TestFailure("it did not stop cleanly") }
+        for guardian in guardians { try waitForEnd(of: guardian) }
     }
 
     /// The first event of that type after `number`, waited for.
