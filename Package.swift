@@ -148,7 +148,7 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "ImageCopyTests",
-            dependencies: ["BlockModel", "ImageCopy", "TestSupport", "stillpoint"],
+            dependencies: ["BlockModel", "ImageCopy", "TestSupport", "nbd-load", "stillpoint"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",

@@ -44,7 +44,8 @@ final class Device: BlockTarget {
     private var closing: Closing?
 
     private struct Closing {
-        var finish: (Fault?) -> Void
+        /// Taken out when it is about to be called: it may hold the device.
+        var finish: ((Fault?) -> Void)?
         var isFlushing = false
     }
 
@@ -195,8 +196,8 @@ final class Device: BlockTarget {
     // MARK: Closing
 
     /// Sends the users away, finishes what is under way, flushes and calls `finish` with the fault
-    /// of the flush; the origin's descriptor is the caller's then. Its snapshots must have been destroyed. Runs
-    /// on the loop, once.
+    /// of the flush; the origin's descriptor is the caller's then. Its snapshots must have been
+    /// destroyed. Runs on the loop, once.
     func close(_ finish: @escaping (Fault?) -> Void) {
         precondition(closing == nil, "a device is closed twice")
         closing = Closing(finish: finish)
@@ -213,14 +214,15 @@ final class Device: BlockTarget {
             origin.scanCount == 0, awaitedExtentCount == 0,
             parts.allSatisfy({ $0 == nil }), preserver.operationsInFlight == 0, !engine.hasWork
         else { return }
-        closing?.isFlushing = true
+        let finish = current.finish
+        closing = Closing(finish: nil, isFlushing: true)
         origin.close { fault in
             if let timer = self.timer { self.loop.cancel(timer) }
             self.loop.remove(self.preserver)
             self.preservation.deviceRemoved(self)
             self.preserverStorage = nil
             self.originStorage = nil
-            current.finish(fault)
+            finish?(fault)
         }
     }
 }

@@ -3,8 +3,9 @@
 //
 // Invariants
 // - An increment begins only at a target whose every block that differs from the wanted image lies
-//   in the changes since the base: it equals the base, or was interrupted between the base and a cut
-//   not later than the wanted one.
+//   in the changes since the base: it equals the base or a cut between the base and the wanted one, or
+//   was interrupted on its way between two such cuts. (Killed just after its last write, a copy is
+//   complete though nobody was told so: the same base with a newer snapshot must go on.)
 // - Without force nothing is overwritten but a copy of the same device.
 
 /// What is wanted: the image of a device at a cut.
@@ -71,7 +72,7 @@ package enum CopyPlan: Equatable, Sendable {
     case nothing
     /// Everything is copied. `isFresh`: what is not written reads as zero.
     case full(isFresh: Bool)
-    /// What changed since the cut `from` is copied.
+    /// What changed since the base is copied into what equals `from`, or lies on the way from it.
     case increment(from: CopyCut)
 
     /// Decides.
@@ -182,7 +183,13 @@ package enum CopyPlan: Equatable, Sendable {
             throw unfit(
                 "target \(target.path) equals a cut of another history of device \(wish.device)")
         }
-        guard equals.epoch == since.epoch else {
+        guard equals.epoch <= wish.cut.epoch else {
+            throw unfit(
+                "target \(target.path) equals the cut of \(equals.snapshot) (epoch "
+                    + "\(equals.epoch)), which is later than that of \(wish.cut.snapshot)",
+                wayOut: "name a newer snapshot")
+        }
+        guard since.epoch <= equals.epoch else {
             throw unfit(
                 "target \(target.path) equals the cut of \(equals.snapshot) (epoch "
                     + "\(equals.epoch)), not that of \(since.name) (epoch \(since.epoch))",
@@ -205,7 +212,7 @@ package enum CopyPlan: Equatable, Sendable {
                 "target \(target.path) was interrupted in another history of device "
                     + wish.device)
         }
-        guard from.epoch == since.epoch else {
+        guard since.epoch <= from.epoch else {
             throw unfit(
                 "target \(target.path) was interrupted on its way from the cut of "
                     + "\(from.snapshot) (epoch \(from.epoch)) to that of \(to.snapshot)",

@@ -142,7 +142,7 @@ final class MapMemory {
         #expect(!memory.map.isSound(), "an epoch of the future")
     }
 
-    @Test func `a fully scattered map of 1 TiB is scanned within a second`() {
+    @Test func `a fully scattered map of 1 TiB is scanned`() {
         let chunkCount: UInt64 = 16 << 20
         let memory = MapMemory(chunkCount: chunkCount)
         for chunk in stride(from: 0, to: chunkCount, by: 2) { memory.map.mark(1, of: chunk) }
@@ -168,9 +168,8 @@ final class MapMemory {
         let elapsed = ContinuousClock.now - start
         #expect(count == Int(chunkCount / 2))
         print("scattered 1 TiB: \(elapsed)")
-        #if !DEBUG
-            #expect(elapsed < .seconds(1))
-        #endif
+        // It takes a quarter of a second; the benchmark has the target of one.
+        #expect(elapsed < .seconds(10))
     }
 }
 

@@ -78,7 +78,8 @@ struct `The command line` {
             Set(device.keys) == [
                 "name", "path", "size", "sector_size", "block_size", "chunk_size", "chunk_count",
                 "read_only", "block_device", "rotational", "access", "loop", "attached_at",
-                "connections", "counters", "epoch", "snapshots",
+                "connections", "counters", "epoch", "snapshots", "generation", "exclusive",
+                "history", "history_reason",
             ])
         #expect(device["name"] as? String == "vm1")
         #expect(device["path"] as? String == image)

@@ -165,7 +165,7 @@ struct `The routes of snapshots` {
         try harness.attach("a")
         let bad = [
             "", "[]", "{}", "{\"devices\":[]}", "{\"devices\":\"a\"}",
-            "{\"devices\":[\"a\"],\"freeze\":[\"auto\"]}", "{\"devices\":[\"a\"],\"limit\":-1}",
+            "{\"devices\":[\"a\"],\"freeze\":[\"relative\"]}", "{\"devices\":[\"a\"],\"limit\":-1}",
             "{\"devices\":[\"a\"],\"limit\":1}", "{\"devices\":[\"a\"],\"limit\":1e30}",
             "{\"devices\":[\"a\"],\"storage\":[\"relative\"]}",
             "{\"devices\":[\"a\"],\"on_overflow\":\"throttle:0\"}",

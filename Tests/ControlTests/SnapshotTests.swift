@@ -268,9 +268,9 @@ struct `A snapshot` {
         #expect(mkdir(folder, 0o700) == 0)
         for isKilled in [false, true] {
             try harness.done(
-                "snapshot", "create", "--device", "a", "--name", "s", "--storage", folder,
-                "--storage", folder + "/named")
-            try harness.done("snapshot", "create", "--device", "a", "--name", "p", "--prepare")
+                "snapshot", "create", "--device", "a", "--name", isKilled ? "killed" : "stopped",
+                "--storage", folder, "--storage", folder + "/named")
+            try harness.done("snapshot", "create", "--device", "a", "--prepare")
             try harness.fill("a", 3, length: 8 * mebibyte)
             #expect(try harness.unnamedFileCount() == 3)
             #expect(try FileManager.default.contentsOfDirectory(atPath: folder).isEmpty)

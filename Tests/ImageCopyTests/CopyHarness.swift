@@ -89,6 +89,14 @@ final class CopyHarness {
         writer = try NBDClient(service.address(), export: "disk", headers: .structured)
     }
 
+    /// Starts the service again after it has ended; what the device holds then is what its origin
+    /// holds, for a write under way at the end may be there or not.
+    func restart(environment: [String: String] = [:]) throws {
+        try service.restart(environment: environment)
+        try reconnect()
+        contents = try readFile(files.path("disk"), 0..<byteCount)
+    }
+
     func write(_ bytes: [UInt8], at offset: Int) throws {
         for start in stride(from: 0, to: bytes.count, by: mebibyte) {
             let end = min(start + mebibyte, bytes.count)

@@ -98,7 +98,10 @@ import Testing
     @Test func `of what changed begins at the cut that the target equals`() throws {
         let plan = try CopyPlan(wish(5, since: 3), target(), complete(3))
         #expect(plan == .increment(from: cut(3)))
-        for found in [complete(2), complete(4), complete(6)] {
+        // Whatever changed since an older cut covers what changed since a newer one.
+        let later = try CopyPlan(wish(5, since: 3), target(), complete(4))
+        #expect(later == .increment(from: cut(4)))
+        for found in [complete(2), complete(6)] {
             #expect(refusal(wish(5, since: 3), target(), found) == .unfit)
         }
     }
@@ -136,6 +139,8 @@ import Testing
             let plan = try CopyPlan(wish(epoch, since: 3), half, running(3, 5))
             #expect(plan == .increment(from: cut(3)))
         }
+        let older = try CopyPlan(wish(6, since: 2), half, running(3, 5))
+        #expect(older == .increment(from: cut(3)))
         #expect(refusal(wish(4, since: 3), half, running(3, 5)) == .unfit)
         #expect(refusal(wish(6, since: 5), half, running(3, 5)) == .unfit)
         #expect(refusal(wish(6, since: 3), half, running(nil, 5)) == .unfit)
