@@ -128,7 +128,8 @@ struct TestDevice: Sendable {
 func waitUntil(
     sourceLocation: SourceLocation = #_sourceLocation, _ condition: () async throws -> Bool
 ) async throws {
-    let end = ContinuousClock.now + .seconds(60)
+    // Each look may wait long for a thread of the pool.
+    let end = ContinuousClock.now + .seconds(600)
     while try await !condition() {
         guard ContinuousClock.now < end else {
             Issue.record("it does not happen", sourceLocation: sourceLocation)
