@@ -29,7 +29,7 @@ package actor BlockRegistry {
         let device: ObjectName
         let isReadOnly: Bool
         let scansPartitions: Bool
-        let size: UInt64
+        var size: UInt64
         let sectorBytes: UInt32
         let attachedAt = Date()
         /// Being made, detached or cut off.
@@ -102,6 +102,23 @@ package actor BlockRegistry {
         let place = try await lockedPlace()
         let found = await (try pools()).waiting.run { BlockLeftovers.remove(under: place.path) }
         for sentence in found ?? [] { logger.warning("\(sentence)") }
+    }
+
+    /// A device has another size: its block device follows, images keep theirs.
+    func deviceResized(_ name: ObjectName) async {
+        for entry in entries.values where entry.target == name.text && !entry.hasEnded {
+            guard let export = entry.export, let size = exports.export(named: name.text)?.size
+            else { continue }
+            guard await export.updateSize() else {
+                logger.error(
+                    """
+                    block device \(export.path) of device \(name) could not take over its size; \
+                    detach and attach it
+                    """)
+                continue
+            }
+            entry.size = size
+        }
     }
 
     // -- attach

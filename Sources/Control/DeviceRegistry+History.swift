@@ -60,6 +60,7 @@ extension DeviceRegistry {
             let message = "device \(name) was resized from \(old) to \(new) bytes"
             logger.info("\(message)")
             events.record(.deviceResized, device: name, message)
+            await tellSize(of: name)
         case .mapNotSaved(let reason):
             logger.error(
                 """
@@ -151,6 +152,7 @@ extension DeviceRegistry {
             throw refusal(of: obstacle, entry)
         }
         updateExport(of: checked, size: entry.device.facts.size)
+        await tellSize(of: checked)
         return await document(of: entries[checked] ?? entry)
     }
 

@@ -55,6 +55,8 @@ package actor DeviceRegistry {
     var reserved: Set<ObjectName> = []
     var holders: [ObjectName: [SnapshotLabel]] = [:]
     var isStopping = false
+    /// Told of devices that have another size now.
+    private var sizeFollower: (@Sendable (ObjectName) async -> Void)?
     /// When tracking that was lost began anew the last time.
     var renewedAt: [ObjectName: ContinuousClock.Instant] = [:]
 
@@ -74,6 +76,15 @@ package actor DeviceRegistry {
         self.checkpoints = checkpoints
         self.logger = logger
     }
+
+    /// Has `body` called whenever a device was resized; one follower.
+    func followSizes(_ body: @escaping @Sendable (ObjectName) async -> Void) {
+        precondition(sizeFollower == nil, "sizes have one follower")
+        sizeFollower = body
+    }
+
+    /// A device has another size: what shows it to others follows.
+    func tellSize(of name: ObjectName) async { await sizeFollower?(name) }
 
     // -- attach
 

@@ -146,6 +146,7 @@ package final class StillpointService: Service {
                 directory: configuration.runtimeDirectory + "/block", devices: registry,
                 snapshots: snapshots, exports: exports, events: events, blocking: blocking,
                 logger: logger)
+            await registry.followSizes { await blocks.deviceResized($0) }
             outcome = await runSnapshots(
                 Registries(
                     devices: registry, snapshots: snapshots, checkpoints: checkpoints,

@@ -124,6 +124,29 @@ struct `Attaching and detaching block devices` {
         #expect(try harness.mounts().isEmpty)
     }
 
+    @Test func `a device that grows is larger at once, and so can its filesystem be`() throws {
+        let files = try TemporaryDirectory()
+        let disk = files.path("disk")
+        try makeSparseFile(disk, byteCount: 64 << 20)
+        let harness = try BlockHarness(attaching: ["a": disk])
+        let path = try harness.attachBlock("a")
+        try Command.check("mkfs.ext4", ["-q", path])
+        let mount = files.path("mount")
+        #expect(mkdir(mount, 0o700) == 0)
+        try Command.check("mount", [path, mount])
+        let ticket = Undertaker.shared.register("umount \(mount)")
+        defer { Undertaker.shared.withdraw(ticket) }
+        #expect(truncate(disk, 128 << 20) == 0)
+        try harness.command("device", "resize", "a")
+        let size = try Command.check("blockdev", ["--getsize64", path])
+        #expect(size == "\(128 << 20)\n")
+        try Command.check("resize2fs", [path])
+        try Data(repeating: 7, count: 80 << 20).write(to: URL(filePath: mount + "/large"))
+        try Command.check("umount", [mount])
+        try Command.check("e2fsck", ["-fn", path])
+        try harness.command("block", "detach", path)
+    }
+
     @Test func `wrong targets are refused with a reason`() throws {
         let (harness, _) = try harness()
         let cases: [(arguments: [String], status: Int32, word: String)] = [
