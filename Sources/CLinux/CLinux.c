@@ -210,8 +210,16 @@ static int add_partition(int fd, blkid_partition found) {
     partition.pno = blkid_partition_get_partno(found);
     struct blkpg_ioctl_arg argument = {
         .op = BLKPG_ADD_PARTITION, .datalen = sizeof partition, .data = &partition};
-    // EBUSY: the kernel has it already.
-    return ioctl(fd, BLKPG, &argument) < 0 && errno != EBUSY ? -1 : 0;
+    return ioctl(fd, BLKPG, &argument);
+}
+
+void cl_drop_partitions(int fd) {
+    struct blkpg_partition partition;
+    memset(&partition, 0, sizeof partition);
+    struct blkpg_ioctl_arg argument = {
+        .op = BLKPG_DEL_PARTITION, .datalen = sizeof partition, .data = &partition};
+    // Most of them are not there, which is as good.
+    for (partition.pno = 1; partition.pno < 256; partition.pno++) (void)ioctl(fd, BLKPG, &argument);
 }
 
 int cl_add_partitions(int fd) {

@@ -84,6 +84,8 @@ struct LoopNode: Sendable {
                 "\(path): the loop driver refuses direct I/O with sectors of "
                     + "\(request.sectorBytes) bytes; a newer kernel is needed")
         }
+        // A loop device keeps the partitions of what it stood on before, where that went badly.
+        cl_drop_partitions(node)
         if request.scansPartitions, cl_add_partitions(node) < 0 {
             let reason = errno
             cl_loop_clear(node)

@@ -240,6 +240,8 @@ struct `Filesystems that are frozen for a snapshot` {
     @Test(.enabled(if: canUseFUSE, "needs /dev/fuse"))
     func `are those on local block devices, without being named`() throws {
         let harness = try ControlHarness()
+        // A service that is killed at the end of the test would leave its block devices.
+        defer { _ = try? harness.service.stop() }
         try harness.attach("a", byteCount: 64 * mebibyte)
         try harness.attach("b")
         let disk = try MountedDisk(onDevice: try harness.blockDevice("a"))
@@ -279,6 +281,7 @@ struct `Filesystems that are frozen for a snapshot` {
     func `on a local block device keep no killed service from ending`() throws {
         let filesystem = try PowerCutFilesystem(byteCount: 64 * mebibyte)
         let harness = try ControlHarness(attaching: ["a": filesystem.diskPath])
+        defer { _ = try? harness.service.stop() }
         let disk = try MountedDisk(onDevice: try harness.blockDevice("a"))
         try Command.check("sync", ["--file-system", disk.path])
         // The freeze waits for writes that the service itself has to perform.

@@ -285,6 +285,9 @@ int cl_loop_update_size(int loop);
 // partition table. Their number, or -1.
 int cl_add_partitions(int fd);
 
+// Takes away the partitions of a block device, those that a former disk left on a loop device too.
+void cl_drop_partitions(int fd);
+
 // Writes back what the filesystem that holds an open file has in memory.
 int cl_sync_filesystem(int fd);
 
