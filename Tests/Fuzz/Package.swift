@@ -36,9 +36,10 @@ let package = Package(
                 "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO", "SnapshotCore",
             ],
             sources: [
-                "ControlError.swift", "Documents.swift", "SnapshotDocuments.swift",
-                "SnapshotRequest.swift", "ListenAddress.swift", "SystemCalls.swift",
-                "StateDirectory.swift",
+                "BlockDocuments.swift", "CheckpointDocuments.swift", "CheckpointRequest.swift",
+                "ControlError.swift", "Documents.swift", "HookWish.swift", "ListenAddress.swift",
+                "SnapshotDocuments.swift", "SnapshotRequest.swift", "StateDirectory.swift",
+                "SystemCalls.swift", "Turns.swift",
             ],
             swiftSettings: instrumented),
         .target(

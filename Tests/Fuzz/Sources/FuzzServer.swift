@@ -37,6 +37,14 @@ final class FuzzServer: Sendable {
         configuration.bufferPoolBytes = 64 << 20
         let loop = try LoopThread(index: 0, configuration: configuration)
         var exports: [String: ExportDescription] = [:]
+        let generation = Generation(id: UniqueID(high: 1, low: 2))
+        let bases = ExportBases(
+            [
+                .init(
+                    name: "monday",
+                    base: TrackingBase(
+                        generation: generation, epoch: .first, size: UInt64(byteCount)))
+            ], generation: generation)
         for name in ["disk", "secretdisk", "secretdisk@monday"] {
             let isReadOnly = name.contains("@")
             let target = await loop.mailbox.run { loop in
@@ -48,7 +56,7 @@ final class FuzzServer: Sendable {
             exports[name] = ExportDescription(
                 name: name, summary: "memory", size: UInt64(byteCount), isReadOnly: isReadOnly,
                 isRotational: isReadOnly, canDiscard: !isReadOnly,
-                contexts: [.init(name: "qemu:dirty-bitmap:monday", statusContext: 3)], loop: loop,
+                bases: bases.all, loop: loop,
                 target: target!.map { $0 as BlockTarget })
         }
         let server = NBDServer(
