@@ -211,7 +211,7 @@ struct `Filesystems that are frozen for a snapshot` {
         let harness = try ControlHarness()
         try harness.attach("a")
         try Command.check("sync", ["--file-system", slow.path])
-        try filesystem.delay("write", milliseconds: 4000)
+        try filesystem.delay("write", milliseconds: 8000)
         let client = try ChildProcess(
             TestService.binary,
             [
