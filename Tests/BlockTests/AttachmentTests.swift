@@ -136,26 +136,19 @@ struct `Attaching and detaching block devices` {
         let harness = try BlockHarness(attaching: ["a": disk])
         let path = try harness.attachBlock("a")
         try Command.check("mkfs.ext4", ["-q", path])
-        let mount = files.path("mount")
-        #expect(mkdir(mount, 0o700) == 0)
-        try Command.check("mount", [path, mount])
-        let ticket = Undertaker.shared.register("umount \(mount)")
-        defer {
-            // It is unmounted already, unless something failed.
-            umount2(mount, Int32(MNT_DETACH))
-            Undertaker.shared.withdraw(ticket)
-        }
+        let mount = try Mount(path)
         #expect(truncate(disk, 128 << 20) == 0)
         try harness.command("device", "resize", "a")
         let size = try Command.check("blockdev", ["--getsize64", path])
         #expect(size == "\(128 << 20)\n")
         // Growing a mounted filesystem needs CAP_SYS_RESOURCE, which not every machine gives.
-        try Command.check("umount", [mount])
+        try mount.unmount()
         try Command.check("e2fsck", ["-fp", path])
         try Command.check("resize2fs", [path])
-        try Command.check("mount", [path, mount])
-        try Data(repeating: 7, count: 80 << 20).write(to: URL(filePath: mount + "/large"))
-        try Command.check("umount", [mount])
+        let larger = try Mount(path)
+        try Command.check(
+            "dd", ["if=/dev/zero", "of=\(larger.path)/large", "bs=1M", "count=80", "status=none"])
+        try larger.unmount()
         try Command.check("e2fsck", ["-fn", path])
         try harness.command("block", "detach", path)
     }
