@@ -77,6 +77,14 @@ struct ChangesModel {
         size = newSize
     }
 
+    /// The device lost its end and with it its history.
+    mutating func shrank(to newSize: Int) {
+        size = newSize
+        periods = [[]]
+        bases = []
+        exactBase = nil
+    }
+
     /// The blocks that must be in an answer.
     func truth(since base: NamedCut, until snapshot: HeldCut?) -> Set<Int> {
         let last = snapshot?.period ?? periods.count - 1
