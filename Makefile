@@ -8,7 +8,7 @@ BUILD := -c release --scratch-path $(SCRATCH)
 TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms bench-tracking format lint install clean
+.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms format lint install clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -74,7 +74,7 @@ bench-nbd: bench-build ## The part of it without snapshots
 	@Scripts/bench $(PROGRAM) --only plain $(BENCH)
 
 bench-snapshots: bench-build ## The part of it with snapshots
-	@Scripts/bench $(PROGRAM) --only overwrites,many,images,cuts,sizes $(BENCH)
+	@Scripts/bench $(PROGRAM) --untracked $(SCRATCH)/untracked/stillpoint --only tracking,map,overwrites,many,images,cuts,sizes,memory $(BENCH)
 
 bench-block: bench-build ## The part of it with local block devices
 	@Scripts/bench $(PROGRAM) --only blocks $(BENCH)
@@ -91,15 +91,11 @@ bench-build:
 	@install -D -m 0755 $(PROGRAM) $(SCRATCH)/untracked/stillpoint
 	@$(MAKE) --no-print-directory build
 	swift build $(BUILD) --product nbd-load
+	swift build $(BUILD) --product bench-tracking
 
 bench-rooms: ## Microbenchmarks of the rooms that decide
 	@Scripts/ensure-swift
 	swift package --package-path Benchmarks/Micro --scratch-path $(CURDIR)/$(SCRATCH)-micro benchmark
-
-bench-tracking: ## Measure what marking and scanning the change map cost
-	@Scripts/ensure-packages build test
-	swift build $(BUILD) --product bench-tracking
-	@Scripts/bench-tracking $(SCRATCH)/release/bench-tracking
 
 lint: ## Check the format of all Swift sources
 	@echo "swift format lint --strict"

@@ -15,21 +15,23 @@ from .results import Results
 SECTIONS = {
     "plain": [lambda bench: plain.run(bench, "tmpfs"), lambda bench: plain.run(bench, "disk")],
     "tracking": [tracking.run],
+    "map": [tracking.run_map],
     "overwrites": [
         lambda bench: overwrites.run(bench, "tmpfs"), lambda bench: overwrites.run(bench, "disk")],
     "many": [overwrites.run_many],
-    "images": [images.run],
+    "images": [lambda bench: images.run(bench, "tmpfs"), lambda bench: images.run(bench, "disk")],
     "cuts": [cuts.run],
     "sizes": [cuts.run_sizes],
+    "memory": [cuts.run_memory],
     "increments": [increments.run],
-    "blocks": [blocks.run],
+    "blocks": [lambda bench: blocks.run(bench, "tmpfs"), lambda bench: blocks.run(bench, "disk")],
 }
 TOOLS = ["fio", "nbdkit", "nbd-server", "qemu-nbd", "qemu-storage-daemon", "qemu-img", "nbdinfo"]
 
 
 def main():
     parser = argparse.ArgumentParser(prog="bench", description="Measures Stillpoint beside its peers.")
-    parser.add_argument("stillpoint", help="the program; nbd-load lies beside it")
+    parser.add_argument("stillpoint", help="the program; nbd-load and bench-tracking lie beside it")
     parser.add_argument("--untracked", help="a build of the program that marks nothing")
     parser.add_argument("--quick", action="store_true", help="3 pairs of short runs")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas")
@@ -41,9 +43,11 @@ def main():
         if not shutil.which(tool):
             raise SystemExit(f"{tool} is missing; `make bench` installs what the benchmark needs")
     program = os.path.abspath(arguments.stillpoint)
-    load = os.path.join(os.path.dirname(program), "nbd-load")
-    if not os.access(load, os.X_OK):
-        raise SystemExit(f"{load} is not built; `make bench` builds it")
+    load, map_program = (
+        os.path.join(os.path.dirname(program), name) for name in ("nbd-load", "bench-tracking"))
+    for tool in (load, map_program):
+        if not os.access(tool, os.X_OK):
+            raise SystemExit(f"{tool} is not built; `make bench` builds it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     wanted = arguments.only.split(",")
     unknown = [name for name in wanted if name not in SECTIONS]
@@ -53,7 +57,7 @@ def main():
     facts = machine.describe(program)
     bench = Context(
         program, Loads(load, results), results, arguments.quick, arguments.tmpfs, arguments.disk,
-        arguments.untracked and os.path.abspath(arguments.untracked))
+        map_program, arguments.untracked and os.path.abspath(arguments.untracked))
     begin = time.monotonic()
     for name in wanted:
         if name == "tracking" and not bench.untracked:

@@ -9,14 +9,16 @@ from .machine import GIBIBYTE, MEBIBYTE
 class Context:
     """One run of the benchmark."""
 
-    def __init__(self, program, loads, results, is_quick, tmpfs, disk, untracked=None):
+    def __init__(self, program, loads, results, is_quick, tmpfs, disk, map_program, untracked=None):
         self.program, self.loads, self.results = program, loads, results
         self.is_quick = is_quick
         self.parents = {"tmpfs": tmpfs, "disk": disk}
+        # Measures the change map by itself.
+        self.map_program = map_program
         # A build of the program that marks nothing, to see what marking costs.
         self.untracked = untracked
         self.rounds = 3 if is_quick else 9
-        self.seconds = 0.4 if is_quick else 1
+        self.seconds = 0.25 if is_quick else 1
         self.memory_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
         self.disk_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
         self.cuts = 20 if is_quick else 100

@@ -4,7 +4,7 @@ import statistics
 import time
 
 from . import servers
-from .machine import DEPTH, GIBIBYTE, MEBIBYTE, fill, sparse
+from .machine import BLOCK, CHUNK, DEPTH, GIBIBYTE, MEBIBYTE, fill, sparse
 from .numbers import percentile
 
 
@@ -102,3 +102,37 @@ def run_sizes(bench):
     bench.results.target(
         "idle service with one device, buffers included", idle["1 GiB"], 50, at_least=False,
         unit=" MiB")
+
+
+def run_memory(bench):
+    """What the layer of a snapshot keeps in memory: one block of each chunk overwritten, then all."""
+    section = "Memory of a snapshot's layer"
+    print(f"\n== {section} ==")
+    size = GIBIBYTE
+    chunks, blocks = size // CHUNK, size // BLOCK
+    touched, whole = [], []
+    with bench.directory("tmpfs") as directory:
+        origin = f"{directory}/origin"
+        fill(origin, size)
+        # The plain writes before have touched all that does not belong to the layer.
+        for _ in range(bench.rounds):
+            with servers.Stillpoint(bench.program, directory, {"disk": origin}) as server:
+                bench.loads.first_overwrites(server, "disk", chunks)
+                server.take("held", ["disk"], directory)
+                before = server.resident_bytes()
+                bench.loads.first_overwrites(server, "disk", chunks)
+                touched.append((server.resident_bytes() - before) / chunks)
+                bench.loads.run(
+                    server, "disk", "write", "shuffled", seconds=0, stride=BLOCK,
+                    requests=blocks)
+                whole.append((server.resident_bytes() - before) / size * GIBIBYTE / MEBIBYTE)
+    bench.results.row(
+        section, "one block of each chunk preserved", "bytes per chunk", {"stillpoint": touched},
+        higher_is_better=False)
+    bench.results.row(
+        section, "everything preserved", "MiB per GiB", {"stillpoint": whole},
+        higher_is_better=False)
+    bench.results.target(
+        "memory for each touched chunk", touched, 64, at_least=False, unit=" bytes")
+    bench.results.target(
+        "memory of wholly preserved chunks", whole, 1.5, at_least=False, unit=" MiB/GiB")

@@ -1,8 +1,10 @@
-"""The report: JSON for programs, Markdown for a README, one HTML page with pictures for people."""
+"""The report: JSON for programs, Markdown for a README, one HTML page with pictures for people, and
+the picture that says most by itself."""
 
 import html
 import io
 import json
+import re
 import statistics
 
 from .numbers import short
@@ -22,7 +24,7 @@ figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
 
 
 def write(results, machine, command, stem):
-    """Writes `stem`.json, .md and .html; returns their paths."""
+    """Writes `stem`.json, .md, .html and, when peers were compared with, .svg; returns their paths."""
     document = {
         "machine": machine, "command": command, "rows": results.rows,
         "targets": results.targets, "failures": results.failures,
@@ -33,6 +35,9 @@ def write(results, machine, command, stem):
         "md": _markdown(results, machine, command),
         "html": _page(results, machine, command),
     }
+    compared = _compared(results)
+    if compared:
+        texts["svg"] = _svg(draw_comparison(compared))
     paths = []
     for extension, text in texts.items():
         path = f"{stem}.{extension}"
@@ -176,13 +181,58 @@ def draw(row, width=8.0):
 
 
 def _picture(row):
-    if not row["values"]:
-        return ""
+    return f"<figure>{_svg(draw(row))}</figure>" if row["values"] else ""
+
+
+def _compared(results):
+    """Targets that are rates of Stillpoint as ratios to those of a peer."""
+    return [
+        entry for entry in results.targets
+        if entry["at_least"] and re.search(r"ratio to (nbdkit|qemu|QEMU)", entry["what"])]
+
+
+def draw_comparison(entries, width=9.0):
+    """How many times the peer's rate each is, with the 95 % interval and the target."""
+    import matplotlib
+
+    matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure = draw(row)
+    figure, axes = pyplot.subplots(figsize=(width, 1.0 + 0.34 * len(entries)))
+    middles = [entry["median"] for entry in entries]
+    spans = [
+        [max(entry["median"] - entry["low"], 0) for entry in entries],
+        [max(entry["high"] - entry["median"], 0) for entry in entries],
+    ]
+    axes.barh(
+        [entry["what"] for entry in entries], middles, xerr=spans, color="#1565c0",
+        ecolor="#455a64", capsize=2, height=0.6)
+    axes.scatter(
+        [entry["limit"] for entry in entries], range(len(entries)), marker="|", s=180,
+        color="#c62828", zorder=3, label="target")
+    axes.axvline(1, color="#9e9e9e", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(
+        matplotlib.ticker.FuncFormatter(lambda value, _: f"{short(value)}x"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.invert_yaxis()
+    axes.set_title("Stillpoint's rate, in times the peer's (more is better)", fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    for place, middle in enumerate(middles):
+        axes.annotate(
+            f"{short(middle)}x", (middle, place), xytext=(6, 6), textcoords="offset points",
+            va="center", fontsize=8)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.tight_layout()
+    return figure
+
+
+def _svg(figure):
+    from matplotlib import pyplot
+
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     svg = text.getvalue()
-    return f"<figure>{svg[svg.index('<svg'):]}</figure>"
+    return svg[svg.index("<svg"):]

@@ -1,4 +1,7 @@
-"""What marking costs: the program against a build of it that marks nothing."""
+"""What tracking costs: the program against a build of it that marks nothing, and the change map alone."""
+
+import json
+import subprocess
 
 from . import servers
 from .machine import fill, write_back
@@ -30,3 +33,30 @@ def run(bench):
         "4 KiB random writes, tracking on against off",
         ratios([run["iops"] for run in runs["tracking on"]],
                [run["iops"] for run in runs["tracking off"]]), 0.98)
+
+
+def run_map(bench):
+    """Marks and scans of change maps of several sizes, without I/O."""
+    section = "The change map alone"
+    print(f"\n== {section} ==")
+    outcome = subprocess.run([bench.map_program], capture_output=True, text=True, check=False)
+    if outcome.returncode:
+        raise RuntimeError(f"{bench.map_program}: {outcome.stderr.strip()}")
+    marks = {}
+    for line in outcome.stdout.splitlines():
+        fact = json.loads(line)
+        if "mark_nanoseconds" in fact:
+            label = f"{fact['device']}, a cut every {fact['marks_per_cut']:,} marks"
+            marks[label] = fact["mark_nanoseconds"]
+        else:
+            bench.results.row(
+                section, "scan of a 1 TiB map in which every second chunk changed", "s",
+                {"stillpoint": fact["scan_seconds"]}, higher_is_better=False)
+            bench.results.target(
+                "scan of a fully scattered 1 TiB map", fact["scan_seconds"], 1, at_least=False,
+                unit=" s")
+    bench.results.row(
+        section, "a mark of a random block", "ns", marks, higher_is_better=False)
+    for label, values in marks.items():
+        bench.results.target(
+            f"a mark of a random block, {label}", values, 20, at_least=False, unit=" ns")

@@ -170,23 +170,39 @@ extension SnapshotEngine {
         var run = ReadRun()
         withUnsafeMutablePointer(to: &bits) { pointer in
             pointer.withMemoryRebound(to: UInt64.self, capacity: 4) { words in
-                for position in 0..<count {
-                    let bit: UInt64 = 1 << (position & 63)
-                    guard words[Int(position >> 6)] & bit != 0 else { continue }
+                var position: UInt64 = 0
+                while position < count {
                     let block = start + position
-                    let place = resolve(
-                        block, of: record.pointee.snapshot, overlay: record.pointee.isOverlay)
-                    switch place {
-                    case .origin:
-                        // The second time the origin's bytes are confirmed.
-                        if !isFirst { continue }
-                    case .zero, .memory, .stored:
-                        words[Int(position >> 6)] &= ~bit
+                    if let rest = blocksUntouched(from: block, of: record.pointee) {
+                        // What nobody overwrote is told by one look-up for each chunk.
+                        let added = min(rest, count - position)
+                        if isFirst, !run.extend(with: .origin, block: block, count: added) {
+                            emit(run, index)
+                            run = ReadRun(.origin, block: block, count: added)
+                        }
+                        position += added
+                        continue
                     }
-                    if !run.extend(with: place, block: block) {
-                        emit(run, index)
-                        run = ReadRun(place, block: block)
+                    let end = min(count, position + blocksPerChunk - block % blocksPerChunk)
+                    for position in position..<end {
+                        let bit: UInt64 = 1 << (position & 63)
+                        guard words[Int(position >> 6)] & bit != 0 else { continue }
+                        let block = start + position
+                        let place = resolve(
+                            block, of: record.pointee.snapshot, overlay: record.pointee.isOverlay)
+                        switch place {
+                        case .origin:
+                            // The second time the origin's bytes are confirmed.
+                            if !isFirst { continue }
+                        case .zero, .memory, .stored:
+                            words[Int(position >> 6)] &= ~bit
+                        }
+                        if !run.extend(with: place, block: block, count: 1) {
+                            emit(run, index)
+                            run = ReadRun(place, block: block, count: 1)
+                        }
                     }
+                    position = end
                 }
             }
         }
@@ -234,6 +250,23 @@ extension SnapshotEngine {
             .readStorageForImage(
                 RequestIndex(index), source, byteOffset: byteOffset, slot: slot,
                 firstBlock: firstBlock, blockCount: blockCount))
+    }
+
+    /// How many blocks from `block` to the end of its chunk are the origin's, when no layer of the
+    /// image has anything of the chunk; nil when one has.
+    private func blocksUntouched(from block: UInt64, of request: RequestRecord) -> UInt64? {
+        let chunk = block / blocksPerChunk
+        let snapshot = snapshots + Int(request.snapshot)
+        if request.isOverlay, snapshot.pointee.overlay != .max,
+            layers[Int(snapshot.pointee.overlay)].find(chunk) != nil
+        {
+            return nil
+        }
+        for index in chainPosition(of: snapshot.pointee.layer)..<chainCount
+        where layers[Int(chain[index])].find(chunk) != nil {
+            return nil
+        }
+        return blocksPerChunk - block % blocksPerChunk
     }
 
     /// Where the block of the image is at this moment.
@@ -301,14 +334,14 @@ private struct ReadRun {
 
     init() {}
 
-    init(_ place: ResolvedBlock, block: UInt64) {
+    init(_ place: ResolvedBlock, block: UInt64, count: UInt64) {
         self.place = place
         firstBlock = block
-        count = 1
+        self.count = count
     }
 
-    /// True when the block belongs to the run and was added.
-    mutating func extend(with next: ResolvedBlock, block: UInt64) -> Bool {
+    /// True when the blocks from `block` belong to the run and were added.
+    mutating func extend(with next: ResolvedBlock, block: UInt64, count added: UInt64) -> Bool {
         guard count > 0, block == firstBlock + count else { return false }
         switch (place, next) {
         case (.origin, .origin), (.zero, .zero):
@@ -320,7 +353,7 @@ private struct ReadRun {
         case (.origin, _), (.zero, _), (.memory, _), (.stored, _):
             return false
         }
-        count += 1
+        count += added
         return true
     }
 }

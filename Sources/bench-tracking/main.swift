@@ -3,8 +3,8 @@ import ChangeTracking
 import Glibc
 
 // What tracking costs by itself, without I/O: nanoseconds for each mark, and the scan of a change map
-// of 1 TiB in which every second chunk changed. Prints one line of JSON for each; `Scripts/
-// bench-tracking` runs it.
+// of 1 TiB in which every second chunk changed, round by round. Prints one line of JSON for each;
+// `make bench` runs it.
 
 /// A map in plain memory with every page reserved.
 final class BenchMap {
@@ -38,8 +38,8 @@ func nanoseconds() -> UInt64 {
     return UInt64(now.tv_sec) * 1_000_000_000 + UInt64(now.tv_nsec)
 }
 
-/// Marks random blocks, with a cut every `cutInterval` marks; the median of nine rounds, per mark.
-func markCost(deviceBytes: UInt64, cutInterval: Int) -> Double {
+/// Marks random blocks, with a cut every `cutInterval` marks; nine rounds, nanoseconds per mark.
+func markCosts(deviceBytes: UInt64, cutInterval: Int) -> [Double] {
     let bench = BenchMap(byteCount: deviceBytes)
     let count = 2_000_000
     let blockMask = deviceBytes / blockByteCount - 1
@@ -58,11 +58,11 @@ func markCost(deviceBytes: UInt64, cutInterval: Int) -> Double {
         }
         rounds.append(Double(nanoseconds() - start) / Double(count))
     }
-    return rounds.sorted()[4]
+    return rounds
 }
 
-/// Scans a map of 1 TiB whose every second chunk changed, in pages; seconds, the median of five.
-func scanSeconds() -> (seconds: Double, ranges: Int) {
+/// Scans a map of 1 TiB whose every second chunk changed, in pages; seconds of five rounds.
+func scanSeconds() -> (seconds: [Double], ranges: Int) {
     let size: UInt64 = 1 << 40
     let bench = BenchMap(byteCount: size)
     for chunk in stride(from: 0, to: size / chunkByteCount, by: 2) { bench.map.mark(1, of: chunk) }
@@ -89,16 +89,16 @@ func scanSeconds() -> (seconds: Double, ranges: Int) {
         count += ranges.count
         rounds.append(Double(nanoseconds() - start) / 1e9)
     }
-    return (rounds.sorted()[2], count)
+    return (rounds, count)
 }
 
 for (name, size) in [
     ("1 GiB", UInt64(1) << 30), ("16 GiB", 16 << 30), ("64 GiB", 64 << 30), ("1 TiB", 1 << 40),
 ] {
     for interval in [2_000_000, 10_000] {
-        let cost = markCost(deviceBytes: size, cutInterval: interval)
+        let costs = markCosts(deviceBytes: size, cutInterval: interval)
         print(
-            "{\"mark_nanoseconds\":\(cost),\"device\":\"\(name)\",\"marks_per_cut\":\(interval)}")
+            "{\"mark_nanoseconds\":\(costs),\"device\":\"\(name)\",\"marks_per_cut\":\(interval)}")
     }
 }
 let scan = scanSeconds()
