@@ -153,20 +153,42 @@ package final class TestService: @unchecked Sendable {
         return Command.Outcome(status: status, output: "", diagnostics: text)
     }
 
-    /// A TCP port of the loopback address that nobody listens on.
-    ///
-    /// Below the ports that the kernel gives to clients, and no port twice in this process: one
-    /// that is free now must still be free when the service binds it.
+    /// A TCP port of the loopback address that nobody listens on, and no other test will: not even
+    /// while the service that uses it is down.
     package static func freePort() throws -> UInt16 {
-        for _ in 0..<200 {
-            let port = UInt16.random(in: 12_000..<32_000)
-            let isNew = usedPorts.withLock { $0.insert(port).inserted }
-            if isNew, canBind(port) { return port }
+        try ports.withLock { ports in
+            while true {
+                while let port = ports.popLast() {
+                    if canBind(port) { return port }
+                }
+                ports = try reserveBlock()
+            }
         }
-        throw TestFailure("no free TCP port")
     }
 
-    private static let usedPorts = Mutex<Set<UInt16>>([])
+    private static let ports = Mutex<[UInt16]>([])
+
+    /// A hundred ports below those that the kernel gives to clients. A name in the abstract
+    /// namespace, bound for as long as this process lives, keeps other test runs away.
+    private static func reserveBlock() throws -> [UInt16] {
+        for first in stride(from: UInt16(12_000), to: 32_000, by: 100).shuffled() {
+            let descriptor = socket(
+                AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+            guard descriptor >= 0 else { throw TestFailure("socket: errno \(errno)") }
+            var name = sockaddr_un()
+            name.sun_family = sa_family_t(AF_UNIX)
+            withUnsafeMutableBytes(of: &name.sun_path) {
+                $0.dropFirst().copyBytes(from: "stillpoint-test-ports-\(first)".utf8)
+            }
+            let isOurs = withUnsafeBytes(of: &name) {
+                let address = $0.baseAddress!.assumingMemoryBound(to: sockaddr.self)
+                return bind(descriptor, address, socklen_t($0.count)) == 0
+            }
+            if isOurs { return Array(first..<first + 100) }
+            close(descriptor)
+        }
+        throw TestFailure("no free TCP ports")
+    }
 
     private static func canBind(_ port: UInt16) -> Bool {
         let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
