@@ -4,10 +4,10 @@ import TestSupport
 // A client for benchmarks that costs little itself, so that what is measured is the server: one
 // thread, all requests of a turn in one send, all replies there are in one receive.
 //
-//   nbd-load SOCKET EXPORT read|write random|sequential|shuffled|zipfian BLOCKBYTES DEPTH SECONDS
+//   nbd-load SOCKET EXPORT read|write|trim random|sequential|shuffled|zipfian BLOCKBYTES DEPTH SECONDS
 //            [SEED [STRIDEBYTES [REQUESTS]]]
 //
-// Writes end with a flush, whose time counts. Prints one JSON object. `shuffled` visits each
+// Writes and trims end with a flush, whose time counts. Prints one JSON object. `shuffled` visits each
 // place once in an order that SEED decides, then all over again; `zipfian` prefers few places that
 // lie scattered (exponent 0.99). With STRIDEBYTES requests start
 // at its multiples only (4096 bytes at every 65536: the first overwrite of every chunk). REQUESTS
@@ -18,11 +18,25 @@ enum Order: String {
     case random, sequential, shuffled, zipfian
 }
 
+/// What each request does.
+enum Operation: String {
+    case read, write, trim
+
+    /// The command's number in the protocol.
+    var command: UInt16 {
+        switch self {
+        case .read: 0
+        case .write: 1
+        case .trim: 4
+        }
+    }
+}
+
 /// What to do, from the command line.
 struct Load {
     let socket: String
     let export: String
-    let isWrite: Bool
+    let operation: Operation
     let order: Order
     let blockBytes: Int
     let depth: Int
@@ -33,7 +47,7 @@ struct Load {
 
     init?(_ arguments: [String]) {
         guard (8...11).contains(arguments.count),
-            ["read", "write"].contains(arguments[3]),
+            let operation = Operation(rawValue: arguments[3]),
             let order = Order(rawValue: arguments[4]),
             let blockBytes = Int(arguments[5]), blockBytes > 0,
             let depth = Int(arguments[6]), depth > 0,
@@ -44,7 +58,7 @@ struct Load {
         guard strideBytes >= blockBytes, requests ?? depth >= depth else { return nil }
         socket = arguments[1]
         export = arguments[2]
-        isWrite = arguments[3] == "write"
+        self.operation = operation
         self.order = order
         self.blockBytes = blockBytes
         self.depth = depth
@@ -110,7 +124,7 @@ struct Runner {
         } else {
             while underway > 0 { receive(goOn: now() < end) }
         }
-        if load.isWrite {
+        if load.operation != .read {
             putHeader(type: 3, cookie: 0, offset: 0, length: 0)
             flushOut()
             readExactly(16)
@@ -131,9 +145,9 @@ struct Runner {
         position = (position + 1) % blockCount
         started[slot] = now()
         putHeader(
-            type: load.isWrite ? 1 : 0, cookie: UInt64(slot),
+            type: load.operation.command, cookie: UInt64(slot),
             offset: block * UInt64(load.strideBytes), length: UInt32(load.blockBytes))
-        if load.isWrite { outCount += load.blockBytes }
+        if load.operation == .write { outCount += load.blockBytes }
         underway += 1
         issued += 1
     }
@@ -166,7 +180,7 @@ struct Runner {
         let count = recv(descriptor, input + inputCount, inputCapacity - inputCount, 0)
         guard count > 0 || (count < 0 && errno == EINTR) else { fail("recv") }
         inputCount += max(count, 0)
-        let replyBytes = 16 + (load.isWrite ? 0 : load.blockBytes)
+        let replyBytes = 16 + (load.operation == .read ? load.blockBytes : 0)
         var start = 0
         let time = now()
         while inputCount - start >= replyBytes {
@@ -257,8 +271,8 @@ func complain(_ text: String) {
 
 guard let load = Load(CommandLine.arguments) else {
     complain(
-        "usage: nbd-load SOCKET EXPORT read|write random|sequential|shuffled|zipfian BLOCKBYTES "
-            + "DEPTH SECONDS [SEED [STRIDEBYTES [REQUESTS]]]"
+        "usage: nbd-load SOCKET EXPORT read|write|trim random|sequential|shuffled|zipfian "
+            + "BLOCKBYTES DEPTH SECONDS [SEED [STRIDEBYTES [REQUESTS]]]"
     )
     exit(2)
 }

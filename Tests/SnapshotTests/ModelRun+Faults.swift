@@ -50,7 +50,10 @@ extension ModelRun {
                 devices[index].lose(upTo: layer)
             } else {
                 guard reply.error == nil else {
-                    throw TestFailure("\(where_): \(range), image \(image): \(reply.error!)")
+                    let shown = try harness.show(devices[index].images[image].snapshot.name)
+                    throw TestFailure(
+                        "\(where_): \(range) of \(devices[index].name) image \(image): "
+                            + "\(reply.error!), \(shown["devices"] ?? "")")
                 }
                 let found = try reply.data(offset: UInt64(range.lowerBound), length: range.count)
                 let difference = devices[index].images[image].contents.firstDifference(
