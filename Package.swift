@@ -148,7 +148,9 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "ImageCopyTests",
-            dependencies: ["BlockModel", "ImageCopy", "TestSupport", "nbd-load", "stillpoint"],
+            dependencies: [
+                "BlockModel", "ImageCopy", "NBDAccess", "TestSupport", "nbd-load", "stillpoint",
+            ],
             swiftSettings: strictTests),
         .testTarget(
             name: "ControlTests",

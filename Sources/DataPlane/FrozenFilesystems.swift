@@ -27,7 +27,7 @@ package enum FrozenFilesystems {
         guard !mountPoints.isEmpty else {
             return unlink(path) == 0 || errno == ENOENT ? 0 : errno
         }
-        let bytes = Array(mountPoints.map { escaped($0) + [10] }.joined())
+        let bytes = text(of: mountPoints)
         let temporary = path + ".new"
         let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard file >= 0 else { return errno }
@@ -47,7 +47,7 @@ package enum FrozenFilesystems {
     @discardableResult
     package static func thaw(listedIn path: String) -> [String] {
         guard let text = SystemFile.readBytes(path, byteCountMax: byteCountMax) else { return [] }
-        let mountPoints = text.split(separator: 10).reversed().map(unescaped)
+        let mountPoints = Array(Self.mountPoints(in: text).reversed())
         var thawed = mountPoints.filter(thaw)
         if hasFreezers(lockPath(of: path)) {
             waitForFreezers(lockPath(of: path))
@@ -101,7 +101,17 @@ package enum FrozenFilesystems {
         }
     }
 
-    // -- names
+    // -- the text of the list
+
+    /// Mount points as the list holds them.
+    static func text(of mountPoints: [[UInt8]]) -> [UInt8] {
+        Array(mountPoints.map { escaped($0) + [10] }.joined())
+    }
+
+    /// The mount points of a list, in the order of freezing.
+    static func mountPoints(in text: [UInt8]) -> [[UInt8]] {
+        text.split(separator: 10).map(unescaped)
+    }
 
     private static func escaped(_ path: [UInt8]) -> [UInt8] {
         path.flatMap { byte -> [UInt8] in

@@ -21,6 +21,10 @@ package final class CopyWorker: @unchecked Sendable {
     /// From this length on it pays to ask how a piece lies before it is read.
     private static let statusByteCountMin: UInt64 = 1 << 20
     private static let statusCookie = UInt64.max
+    /// Most gaps in what came of a read: servers cut where extents end, rarely below 4 KiB.
+    private static let partCountMax = 128
+    /// Most extents of one block status: a piece is at most 256 MiB of blocks of 512 bytes.
+    private static let extentCountMax = 1 << 19
 
     /// What is done, and with which target.
     private struct Share {
@@ -31,8 +35,34 @@ package final class CopyWorker: @unchecked Sendable {
 
     private struct Slot {
         var range = ByteRange(offset: 0, length: 0)
+        /// What came of it: parts that neither overlap nor touch.
+        private var parts: [ByteRange] = []
+
+        init() {}
+
+        init(_ range: ByteRange) { self.range = range }
+
         /// Bytes that came.
-        var received = 0
+        var receivedByteCount: UInt64 { parts.reduce(0) { $0 + $1.length } }
+
+        /// Notes bytes that come; false when they are none of its own, came before, or come in
+        /// more pieces than anybody needs.
+        mutating func take(_ offset: UInt64, _ byteCount: UInt64) -> Bool {
+            guard offset >= range.offset, offset <= range.end, byteCount > 0,
+                byteCount <= range.end - offset
+            else { return false }
+            var part = ByteRange(offset: offset, length: byteCount)
+            guard !parts.contains(where: { $0.overlaps(part) }) else { return false }
+            // Nearly always there is one that it continues.
+            for place in parts.indices.reversed()
+            where parts[place].end == part.offset || part.end == parts[place].offset {
+                let other = parts.remove(at: place)
+                part = ByteRange(
+                    offset: min(part.offset, other.offset), length: part.length + other.length)
+            }
+            parts.append(part)
+            return parts.count <= CopyWorker.partCountMax
+        }
     }
 
     private let reader: NBDReader
@@ -41,8 +71,15 @@ package final class CopyWorker: @unchecked Sendable {
     private var free = Array(0..<slotCount)
 
     /// Connects to an image.
-    package init(_ address: NBDServerAddress, export: String) throws(NBDAccessError) {
-        reader = try NBDReader(address, export: export)
+    package convenience init(
+        _ address: NBDServerAddress, export: String
+    ) throws(NBDAccessError) {
+        self.init(try NBDReader(address, export: export))
+    }
+
+    /// Goes on with a connection to an image.
+    init(_ reader: NBDReader) {
+        self.reader = reader
         buffer = .allocate(
             byteCount: Self.slotCount * Self.readByteCount, alignment: Int(blockByteCount))
     }
@@ -105,6 +142,9 @@ package final class CopyWorker: @unchecked Sendable {
                 continue
             }
             extents += piece.extents
+            guard extents.count <= Self.extentCountMax else {
+                throw unreadable(.notUnderstood("a block status without end"))
+            }
             guard piece.isLast else { continue }
             guard let first = extents.first, first.length > 0 else {
                 throw unreadable(.notUnderstood("a block status without extents"))
@@ -124,7 +164,7 @@ package final class CopyWorker: @unchecked Sendable {
                 preconditionFailure("a slot was just found free")
             }
             let length = min(range.end - offset, UInt64(Self.readByteCount))
-            slots[place] = Slot(range: ByteRange(offset: offset, length: length))
+            slots[place] = Slot(ByteRange(offset: offset, length: length))
             reader.requestRead(cookie: UInt64(place), offset: offset, length: Int(length))
             offset += length
         }
@@ -137,12 +177,10 @@ package final class CopyWorker: @unchecked Sendable {
     private func receive() throws(CopyError) -> NBDReader.Piece {
         do throws(NBDAccessError) {
             let piece = try reader.next { cookie, offset, byteCount in
-                guard cookie < UInt64(slots.count) else { return nil }
-                let range = slots[Int(cookie)].range
-                guard offset >= range.offset, offset <= range.end, byteCount > 0,
-                    UInt64(byteCount) <= range.end - offset
+                guard cookie < UInt64(slots.count),
+                    slots[Int(cookie)].take(offset, UInt64(byteCount))
                 else { return nil }
-                return slotAddress(Int(cookie)) + Int(offset - range.offset)
+                return slotAddress(Int(cookie)) + Int(offset - slots[Int(cookie)].range.offset)
             }
             if let number = piece.errorNumber { throw .failed(number: number) }
             return piece
@@ -159,16 +197,16 @@ package final class CopyWorker: @unchecked Sendable {
             throw unreadable(.notUnderstood("a reply to nothing"))
         }
         let place = Int(piece.cookie)
-        slots[place].received += piece.byteCount
         guard piece.isLast else { return }
         let range = slots[place].range
-        guard UInt64(slots[place].received) == range.length else {
-            throw unreadable(.notUnderstood("\(slots[place].received) of \(range.length) bytes"))
+        let receivedByteCount = slots[place].receivedByteCount
+        guard receivedByteCount == range.length else {
+            throw unreadable(.notUnderstood("\(receivedByteCount) of \(range.length) bytes"))
         }
         share.pieces.readByteCount.add(range.length, ordering: .relaxed)
         try store(range, slotAddress(place), share)
         share.pieces.doneByteCount.add(range.length, ordering: .relaxed)
-        slots[place].range = ByteRange(offset: 0, length: 0)
+        slots[place] = Slot()
         free.append(place)
     }
 

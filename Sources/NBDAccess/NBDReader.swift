@@ -41,8 +41,15 @@ package final class NBDReader {
     private var isExtended = false
 
     /// Connects and opens `export`.
-    package init(_ address: NBDServerAddress, export: String) throws(NBDAccessError) {
-        stream = try NBDStream(connecting: address)
+    package convenience init(
+        _ address: NBDServerAddress, export: String
+    ) throws(NBDAccessError) {
+        try self.init(try NBDStream(connecting: address), export: export)
+    }
+
+    /// Opens `export` over a stream with a server at its other end.
+    init(_ stream: NBDStream, export: String) throws(NBDAccessError) {
+        self.stream = stream
         let greeting = try stream.receive(18)
         guard greeting.wire(at: 0) == NBDWire.greetingMagic,
             greeting.wire(at: 8) == NBDWire.optionMagic,
@@ -89,11 +96,24 @@ package final class NBDReader {
             if type == NBDWire.OptionReply.acknowledge { return replies }
             if type == NBDWire.OptionReply.unsupported { return nil }
             guard type & NBDWire.OptionReply.errorBit == 0 else {
-                let text = String(decoding: data, as: UTF8.self)
+                let text = Self.printable(data)
                 throw .refused(text.isEmpty ? "error \(type & 0xFFFF) of the handshake" : text)
             }
             replies.append((type, data))
         }
+    }
+
+    /// What a server says, fit for a terminal and a log: one line of bounded length, in which
+    /// nothing steers either.
+    private static func printable(_ data: [UInt8]) -> String {
+        let text = String(decoding: data.prefix(NBDWire.messageByteCountMax), as: UTF8.self)
+        let scalars = text.unicodeScalars.map { scalar -> Unicode.Scalar in
+            switch scalar.properties.generalCategory {
+            case .control, .format, .lineSeparator, .paragraphSeparator: "?"
+            default: scalar
+            }
+        }
+        return String(String.UnicodeScalarView(scalars))
     }
 
     private func selectAllocation(_ export: String) throws(NBDAccessError) {
@@ -116,6 +136,10 @@ package final class NBDReader {
             })
         else { throw .notUnderstood("the server does not say how large \(export) is") }
         size = facts.data.wire(at: 2)
+        // What no file can have; offsets within it would not fit the system's own type.
+        guard size <= UInt64(Int64.max) else {
+            throw .notUnderstood("an export of \(size) bytes")
+        }
     }
 
     // MARK: Requests

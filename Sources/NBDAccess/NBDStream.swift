@@ -18,6 +18,12 @@ final class NBDStream {
         input = .allocate(byteCount: Self.inputByteCount, alignment: 16)
     }
 
+    /// Goes on with a connected socket, which it closes.
+    init(adopting descriptor: Int32) {
+        self.descriptor = descriptor
+        input = .allocate(byteCount: Self.inputByteCount, alignment: 16)
+    }
+
     deinit {
         close(descriptor)
         input.deallocate()

@@ -46,6 +46,8 @@ enum NBDWire {
 
     /// Longest reply to an option, and longest chunk without data, that is believed.
     static let byteCountMax = 32 << 20
+    /// As much of a message as is repeated to people; the protocol allows no longer one.
+    static let messageByteCountMax = 4096
 }
 
 /// Integers of the wire in an array of bytes.

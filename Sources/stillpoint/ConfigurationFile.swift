@@ -15,15 +15,27 @@ final class ConfigurationFile {
     ]
     /// Largest file that is read.
     static let byteCountMax = 1 << 20
+    /// Most aliases (`*name`). Each may stand for all before it, so with every three more a key
+    /// made of them takes three times as long to compare: a hundred of them would take for ever.
+    static let aliasCountMax = 8
 
     private let path: String
     private var values: [String: Node] = [:]
     private var problems: [String] = []
 
     /// Reads the file.
-    init(reading path: String) throws(ControlError) {
+    convenience init(reading path: String) throws(ControlError) {
+        try self.init(parsing: try Self.text(of: path), of: path)
+    }
+
+    /// Reads the text of a file called `path`.
+    init(parsing text: String, of path: String) throws(ControlError) {
         self.path = path
-        let text = try Self.text(of: path)
+        if let line = Self.lineOfTooManyAliases(text) {
+            throw Self.refusal(
+                path,
+                ["\(path):\(line): more than \(Self.aliasCountMax) aliases; write values out"])
+        }
         let root: Node?
         do {
             root = try compose(yaml: text)
@@ -207,6 +219,26 @@ final class ConfigurationFile {
 
     private static func refusal(_ path: String, _ problems: [String]) -> ControlError {
         ControlError(.invalid, problems.joined(separator: "\n"))
+    }
+
+    /// The line with one alias too many; what only looks like one, in a comment or a quoted text,
+    /// counts too.
+    private static func lineOfTooManyAliases(_ text: String) -> Int? {
+        var line = 1
+        var count = 0
+        var isAfterStar = false
+        for byte in text.utf8 {
+            switch byte {
+            case UInt8(ascii: "\n"): line += 1
+            case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+                UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "_"), UInt8(ascii: "-"):
+                if isAfterStar { count += 1 }
+            default: break
+            }
+            if count > aliasCountMax { return line }
+            isAfterStar = byte == UInt8(ascii: "*")
+        }
+        return nil
     }
 
     private static func sentence(of error: any Error, _ path: String) -> String {

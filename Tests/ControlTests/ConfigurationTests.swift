@@ -2,6 +2,10 @@ import Foundation
 import TestSupport
 import Testing
 
+/// Lists of lists, and the longest of them as a key.
+private let laughs =
+    "user: &a [x]\nloops: &b [*a,*a,*a,*a]\ntls: &c [*b,*b,*b,*b]\n? [*c]\n: 1\n"
+
 @Suite(.enabled(if: TestService.isBuilt, "no stillpoint binary at \(TestService.binary)"))
 struct `The configuration file` {
     private let directory: TemporaryDirectory
@@ -94,6 +98,8 @@ struct `The configuration file` {
         ("attach:\n  vm1:\n    path: /x\n    sector-size: 513\n", 3, "513"),
         ("loops: 1\nloops: 2\n", 1, "loops"), ("- loops\n", 1, "keys and values"),
         ("loops: 1\n  state-dir: [\n", 2, "mapping"), ("state-dir: ~\n", 1, "one value"),
+        // Found by fuzzing: ever longer lists as a key took for ever to compare.
+        (laughs, 4, "aliases"),
     ])
     func `is refused with 2 and the line where it is wrong`(
         text: String, line: Int, words: String

@@ -17,6 +17,13 @@ import Testing
         #expect(keys.key(of: "Alice") == nil && keys.key(of: "") == nil)
     }
 
+    @Test func `CVE-2013-6410: a name that begins like a known one has no key`() throws {
+        let keys = try parse("alice:\(key)\nbob:\(key)")
+        for name in ["a", "alic", "alice ", "alicex", "alice:", "alice\0", "ALICE", "bo", "bobb"] {
+            #expect(keys.key(of: name) == nil, "\(name)")
+        }
+    }
+
     @Test(arguments: [
         ("", "holds no key"), ("\n\n", "holds no key"),
         ("alice", "line 1: give NAME:HEXKEY"),

@@ -210,6 +210,19 @@ import Testing
         #expect(access(first, F_OK) != 0)
     }
 
+    @Test(arguments: [
+        ("127.0.0.1", true), ("127.255.1.2", true), ("127.1", true), ("0x7f.1", true),
+        ("::1", true), ("0:0::1", true), ("128.0.0.1", false), ("12.7.0.1", false),
+        ("1.127.0.0", false), ("::127.0.0.1", false), ("1::1", false), ("::", false),
+        ("::ffff:192.0.2.1", false),
+    ])
+    func `CVE-2013-6410: an address is loopback by its bytes, not by its text`(
+        host: String, isLoopback: Bool
+    ) {
+        let problem = NBDServer.whyNot(.tcp(host: host, port: 1), allowsPlaintext: false)
+        #expect((problem == nil) == isLoopback, "\(problem ?? host)")
+    }
+
     @Test func `connections beyond the limit are closed at once`() async throws {
         let harness = try await ServerHarness { $0.connectionCountMax = 3 }
         _ = try await harness.add()

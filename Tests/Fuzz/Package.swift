@@ -9,6 +9,7 @@ let instrumented: [SwiftSetting] = [
 
 let package = Package(
     name: "fuzz",
+    dependencies: [.package(url: "https://github.com/jpsim/Yams", from: "6.2.2")],
     targets: [
         .target(
             name: "CLinux",
@@ -36,8 +37,9 @@ let package = Package(
                 "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO", "SnapshotCore",
             ],
             sources: [
-                "BlockDocuments.swift", "CheckpointDocuments.swift", "CheckpointRequest.swift",
-                "ControlError.swift", "Documents.swift", "HookWish.swift", "ListenAddress.swift",
+                "AttachRequest.swift", "BlockDocuments.swift", "CheckpointDocuments.swift",
+                "CheckpointRequest.swift", "CheckpointStore.swift", "ControlError.swift",
+                "Documents.swift", "HookWish.swift", "ListenAddress.swift", "ObjectNames.swift",
                 "SnapshotDocuments.swift", "SnapshotRequest.swift", "StateDirectory.swift",
                 "SystemCalls.swift", "Turns.swift",
             ],
@@ -46,10 +48,17 @@ let package = Package(
             name: "Encryption",
             sources: ["EncryptionError.swift", "PreSharedKeys.swift", "SecretFile.swift"],
             swiftSettings: instrumented),
+        .target(name: "NBDAccess", swiftSettings: instrumented),
+        .target(
+            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "NBDAccess"],
+            swiftSettings: instrumented),
+        // With the configuration file's reader, which the program alone has otherwise.
         .executableTarget(
             name: "fuzz",
             dependencies: [
-                "BlockModel", "ChangeTracking", "Control", "Encryption", "ExportNBD", "RingIO",
+                "BlockModel", "ChangeTracking", "Control", "DataPlane", "Encryption", "ExportNBD",
+                "ImageCopy", "NBDAccess", "RingIO", "SnapshotCore",
+                .product(name: "Yams", package: "Yams"),
             ],
             swiftSettings: instrumented + [.enableExperimentalFeature("Extern")],
             linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address"])]),

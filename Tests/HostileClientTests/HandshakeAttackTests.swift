@@ -43,6 +43,86 @@ struct `Attacks on the handshake` {
         try victim.expectUnharmed()
     }
 
+    @Test func `CVE-2013-6410: a name that begins like a known one is unknown`() throws {
+        let victim = try Victim()
+        let names = ["d", "dis", "diskk", "disk ", " disk", "disk/", "disk2", "Disk", "disk,disk"]
+        for name in names {
+            for option in [NBD.Option.go, NBD.Option.info] {
+                let reply = try #require(
+                    try victim.greeted().negotiate(option, NBDClient.goData(name)).last)
+                #expect(reply.type == NBD.OptionReply.unknown, "\(name)")
+            }
+            let old = try victim.greeted()
+            try old.sendOption(NBD.Option.exportName, Array(name.utf8))
+            #expect(throws: ConnectionEnded.self) { _ = try old.receive(1) }
+        }
+        try victim.expectUnharmed()
+    }
+
+    @Test func `CVE-2019-14850: nothing but an opened export touches its device`() throws {
+        let victim = try Victim()
+        try victim.expectUnharmed()
+        let before = try counters(victim)
+        for index in 0..<40 {
+            let client = try victim.greeted()
+            _ = try client.negotiate(NBD.Option.list)
+            _ = try client.negotiate(NBD.Option.structuredReply)
+            _ = try client.negotiate(NBD.Option.info, NBDClient.goData("disk"))
+            for option in [NBD.Option.listMetaContext, NBD.Option.setMetaContext] {
+                _ = try client.negotiate(
+                    option, NBDClient.contextData("disk", ["base:allocation"]))
+            }
+            // Requests of somebody who was never let in.
+            if index.isMultiple(of: 2) {
+                try client.send(NBDRequest(.read, length: 4096).encoded(.structured))
+                try client.drainUntilClosed()
+            }
+        }
+        #expect(try counters(victim) == before)
+        let client = try victim.opened()
+        _ = try client.read(0, 4096)
+        #expect(try counters(victim) != before)
+    }
+
+    /// What the device counts of itself.
+    private func counters(_ victim: Victim) throws -> [String: Int] {
+        let text = try Command.check(
+            TestService.binary,
+            ["device", "show", "disk", "--json", "--control", victim.service.controlPath])
+        let document = try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any]
+        return try #require(document?["counters"] as? [String: Int])
+    }
+
+    @Test func `CVE-2020-10761: no answer grows with what was said`() throws {
+        let victim = try Victim()
+        let long = String(repeating: "y", count: 4096)
+        let client = try victim.greeted()
+        _ = try client.negotiate(NBD.Option.structuredReply)
+        let attempts: [(UInt32, [UInt8])] = [
+            (NBD.Option.info, NBDClient.goData(long)), (NBD.Option.go, NBDClient.goData(long)),
+            (NBD.Option.listMetaContext, NBDClient.contextData(long, [long])),
+            (NBD.Option.setMetaContext, NBDClient.contextData(long, [long])),
+            (NBD.Option.listMetaContext, NBDClient.contextData("disk", [long])),
+            (99, Array(long.utf8)),
+        ]
+        for (option, data) in attempts {
+            for reply in try client.negotiate(option, data) {
+                #expect(reply.data.count <= 4096, "option \(option)")
+            }
+        }
+        let opened = try victim.opened()
+        let requests = [
+            NBDRequest(.read, offset: .max, length: 4096), NBDRequest(.unknown, length: 1),
+            NBDRequest(.read, flags: 0xffff, length: 4096), NBDRequest(.read, length: 1 << 31),
+        ]
+        for request in requests {
+            let reply = try opened.perform(request)
+            #expect(reply.error != nil)
+            for chunk in reply.chunks { #expect(chunk.payload.count <= 4096 + 14) }
+        }
+        try victim.expectUnharmed()
+    }
+
     @Test(arguments: [256, 4095, 4096, 4097, 8192, 65535, 65536])
     func `CVE-2017-15118: an export name of any length is answered or ends the connection`(
         length: Int

@@ -100,6 +100,26 @@ struct `Attacks on an open export` {
         try victim.expectUnharmed()
     }
 
+    @Test func `an answer about blocks is bounded however scattered they are`() throws {
+        let victim = try Victim(byteCount: 64 << 20)
+        let client = try victim.opened(contexts: ["base:allocation"])
+        let block = [UInt8](repeating: 1, count: 4096)
+        for offset in stride(from: UInt64(0), to: 64 << 20, by: 8192) {
+            try client.write(offset, block)
+        }
+        // 16384 extents of 8 bytes; an answer has at most 64 KiB, and goes on where it ended.
+        var position: UInt64 = 0
+        var answers = 0
+        while position < 64 << 20 {
+            let extents = try client.blockStatus(position, (64 << 20) - position)
+            #expect(extents.count <= 8192 && extents.allSatisfy { $0.length == 4096 })
+            position += extents.reduce(0) { $0 + $1.length }
+            answers += 1
+        }
+        #expect(answers >= 2 && answers < 256)
+        try victim.expectAlive()
+    }
+
     @Test(arguments: NBDClient.Headers.allCases)
     func `a write larger than allowed is refused and costs no memory`(
         headers: NBDClient.Headers

@@ -48,6 +48,9 @@ private let target: @Sendable (inout FuzzInput) -> Void = {
     case "transmission": return fuzzTransmission
     case "map": return fuzzMap
     case "documents": return fuzzDocuments
+    case "configuration": return fuzzConfiguration
+    case "mounts": return fuzzMounts
+    case "client": return fuzzClient
     default: fatalError("STILLPOINT_FUZZ_TARGET names no target")
     }
 }()

@@ -2,16 +2,17 @@ import BlockModel
 import Encryption
 import FoundationEssentials
 import Glibc
+import ImageCopy
 
 @testable import Control
 
-/// What people, scripts and files of state give us: bodies of requests, the remembered devices,
-/// addresses, sizes, names, keys.
+/// What people, scripts and files of state give us: bodies of requests, what is remembered,
+/// addresses, sizes, names, keys, records of copies.
 func fuzzDocuments(_ input: inout FuzzInput) {
     let kind = input.byte()
     let bytes = input.rest()
     let text = String(decoding: bytes, as: UTF8.self)
-    switch kind % 10 {
+    switch kind % 16 {
     case 0:
         _ = decode(AttachDocument.self, bytes)
     case 1:
@@ -40,7 +41,29 @@ func fuzzDocuments(_ input: inout FuzzInput) {
             precondition(id.description == text.lowercased(), "an id is written as it was read")
         }
     case 8: _ = try? PreSharedKeys(parsing: bytes, of: "keys")
-    default: _ = try? StorageWish(texts: [text], limit: nil, isForced: false)
+    case 9: _ = try? StorageWish(texts: [text], limit: nil, isForced: false)
+    case 10:
+        if let document = decode(CheckpointCreateDocument.self, bytes),
+            let request = try? CheckpointRequest(document)
+        {
+            precondition((1...SnapshotRequest.deviceCountMax).contains(request.devices.count))
+            precondition(request.name.text != CheckpointRequest.generationName)
+        }
+    case 11: _ = decode(ChangesMarkDocument.self, bytes)
+    case 12:
+        if let document = decode(BlockAttachDocument.self, bytes),
+            let target = try? BlockTargetName(document.target)
+        {
+            precondition(!target.device.contains("@") && !target.device.isEmpty)
+        }
+    case 13: loadCheckpoints(bytes)
+    case 14:
+        if let record = CopyRecord.decoded(bytes) {
+            precondition(
+                (try? record.encoded()).flatMap { CopyRecord.decoded($0) } == record,
+                "a record that was read is written so that it is read again")
+        }
+    default: _ = decode(ChangesDocument.self, bytes)
     }
 }
 
@@ -64,10 +87,23 @@ private let stateDirectory: String = {
     return path
 }()
 
-private func loadState(_ bytes: [UInt8]) {
-    let descriptor = open(stateDirectory + "/devices.json", O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+private func writeState(_ name: String, _ bytes: [UInt8]) {
+    let descriptor = open(stateDirectory + "/" + name, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
     precondition(write(descriptor, bytes, bytes.count) == bytes.count || bytes.isEmpty)
     close(descriptor)
+}
+
+private func loadCheckpoints(_ bytes: [UInt8]) {
+    writeState("checkpoints.json", bytes)
+    guard let store = try? CheckpointStore(loading: stateDirectory) else { return }
+    for checkpoint in store.all {
+        precondition(store.checkpoint(checkpoint.name) == checkpoint)
+        for part in checkpoint.parts { precondition(part.base.epoch >= .first) }
+    }
+}
+
+private func loadState(_ bytes: [UInt8]) {
+    writeState("devices.json", bytes)
     guard let state = try? StateDirectory(opening: stateDirectory) else {
         fatalError("the state directory opens")
     }
