@@ -1,4 +1,6 @@
+internal import CLinux
 internal import Glibc
+internal import RingIO
 internal import Synchronization
 
 // The path of the control socket, from claim to removal.
@@ -66,14 +68,13 @@ final class ControlSocket: Sendable {
     }
 
     private static func lock(_ directory: Int32, for path: String) throws {
-        // Held by others only while they start; ten seconds are plenty. The kernel has no wait for
-        // a lock that ends by itself, so it is asked for again and again, on the blocking pool.
-        for _ in 0..<100 {
-            if flock(directory, LOCK_EX | LOCK_NB) == 0 { return }
-            usleep(100_000)
+        // Held by others only while they start; ten seconds are plenty.
+        let deadline = cl_now_nanoseconds() + 10_000_000_000
+        guard LockWait(LOCK_EX, on: directory).wait(until: deadline) else {
+            throw ControlError(
+                .busy,
+                "the directory of control socket \(path) is locked by another service's start")
         }
-        throw ControlError(
-            .busy, "the directory of control socket \(path) is locked by another service's start")
     }
 
     private func unlockDirectory() {

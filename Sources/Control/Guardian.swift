@@ -13,6 +13,7 @@ internal import Synchronization
 // - At most one guardian of a state directory lives: it holds a lock there, and the next service
 //   waits for it before it starts its own.
 // - Without a guardian the service works; a kill then costs the histories of its devices.
+// - A service that ends cleanly outlives its guardian.
 
 /// The guardian of this service.
 actor Guardian {
@@ -26,7 +27,7 @@ actor Guardian {
     private let blocking: BlockingPool
     private let logger: Logger
     private var link: GuardianLink?
-    private var processID: Int32 = 0
+    private var life: GuardianLife?
     private var watched: [ObjectName: WatchedOrigin] = [:]
     private var isDismissed = false
     private var restartCount = 0
@@ -75,10 +76,16 @@ actor Guardian {
         _ = await ask(.forget(name))
     }
 
-    /// The service ends cleanly: so does the guardian.
+    /// The service ends cleanly: so does the guardian, before this returns.
     func dismiss() async {
         isDismissed = true
-        _ = await ask(.dismiss)
+        let answer = await ask(.dismiss)
+        if let life {
+            // One that does not answer would take the end of its socket for a death.
+            let isGoing = answer == GuardianMessage.accepted
+            let hasEnded = await blocking.run { life.end(isGoing: isGoing) }
+            if hasEnded != true { logger.error("the guardian does not end") }
+        }
         link = nil
     }
 
@@ -91,13 +98,9 @@ actor Guardian {
         guard lock >= 0 else { return true }
         defer { close(lock) }
         let deadline = cl_now_nanoseconds() + (GuardianProcess.waitSeconds + 5) * 1_000_000_000
-        while flock(lock, LOCK_EX | LOCK_NB) != 0 {
-            guard cl_now_nanoseconds() < deadline else {
-                unlink(lockPath)
-                return false
-            }
-            // A lock is not waited for with a limit otherwise; there is nothing else to do.
-            usleep(2000)
+        guard LockWait(LOCK_EX, on: lock).wait(until: deadline) else {
+            unlink(lockPath)
+            return false
         }
         return true
     }
@@ -109,8 +112,9 @@ actor Guardian {
         case .success((let socket, let processID)):
             let link = GuardianLink(owning: socket)
             self.link = link
-            self.processID = processID
-            Self.whenEnded(processID) { Task { await self.ended(processID) } }
+            let life = GuardianLife(processID)
+            // Without a thread nobody notices its end; the service works all the same.
+            self.life = life.follow { Task { await self.ended(life) } } ? life : nil
             let greeting = await blocking.run { link.greeting() } ?? nil
             guard greeting == GuardianMessage.accepted else {
                 self.link = nil
@@ -157,40 +161,8 @@ actor Guardian {
         return .success((ends[0], processID))
     }
 
-    /// Calls `body` on a thread of its own when the process has ended, and reaps it.
-    private nonisolated static func whenEnded(
-        _ processID: Int32, _ body: @escaping @Sendable () -> Void
-    ) {
-        final class Wait {
-            let processID: Int32
-            let body: @Sendable () -> Void
-            init(_ processID: Int32, _ body: @escaping @Sendable () -> Void) {
-                self.processID = processID
-                self.body = body
-            }
-        }
-        var handle = pthread_t()
-        let context = Unmanaged.passRetained(Wait(processID, body)).toOpaque()
-        let result = pthread_create(
-            &handle, nil,
-            { context in
-                guard let context else { preconditionFailure("a thread without its object") }
-                cl_block_signals()
-                cl_name_thread("guardian-wait")
-                let wait = Unmanaged<Wait>.fromOpaque(context).takeRetainedValue()
-                while waitpid(wait.processID, nil, 0) < 0 && errno == EINTR {}
-                wait.body()
-                return nil
-            }, context)
-        guard result == 0 else {
-            // Without a thread nobody notices its end; the service works all the same.
-            return Unmanaged<Wait>.fromOpaque(context).release()
-        }
-        pthread_detach(handle)
-    }
-
-    private func ended(_ processID: Int32) async {
-        guard !isDismissed, processID == self.processID else { return }
+    private func ended(_ life: GuardianLife) async {
+        guard !isDismissed, life === self.life else { return }
         link = nil
         guard restartCount < Self.restartCountMax else {
             logger.error(
@@ -214,6 +186,51 @@ actor Guardian {
             return nil
         }
         return answer
+    }
+}
+
+/// The process of a guardian, reaped as soon as it has ended.
+private final class GuardianLife: Sendable {
+    /// Time to end, and to be killed.
+    private static let endNanoseconds: UInt64 = 10_000_000_000
+
+    private let processID: Int32
+    // Held while the number is used: until it is reaped it is that of no other process.
+    private let isReaped = Mutex(false)
+    private let ended = Semaphore()
+
+    init(_ processID: Int32) { self.processID = processID }
+
+    /// Waits for its end on a thread of its own and calls `body` then; false when there can be no
+    /// such thread.
+    func follow(_ body: @escaping @Sendable () -> Void) -> Bool {
+        do throws(RingError) {
+            try ServiceThread.start("guardian-wait") { [self] in
+                reap()
+                body()
+            }
+            return true
+        } catch { return false }
+    }
+
+    private func reap() {
+        var facts = siginfo_t()
+        while waitid(P_PID, id_t(processID), &facts, WEXITED | WNOWAIT) < 0 && errno == EINTR {}
+        isReaped.withLock { isReaped in
+            waitpid(processID, nil, 0)
+            isReaped = true
+        }
+        ended.signal()
+    }
+
+    /// Waits for its end, and brings it about where it does not come (`isGoing`: by itself). False
+    /// when even that took too long. Blocks.
+    func end(isGoing: Bool) -> Bool {
+        if isGoing, ended.wait(until: cl_now_nanoseconds() + Self.endNanoseconds) { return true }
+        isReaped.withLock { isReaped in
+            if !isReaped { _ = kill(processID, SIGKILL) }
+        }
+        return ended.wait(until: cl_now_nanoseconds() + Self.endNanoseconds)
     }
 }
 

@@ -2,6 +2,7 @@ internal import BlockModel
 internal import ChangeTracking
 internal import CLinux
 internal import Glibc
+internal import RingIO
 
 /// The guardian's watch over one origin.
 final class DeathWatch {
@@ -9,9 +10,10 @@ final class DeathWatch {
     /// Names the file or device without opening it.
     private let place: Int32
     private let map: Int32
-    private let isBlockDevice: Bool
-    /// Opened and locked once no request of the dead service is left.
+    let isBlockDevice: Bool
+    /// Opened, and locked once no request of the dead service is left.
     private var quiet: Int32 = -1
+    private var lockWait: LockWait?
     private var sight: OriginRecord?
 
     /// Nil with errno when the origin or the map cannot be opened.
@@ -36,23 +38,33 @@ final class DeathWatch {
         if quiet >= 0 { close(quiet) }
     }
 
-    /// Whether the last request of the dead service has left the kernel: then its lock has gone
-    /// with it, and this one keeps others out until the end.
-    func becomeQuiet() -> Bool {
-        let flags = isBlockDevice ? O_EXCL | Int32(cl_o_direct) : 0
-        let descriptor = open(
-            "/proc/self/fd/\(place)", O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags)
-        guard descriptor >= 0 else { return false }
-        let lock = (origin.isReadOnly ? LOCK_SH : LOCK_EX) | LOCK_NB
-        guard isBlockDevice || flock(descriptor, lock) == 0 else {
-            close(descriptor)
-            return false
-        }
-        quiet = descriptor
+    // Quiet is an origin once the last request of the dead service has left the kernel: then its
+    // lock, or its exclusive use, has gone with it. This one keeps others out until the end.
+
+    /// Of a file: begins to wait for its lock.
+    func beginLocking() {
+        quiet = reopen()
+        guard quiet >= 0 else { return }
+        lockWait = LockWait(origin.isReadOnly ? LOCK_SH : LOCK_EX, on: quiet)
+    }
+
+    /// Whether the file became quiet before `deadline`.
+    func endLocking(until deadline: UInt64) -> Bool {
+        lockWait?.wait(until: deadline) ?? false
+    }
+
+    /// Of a block device: whether it is quiet now.
+    func claimDevice() -> Bool {
+        quiet = reopen(O_EXCL | Int32(cl_o_direct))
+        guard quiet >= 0 else { return false }
         // What is left in the page cache is counted when it reaches the device. The writers are
         // gone who would care for a failure.
-        if isBlockDevice { _ = fsync(descriptor) }
+        _ = fsync(quiet)
         return true
+    }
+
+    private func reopen(_ flags: Int32 = 0) -> Int32 {
+        open("/proc/self/fd/\(place)", O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags)
     }
 
     /// Looks at the quiet origin.

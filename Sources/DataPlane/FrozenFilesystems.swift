@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import RingIO
 
 // Which filesystems are frozen, in a file of the runtime directory, so that somebody else can thaw
 // them should the service die in between: its guardian at once, the service manager, or the next
@@ -94,11 +95,12 @@ package enum FrozenFilesystems {
     }
 
     private static func waitForFreezers(_ lockPath: String) {
-        let deadline = cl_now_nanoseconds() + UInt64(lateSeconds) * 1_000_000_000
-        while hasFreezers(lockPath), cl_now_nanoseconds() < deadline {
-            // A lock is not waited for with a limit otherwise.
-            usleep(10_000)
-        }
+        let lock = open(lockPath, O_RDWR | O_CLOEXEC)
+        guard lock >= 0 else { return }
+        defer { close(lock) }
+        // Whether they have gone is looked at anew afterwards.
+        _ = LockWait(LOCK_EX, on: lock).wait(
+            until: cl_now_nanoseconds() + UInt64(lateSeconds) * 1_000_000_000)
     }
 
     // -- the text of the list

@@ -15,7 +15,7 @@ internal import Glibc
 // - What is recorded was looked at twice, two ticks of the clock apart, without a difference.
 // - Waiting ends after 30 s; what could not be recorded by then is said to be unknown.
 
-/// The guardian's own process. Single-threaded.
+/// The guardian's own process. Single-threaded, but for the waits for locks of a dead service.
 package struct GuardianProcess {
     /// The descriptor of the socket to the service.
     package static let socket: Int32 = 3
@@ -88,18 +88,24 @@ package struct GuardianProcess {
     }
 
     private func recordAll() {
-        var waiting = Array(watches.values)
-        var quiet: [DeathWatch] = []
         let deadline = cl_now_nanoseconds() + Self.waitSeconds * 1_000_000_000
-        while !waiting.isEmpty {
-            let (free, held) = Self.split(waiting) { $0.becomeQuiet() }
+        let (devices, files) = Self.split(Array(watches.values)) { $0.isBlockDevice }
+        // All at once, so that none is free without being locked while another is waited for.
+        for watch in files { watch.beginLocking() }
+        var quiet: [DeathWatch] = []
+        var late = devices
+        while !late.isEmpty {
+            let (free, held) = Self.split(late) { $0.claimDevice() }
             quiet += free
-            waiting = held
-            if waiting.isEmpty || cl_now_nanoseconds() > deadline { break }
-            // The kernel offers no event for the end of another description's requests.
+            late = held
+            if late.isEmpty || cl_now_nanoseconds() > deadline { break }
+            // The kernel offers no event for the end of another's exclusive use of a device.
             usleep(2000)
         }
-        for watch in waiting {
+        let (locked, lateFiles) = Self.split(files) { $0.endLocking(until: deadline) }
+        quiet += locked
+        late += lateFiles
+        for watch in late {
             watch.record(
                 failure: "after \(Self.waitSeconds) s its requests had not left the kernel, or "
                     + "somebody else had locked it", bootID: bootID)

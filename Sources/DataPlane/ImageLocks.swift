@@ -75,7 +75,8 @@ enum ImageLocks {
                     "origin \(path) is still locked after \(waitSeconds) s by a process that has "
                         + "ended; its last requests have not left the kernel: check the disk")
             }
-            // The kernel offers no event for the end of another description's requests.
+            // Not waited for (`LockWait`) but asked again: who holds it meanwhile is part of the
+            // answer.
             usleep(20_000)
         }
     }
