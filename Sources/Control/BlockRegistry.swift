@@ -17,8 +17,8 @@ internal import Synchronization
 //   gone; one under operation is busy, and a second operation on it is refused.
 // - A target that is written through a block device has no other one: two page caches over one
 //   disk destroy what is on it.
-// - Every mount lies in a directory of its own under `directory`, which is locked against other
-//   services from before the first one on.
+// - Every mount lies in a directory of its own under `directory`, within the runtime directory that
+//   no other service uses.
 
 /// The block devices of the service; see the head of this file.
 package actor BlockRegistry {
@@ -74,8 +74,8 @@ package actor BlockRegistry {
     private var entries: [UInt64: Entry] = [:]
     private var lastNumber: UInt64 = 0
     private var waiting: BlockingPool?
-    /// The locked directory, with symbolic links resolved.
-    private var place: LockedDirectory?
+    /// The directory, made, with symbolic links resolved.
+    private var place: String?
     private var isMemoryLocked = false
     private var isStopping = false
 
@@ -99,8 +99,8 @@ package actor BlockRegistry {
         let path = directory
         let isThere = await blocking.run { access(path, F_OK) == 0 } ?? false
         guard isThere else { return }
-        let place = try await lockedPlace()
-        let found = await (try pools()).waiting.run { BlockLeftovers.remove(under: place.path) }
+        let place = try await madePlace()
+        let found = await (try pools()).waiting.run { BlockLeftovers.remove(under: place) }
         for sentence in found ?? [] { logger.warning("\(sentence)") }
     }
 
@@ -196,13 +196,13 @@ package actor BlockRegistry {
     }
 
     private func open(_ plan: Plan, _ number: UInt64) async throws -> BlockExport {
-        let place = try await lockedPlace()
+        let place = try await madePlace()
         let pools = try pools()
         await lockMemory()
         do throws(BlockExportError) {
             let export = try await BlockExport.open(
                 BlockExportRequest(
-                    name: plan.target, directory: "\(place.path)/\(number)",
+                    name: plan.target, directory: "\(place)/\(number)",
                     loop: plan.export.loop, target: plan.export.target,
                     sectorBytes: plan.sectorBytes, isReadOnly: plan.isReadOnly,
                     scansPartitions: plan.scansPartitions),
@@ -380,7 +380,6 @@ package actor BlockRegistry {
         for (number, entry) in entries { await end(number, entry) }
         if let waiting { _ = await blocking.run { waiting.close() } }
         waiting = nil
-        place = nil
     }
 
     // -- helpers
@@ -410,20 +409,24 @@ package actor BlockRegistry {
             """)
     }
 
-    /// The directory of the mounts, made and locked where that has not been done.
-    private func lockedPlace() async throws -> LockedDirectory {
+    /// The directory of the mounts, made where it is missing, with symbolic links resolved.
+    private func madePlace() async throws -> String {
         if let place { return place }
         let path = directory
-        let outcome = await blocking.run { () -> Result<LockedDirectory, ControlError> in
-            do throws(ControlError) {
-                return .success(try LockedDirectory(making: path))
+        let outcome = await blocking.run { () -> Result<String, SystemFailure> in
+            do throws(SystemFailure) {
+                try makePrivateDirectory(path)
+                return .success(try resolvedPath(path))
             } catch { return .failure(error) }
         }
         guard let outcome else { throw ControlError.tooManyOperations }
-        let made = try outcome.get()
-        // Somebody else may have been here meanwhile; the lock is the same.
-        place = place ?? made
-        return place ?? made
+        switch outcome {
+        case .success(let made):
+            place = made
+            return made
+        case .failure(let failure):
+            throw ControlError(.failed, "\(failure); see --runtime-dir")
+        }
     }
 }
 

@@ -2,28 +2,41 @@ internal import Glibc
 
 /// A directory that no other service uses as long as the object lives.
 final class LockedDirectory: Sendable {
-    /// Absolute, symbolic links resolved.
     let path: String
+    // Of the directory or a file in it; carries the lock.
     private let descriptor: Int32
 
-    /// Makes it where it is missing, for this user alone, and locks it. Blocks.
-    init(making directory: String) throws(ControlError) {
+    /// Makes the directory where it is missing, for this user alone, and locks it, or `file` in it.
+    /// `name` and `option` say in messages what it is and how to choose another. Blocks.
+    init(
+        making path: String, file: String? = nil, name: String, option: String
+    ) throws(ControlError) {
+        self.path = path
         do throws(SystemFailure) {
-            try makePrivateDirectory(directory)
-            path = try resolvedPath(directory)
+            try makePrivateDirectory(path)
         } catch {
-            throw ControlError(.failed, "\(error); see --runtime-dir")
+            throw ControlError(
+                .failed, "\(name) \(path) cannot be made (\(error)); name another with \(option)")
         }
-        let descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        if let file {
+            descriptor = open("\(path)/\(file)", O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        } else {
+            descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        }
         guard descriptor >= 0 else {
-            throw ControlError(.failed, "\(path): \(errnoText(errno)); see --runtime-dir")
+            let failure = SystemFailure(subject: path, errnoValue: errno)
+            throw ControlError(
+                .failed,
+                "\(name) cannot be used (\(failure)); see its permissions or name another with "
+                    + option)
         }
         guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
             close(descriptor)
             throw ControlError(
-                .busy, "\(path) is in use by another service; give each its own --runtime-dir")
+                .busy,
+                "\(name) \(path) is used by another service; stop that one or name another "
+                    + "directory with \(option)")
         }
-        self.descriptor = descriptor
     }
 
     deinit { close(descriptor) }

@@ -36,35 +36,13 @@ final class StateDirectory: Sendable {
         var devices: [RememberedDevice]
     }
 
-    // Descriptor of the directory; carries the lock.
-    private let lock: Int32
+    private let lock: LockedDirectory
 
     /// Makes the directory where missing and locks it. Blocks.
     init(opening path: String) throws {
-        do throws(SystemFailure) {
-            try makePrivateDirectory(path)
-        } catch {
-            throw ControlError(
-                .failed,
-                "state directory \(path) cannot be made (\(error)); name another with --state-dir")
-        }
+        lock = try LockedDirectory(making: path, name: "state directory", option: "--state-dir")
         self.path = path
-        lock = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard lock >= 0 else {
-            let failure = SystemFailure(subject: path, errnoValue: errno)
-            throw ControlError(
-                .failed, "state directory cannot be opened: \(failure); see its permissions")
-        }
-        guard flock(lock, LOCK_EX | LOCK_NB) == 0 else {
-            close(lock)
-            throw ControlError(
-                .busy,
-                "state directory \(path) is used by another service; stop that one or name "
-                    + "another directory with --state-dir")
-        }
     }
-
-    deinit { close(lock) }
 
     /// Reads the devices to attach. Blocks.
     func load() throws -> [RememberedDevice] {

@@ -59,13 +59,10 @@ package final class StillpointService: Service {
         let state = try StateDirectory(opening: configuration.stateDirectory)
         let remembered = try state.load()
         let checkpoints = try CheckpointStore(loading: state.path)
-        do throws(SystemFailure) {
-            try makePrivateDirectory(configuration.runtimeDirectory)
-        } catch {
-            throw ControlError(
-                .failed, "runtime directory cannot be made (\(error)); see --runtime-dir")
-        }
-        let runtime = try RuntimeDirectory(claiming: configuration.runtimeDirectory)
+        // A file in it: the directory may be that of the state too. Its guardian has another.
+        let runtime = try LockedDirectory(
+            making: configuration.runtimeDirectory, file: "service.lock",
+            name: "runtime directory", option: "--runtime-dir")
         defer { withExtendedLifetime(runtime) {} }
         let blocking = try BlockingPool()
         defer { blocking.close() }

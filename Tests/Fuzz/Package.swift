@@ -39,9 +39,9 @@ let package = Package(
             sources: [
                 "AttachRequest.swift", "BlockDocuments.swift", "CheckpointDocuments.swift",
                 "CheckpointRequest.swift", "CheckpointStore.swift", "ControlError.swift",
-                "Documents.swift", "HookWish.swift", "ListenAddress.swift", "ObjectNames.swift",
-                "SnapshotDocuments.swift", "SnapshotRequest.swift", "StateDirectory.swift",
-                "SystemCalls.swift", "Turns.swift",
+                "Documents.swift", "HookWish.swift", "ListenAddress.swift", "LockedDirectory.swift",
+                "ObjectNames.swift", "SnapshotDocuments.swift", "SnapshotRequest.swift",
+                "StateDirectory.swift", "SystemCalls.swift", "Turns.swift",
             ],
             swiftSettings: instrumented),
         .target(
