@@ -170,8 +170,12 @@ final class ModelRun {
                 return
             } catch let failure as TestFailure
                 where snapshot.usesFaulty && "\(failure)".contains("is in use")
-                && monotonicSeconds() < deadline
-            {}
+            {
+                guard monotonicSeconds() < deadline else {
+                    let held = try harness.http("GET", "/v1/snapshots").document
+                    throw TestFailure("\(where_): \(failure) for a minute; held: \(held)")
+                }
+            }
         }
     }
 
