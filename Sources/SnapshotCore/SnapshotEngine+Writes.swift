@@ -42,9 +42,6 @@ extension RequestFlags {
 }
 
 extension SnapshotEngine {
-    /// A read of the origin arrived. Reads pass: they are neither parked nor tracked.
-    package func readArrived(_ request: RequestIndex) -> Admission { .issue }
-
     /// A write, zeroing or discard of the origin arrived; its range lies within the device.
     package func writeArrived(
         _ request: RequestIndex, operation: RequestOperation, flags: RequestFlags, offset: UInt64,

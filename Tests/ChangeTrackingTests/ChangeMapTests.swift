@@ -1,5 +1,6 @@
 import BlockModel
 import ChangeTracking
+import Glibc
 import Testing
 
 /// A map in plain memory with every page reserved.
@@ -148,7 +149,7 @@ final class MapMemory {
         for chunk in stride(from: 0, to: chunkCount, by: 2) { memory.map.mark(1, of: chunk) }
         let page = UnsafeMutableBufferPointer<ByteRange>.allocate(capacity: 4096)
         defer { page.deallocate() }
-        let start = ContinuousClock.now
+        let start = threadSeconds()
         var count = 0
         var ranges = ChangedRanges(into: page, from: 0, size: chunkCount * chunkByteCount)
         var chunk = memory.map.nextChanged(from: 0, to: chunkCount, since: 0)
@@ -165,11 +166,19 @@ final class MapMemory {
         }
         ranges.finish()
         count += ranges.count
-        let elapsed = ContinuousClock.now - start
+        let seconds = threadSeconds() - start
         #expect(count == Int(chunkCount / 2))
-        print("scattered 1 TiB: \(elapsed)")
-        // It takes a quarter of a second; the benchmark has the target of one.
-        #expect(elapsed < .seconds(10))
+        print("scattered 1 TiB: \(seconds) s of a core")
+        // It takes a quarter of a second, a few without the optimiser; the benchmark has the target
+        // of one.
+        #expect(seconds < 10)
+    }
+
+    /// What this thread has used of a core: others run on the machine too.
+    private func threadSeconds() -> Double {
+        var time = timespec()
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+        return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
     }
 }
 
