@@ -91,6 +91,19 @@ package final class ChildProcess: @unchecked Sendable {
         if ending == nil { kill(processID, signal) }
     }
 
+    /// Stops it for a while, as if it hung; returns when it stands still.
+    package func suspend() throws {
+        send(signal: SIGSTOP)
+        var status: Int32 = 0
+        while waitpid(processID, &status, WUNTRACED) < 0 {
+            guard errno == EINTR else { throw TestFailure("waitpid \(processID): \(errno)") }
+        }
+        guard status & 0xff == 0x7f else { throw TestFailure("process \(processID) has ended") }
+    }
+
+    /// Lets it go on after `suspend`.
+    package func resume() { send(signal: SIGCONT) }
+
     /// Waits for the end of the process; the deadline only detects hangs.
     @discardableResult
     package func wait(deadline: Double) throws -> Ending {

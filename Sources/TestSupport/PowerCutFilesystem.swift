@@ -29,7 +29,9 @@ package final class PowerCutFilesystem: Sendable {
     }
 
     deinit {
-        // End of input makes it unmount lazily and exit, whatever is still open.
+        // One that hangs would not see the end of its input, which makes it unmount lazily and
+        // exit, whatever is still open.
+        goOn()
         process.closeInput()
         if (try? process.wait(deadline: 60)) == nil { try? process.killAndWait() }
         umount2(directory.path("mount"), Int32(MNT_DETACH))
@@ -76,6 +78,12 @@ package final class PowerCutFilesystem: Sendable {
         else { throw TestFailure("no count of \(operation)") }
         return count
     }
+
+    /// Answers no request from now on.
+    package func hang() throws { try process.suspend() }
+
+    /// Answers again.
+    package func goOn() { process.resume() }
 
     @discardableResult
     private func command(_ line: String) throws -> String {
