@@ -55,7 +55,11 @@ final class BlockHarness: @unchecked Sendable {
 
     /// Runs a client command that must succeed and returns its output without the last newline.
     @discardableResult
-    func command(_ arguments: String...) throws -> String {
+    func command(_ arguments: String...) throws -> String { try command(arguments) }
+
+    /// Likewise.
+    @discardableResult
+    func command(_ arguments: [String]) throws -> String {
         try Command.check(
             TestService.binary, arguments + ["--control", service.controlPath], deadline: 120
         ).trimmingCharacters(in: .newlines)
