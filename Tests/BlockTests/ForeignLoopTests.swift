@@ -62,7 +62,10 @@ struct `Loop devices of others` {
             let block = try harness.attachBlock(
                 "disk-\(round)", hasOwn ? "--partitions" : "--json")
             let path = hasOwn ? block : try Self.path(in: block)
-            guard path == stale else { continue }
+            guard path == stale else {
+                try Self.dropPartitions(of: stale)
+                continue
+            }
             #expect(try Self.partitions(of: path) == (hasOwn ? ["1": 20 * mebibyte] : [:]))
             try harness.command("block", "detach", path)
             #expect(try Self.partitions(of: path).isEmpty)
@@ -91,8 +94,16 @@ struct `Loop devices of others` {
         try partition(file, "label: gpt\n,10M\n,10M\n")
         let former = try LoopDevice(over: file, sectorSize: 512)
         // The kernel takes away those that it found by itself, not those it was told of.
-        try Command.check("partx", ["--add", former.path])
+        try Command.check("partx", ["--update", former.path])
         return former.path
+    }
+
+    /// Leaves nothing to whoever takes a loop device next; one that is taken already is theirs.
+    private static func dropPartitions(of path: String) throws {
+        let name = (path as NSString).lastPathComponent
+        guard !FileManager.default.fileExists(atPath: "/sys/block/\(name)/loop") else { return }
+        // None are there any more when a service has had it meanwhile.
+        _ = try Command.run("partx", ["--delete", path])
     }
 
     /// The partitions of a block device by number, with their sizes in bytes.
