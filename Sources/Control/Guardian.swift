@@ -91,15 +91,9 @@ actor Guardian {
         guard lock >= 0 else { return true }
         defer { close(lock) }
         let deadline = cl_now_nanoseconds() + (GuardianProcess.waitSeconds + 5) * 1_000_000_000
-        while flock(lock, LOCK_EX | LOCK_NB) != 0 {
-            guard cl_now_nanoseconds() < deadline else {
-                unlink(lockPath)
-                return false
-            }
-            // A lock is not waited for with a limit otherwise; there is nothing else to do.
-            usleep(2000)
-        }
-        return true
+        if FileLock.exclusive(lock, until: deadline) { return true }
+        unlink(lockPath)
+        return false
     }
 
     private func spawn() async {

@@ -94,11 +94,12 @@ package enum FrozenFilesystems {
     }
 
     private static func waitForFreezers(_ lockPath: String) {
+        let lock = open(lockPath, O_RDWR | O_CLOEXEC)
+        guard lock >= 0 else { return }
+        defer { close(lock) }
         let deadline = cl_now_nanoseconds() + UInt64(lateSeconds) * 1_000_000_000
-        while hasFreezers(lockPath), cl_now_nanoseconds() < deadline {
-            // A lock is not waited for with a limit otherwise.
-            usleep(10_000)
-        }
+        // Whether it was granted is looked at again by the caller, who must not hold it.
+        _ = FileLock.exclusive(lock, until: deadline)
     }
 
     // -- names
