@@ -9,10 +9,11 @@ struct `A hook` {
         let harness = try ControlHarness()
         try harness.attach("a")
         try harness.attach("b")
+        // Others of this prefix are for the tests themselves.
+        let names = "^STILLPOINT_(CONTROL|DEVICES|ERROR|PHASE|RESULT|SNAPSHOT_)"
+        let place = harness.service.directory.root
         let hook = try harness.script(
-            "hook",
-            "env | grep ^STILLPOINT_ | sort > \(harness.service.directory.root)/env.$STILLPOINT_PHASE"
-        )
+            "hook", "env | grep -E '\(names)' | sort > \(place)/env.$STILLPOINT_PHASE")
         let id =
             try harness.object(
                 "snapshot", "create", "--device", "a", "--device", "b", "--name", "s", "--pre",
