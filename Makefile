@@ -104,11 +104,12 @@ lint: ## Check the format of all Swift sources
 format: ## Format all Swift sources in place
 	swift format -i --parallel -r Sources Tests Benchmarks/Micro/Benchmarks Package.swift
 
-install: build ## Install program, manual pages and completions under PREFIX (default /usr/local)
+install: build ## Install program, manual pages, completions and systemd units under PREFIX (default /usr/local)
 	swift build $(BUILD) --product manual
 	install -D -m 0755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/stillpoint
 	$(SCRATCH)/release/manual $(PROGRAM) $(DESTDIR)$(PREFIX)/share/man/man1
 	@Scripts/install-completions $(PROGRAM) $(DESTDIR)$(PREFIX)/share
+	@Scripts/install-units $(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 clean: ## Remove what was built
 	rm -rf $(SCRATCH)

@@ -14,7 +14,7 @@ extension ServiceConfiguration {
         let sockets = nbd.compactMap { address -> String? in
             if case .unix(let path) = address { path } else { nil }
         }
-        for path in [control] + sockets {
+        for path in (passed.control == nil ? [control] : []) + sockets {
             if let reason = Self.whyNotSocket(path) { problems.append(reason) }
         }
         for request in attach {

@@ -107,28 +107,12 @@ struct ControlServer: Sendable {
     let user: ServiceUser?
     let logger: Logger
 
-    /// The HTTP application at `path`.
-    func application(
-        path: String, whenRunning: @escaping @Sendable () async -> Void
-    ) -> some ApplicationProtocol {
+    /// What serves these routes.
+    func listener() -> ControlListener<RouterResponder<ControlContext>> {
         // Its own messages are about plumbing; requests that fail are logged by `ErrorDocuments`.
         var plumbing = logger
         plumbing.logLevel = .warning
-        let limits = HTTP1Channel.Configuration.DecoderConfiguration(
-            maxHeaderFieldSize: ControlLimits.headByteCountMax,
-            maxHeaderListSize: ControlLimits.headByteCountMax, maxHeaderFieldCount: 100)
-        return Application(
-            router: router(),
-            server: .http1(
-                configuration: .init(
-                    idleTimeout: .seconds(ControlLimits.idleSeconds),
-                    httpDecoderConfiguration: limits)),
-            configuration: ApplicationConfiguration(
-                address: .unixDomainSocket(path: path),
-                availableConnectionsDelegate: MaximumAvailableConnections(
-                    ControlLimits.connectionsMax, logger: plumbing)),
-            onServerRunning: { _ in await whenRunning() },
-            logger: plumbing)
+        return ControlListener(responder: router().buildResponder(), logger: plumbing)
     }
 
     private func router() -> Router<ControlContext> {

@@ -3,26 +3,34 @@ internal import Glibc
 internal import RingIO
 internal import Synchronization
 
-// The path of the control socket, from claim to removal.
+// The control socket, from the claim on its path to its removal; or one that was passed, whose path
+// is left alone.
 //
 // Invariants
-// - Between `init` and `bound` this process holds a lock on the directory, so of two services that
-//   start at once on one path the second finds the first one's socket alive.
+// - Between `init(claiming:)` and `listen` this process holds a lock on the directory, so of two
+//   services that start at once on one path the second finds the first one's socket alive.
 // - `remove` removes only the socket that this process bound.
 
-/// The claim on the path of the control socket; see the head of this file.
+/// The control socket before and after it is served; see the head of this file.
 final class ControlSocket: Sendable {
     let path: String
+    /// The socket that was passed, in place of one of our own.
+    private let passed: PassedSocket?
     /// Descriptor that carries the lock on the directory; nil once it is given up.
     private let directory: Mutex<Int32?>
     /// Of the socket that this process bound.
     private let inode = Mutex<UInt64?>(nil)
+
+    private static let backlog: Int32 = 256
+    /// Longest wait for another service that starts on the same path.
+    private static let lockNanoseconds: UInt64 = 10_000_000_000
 
     /// Makes the directory where missing, refuses a live socket and anything that is no socket,
     /// removes a stale one. Blocks.
     init(claiming path: String) throws {
         try checkSocketPath(path)
         self.path = path
+        passed = nil
         let slash = path.lastIndex(of: "/") ?? path.startIndex
         let parent = slash == path.startIndex ? "/" : String(path[..<slash])
         do throws(SystemFailure) {
@@ -40,21 +48,48 @@ final class ControlSocket: Sendable {
         }
         directory = Mutex(descriptor)
         // What throws from here on is cleaned up by `deinit`.
-        try Self.lock(descriptor, for: path)
+        let deadline = cl_now_nanoseconds() + Self.lockNanoseconds
+        guard LockWait(LOCK_EX, on: descriptor).wait(until: deadline) else {
+            throw ControlError(
+                .busy,
+                "the directory of control socket \(path) is locked by another service's start")
+        }
         try removeStale()
+    }
+
+    /// A socket that listens already at `path`.
+    init(passed: PassedSocket, at path: String) {
+        self.path = path
+        self.passed = passed
+        directory = Mutex(nil)
     }
 
     deinit { unlockDirectory() }
 
-    /// Tells that the server listens on the path now: for its user alone.
-    func bound() throws {
+    /// Returns the descriptor of the socket, which listens now, for its user alone. It is the
+    /// caller's.
+    func listen() throws -> Int32 {
+        if let passed { return passed.descriptor }
+        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard descriptor >= 0 else { throw failed(errno) }
+        guard withSocketAddress(path, { bind(descriptor, $0, $1) }) == 0 else {
+            let reason = errno
+            close(descriptor)
+            throw failed(reason)
+        }
         var facts = stat()
-        guard chmod(path, 0o600) == 0, lstat(path, &facts) == 0 else {
-            let failure = SystemFailure(subject: path, errnoValue: errno)
-            throw ControlError(.failed, "control socket: \(failure)")
+        // Nobody can connect before `listen`, so it is private from its first use on.
+        guard chmod(path, 0o600) == 0, lstat(path, &facts) == 0,
+            Glibc.listen(descriptor, Self.backlog) == 0
+        else {
+            let reason = errno
+            close(descriptor)
+            unlink(path)
+            throw failed(reason)
         }
         inode.withLock { $0 = UInt64(facts.st_ino) }
         unlockDirectory()
+        return descriptor
     }
 
     /// Removes the socket, if it is still ours.
@@ -67,14 +102,9 @@ final class ControlSocket: Sendable {
         unlink(path)
     }
 
-    private static func lock(_ directory: Int32, for path: String) throws {
-        // Held by others only while they start; ten seconds are plenty.
-        let deadline = cl_now_nanoseconds() + 10_000_000_000
-        guard LockWait(LOCK_EX, on: directory).wait(until: deadline) else {
-            throw ControlError(
-                .busy,
-                "the directory of control socket \(path) is locked by another service's start")
-        }
+    private func failed(_ reason: Int32) -> ControlError {
+        ControlError(
+            .failed, "control socket: \(SystemFailure(subject: path, errnoValue: reason))")
     }
 
     private func unlockDirectory() {
@@ -89,8 +119,7 @@ final class ControlSocket: Sendable {
         guard lstat(path, &facts) == 0 else {
             let reason = errno
             if reason == ENOENT { return }
-            throw ControlError(
-                .failed, "control socket: \(SystemFailure(subject: path, errnoValue: reason))")
+            throw failed(reason)
         }
         guard facts.st_mode & S_IFMT == S_IFSOCK else {
             throw ControlError(
@@ -98,10 +127,7 @@ final class ControlSocket: Sendable {
                 "\(path) exists and is no socket; move it away or name another with --control")
         }
         let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard probe >= 0 else {
-            throw ControlError(
-                .failed, "control socket: \(SystemFailure(subject: path, errnoValue: errno))")
-        }
+        guard probe >= 0 else { throw failed(errno) }
         defer { close(probe) }
         let result = withSocketAddress(path) { connect(probe, $0, $1) }
         let reason = errno
@@ -117,10 +143,7 @@ final class ControlSocket: Sendable {
                 "\(SystemFailure(subject: path, errnoValue: reason)): whether a service listens "
                     + "there is unknown; name another socket with --control")
         }
-        guard unlink(path) == 0 || errno == ENOENT else {
-            throw ControlError(
-                .failed, "control socket: \(SystemFailure(subject: path, errnoValue: errno))")
-        }
+        guard unlink(path) == 0 || errno == ENOENT else { throw failed(errno) }
     }
 }
 

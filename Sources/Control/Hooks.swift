@@ -84,12 +84,8 @@ struct HookRunner: Sendable {
             }
             entry += 1
         }
-        for name in [
-            "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC",
-            "WATCHDOG_PID",
-        ] {
-            variables[name] = nil
-        }
+        // What names its sockets was removed when they were taken.
+        for name in ["WATCHDOG_USEC", "WATCHDOG_PID"] { variables[name] = nil }
         return variables
     }
 }

@@ -39,5 +39,12 @@ final class LockedDirectory: Sendable {
         }
     }
 
+    /// The runtime directory of a service. A file in it is locked, for the directory may be that of
+    /// the state too; its guardian has another. Blocks.
+    convenience init(runtime path: String) throws(ControlError) {
+        try self.init(
+            making: path, file: "service.lock", name: "runtime directory", option: "--runtime-dir")
+    }
+
     deinit { close(descriptor) }
 }

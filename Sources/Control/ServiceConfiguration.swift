@@ -6,7 +6,12 @@ package struct ServiceConfiguration: Sendable {
     package var control: String
     package var stateDirectory: String
     package var runtimeDirectory: String
+    /// Where NBD is served besides the passed sockets.
     package var nbd: [ListenAddress]
+    /// Sockets that whoever started the service opened for it.
+    package var passed: PassedSockets
+    /// A path that `--control` named in vain, because a control socket was passed.
+    package var unboundControl: String?
     package var attach: [AttachRequest]
     /// Nil: one per core, at most 4.
     package var loopCount: Int?
@@ -28,7 +33,8 @@ package struct ServiceConfiguration: Sendable {
 
     package init(
         control: String, stateDirectory: String, runtimeDirectory: String, nbd: [ListenAddress],
-        attach: [AttachRequest], loopCount: Int? = nil, allowsPlaintext: Bool = false,
+        passed: PassedSockets = PassedSockets(), attach: [AttachRequest], loopCount: Int? = nil,
+        allowsPlaintext: Bool = false,
         encryption: EncryptionSettings? = nil, user: ServiceUser? = nil,
         withoutRingFeatures: RingFeatures = [], notifySocket: String? = nil,
         freezeLimitMilliseconds: UInt64? = nil
@@ -49,10 +55,13 @@ package struct ServiceConfiguration: Sendable {
             throw ControlError(
                 .invalid, "\(control) cannot be both control and NBD socket; name two paths")
         }
-        self.control = control
+        self.control = passed.controlPath ?? control
+        unboundControl = control == self.control ? nil : control
         self.stateDirectory = stateDirectory
         self.runtimeDirectory = runtimeDirectory
-        self.nbd = nbd
+        // An address that was passed is served already.
+        self.nbd = nbd.filter { address in !passed.nbd.contains { $0.address == address } }
+        self.passed = passed
         self.attach = attach
         self.loopCount = loopCount
         self.allowsPlaintext = allowsPlaintext
@@ -62,6 +71,9 @@ package struct ServiceConfiguration: Sendable {
         self.notifySocket = notifySocket
         self.freezeLimitMilliseconds = freezeLimitMilliseconds
     }
+
+    /// Everywhere where NBD is served.
+    var servedAddresses: [ListenAddress] { passed.nbd.map(\.address) + nbd }
 }
 
 extension RingFeatures {

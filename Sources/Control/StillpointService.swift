@@ -53,16 +53,20 @@ package final class StillpointService: Service {
 
     /// Serves until a graceful stop is asked for.
     package func run() async throws {
+        if let unbound = configuration.unboundControl {
+            logger.warning(
+                """
+                the control socket is \(configuration.control), which was passed; \(unbound) is not \
+                bound
+                """)
+        }
         if let user = configuration.user {
             for path in ownDirectories { try user.checkDirectory(path) }
         }
         let state = try StateDirectory(opening: configuration.stateDirectory)
         let remembered = try state.load()
         let checkpoints = try CheckpointStore(loading: state.path)
-        // A file in it: the directory may be that of the state too. Its guardian has another.
-        let runtime = try LockedDirectory(
-            making: configuration.runtimeDirectory, file: "service.lock",
-            name: "runtime directory", option: "--runtime-dir")
+        let runtime = try LockedDirectory(runtime: configuration.runtimeDirectory)
         defer { withExtendedLifetime(runtime) {} }
         let blocking = try BlockingPool()
         defer { blocking.close() }
@@ -84,6 +88,9 @@ package final class StillpointService: Service {
     /// Another service that starts on the same path is waited for: not on a thread of Swift's pool.
     private func claimSocket(on blocking: BlockingPool) async throws -> ControlSocket {
         let path = configuration.control
+        if let passed = configuration.passed.control {
+            return ControlSocket(passed: passed, at: path)
+        }
         let outcome = await blocking.run { Result { try ControlSocket(claiming: path) } }
         guard let outcome else {
             preconditionFailure("nothing else waits in the blocking pool at the start")
@@ -217,7 +224,9 @@ package final class StillpointService: Service {
         _ exports: ExportTable, _ registries: Registries, socket: ControlSocket,
         loops: [LoopThread]
     ) async throws {
-        var server = NBDServerConfiguration(endpoints: configuration.nbd.map(\.endpoint))
+        var server = NBDServerConfiguration(
+            endpoints: configuration.passed.nbd.map(\.endpoint)
+                + configuration.nbd.map(\.endpoint))
         server.allowsPlaintext = configuration.allowsPlaintext
         let gateway = try configuration.encryption?.gateway(
             threadCount: loops.count, logger: logger)
@@ -263,9 +272,10 @@ package final class StillpointService: Service {
             probe: { try await registries.devices.probe($0) }, counts: counts,
             user: configuration.user, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
-        let application = server.application(path: configuration.control) {
+        let listener = server.listener()
+        let descriptor = try socket.listen()
+        let whenRunning: @Sendable () async -> Void = {
             do {
-                try socket.bound()
                 try self.giveUpRoot()
                 self.tellReady()
             } catch { failed.yield(error) }
@@ -274,7 +284,7 @@ package final class StillpointService: Service {
             group.addTask {
                 // Those who follow events are requests under way that would never finish.
                 try await withGracefulShutdownHandler {
-                    try await application.run()
+                    try await listener.run(on: descriptor, whenRunning: whenRunning)
                 } onGracefulShutdown: {
                     registries.events.close()
                 }
@@ -283,9 +293,6 @@ package final class StillpointService: Service {
             defer { group.cancelAll() }
             do {
                 try await group.next()
-            } catch  where Task.isShuttingDownGracefully {
-                // Asked to stop while it was starting: Hummingbird then ends with an error.
-                logger.info("stopped before the control socket was open: \(error)")
             } catch {
                 throw (error as? ControlError)
                     ?? ControlError(
@@ -302,8 +309,10 @@ package final class StillpointService: Service {
     private func giveUpRoot() throws {
         guard let user = configuration.user else { return }
         for path in ownDirectories { try user.own(path) }
+        // Passed sockets stay whose they are.
+        let control = configuration.passed.control == nil ? [configuration.control] : []
         try user.ownSockets(
-            [configuration.control]
+            control
                 + configuration.nbd.compactMap { address in
                     if case .unix(let path) = address { path } else { nil }
                 })
@@ -330,7 +339,8 @@ package final class StillpointService: Service {
             version: stillpointVersion, processId: getpid(), startedAt: startedAt,
             control: configuration.control, stateDirectory: configuration.stateDirectory,
             runtimeDirectory: configuration.runtimeDirectory,
-            nbd: configuration.nbd.map(\.description), loops: await registry.listLoops(),
+            nbd: configuration.servedAddresses.map(\.description),
+            loops: await registry.listLoops(),
             memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
             missing: await registry.listMissing(), blocks: await registries.blocks.list())

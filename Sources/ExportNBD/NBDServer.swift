@@ -11,10 +11,13 @@ internal import Synchronization
 // - After `stop` has returned, no listener, handshake or session is left on any loop.
 
 /// Where clients connect.
-package enum NBDEndpoint: Sendable, Equatable {
+package indirect enum NBDEndpoint: Sendable, Equatable {
     /// A Unix socket, mode 0600.
     case unix(path: String)
     case tcp(host: String, port: UInt16)
+    /// A socket that somebody else opened there and that listens already. The descriptor is the
+    /// server's from now on, the name is not.
+    case passed(descriptor: Int32, at: NBDEndpoint)
 }
 
 /// How the server behaves.
@@ -130,10 +133,11 @@ package final class NBDServer: Sendable {
     }
 
     private func security(of endpoint: NBDEndpoint) -> NBDSecurity {
-        switch (endpoint, configuration.encryption?.mode) {
+        if case .passed(_, let address) = endpoint { return security(of: address) }
+        return switch (endpoint, configuration.encryption?.mode) {
         case (_, nil): .unavailable
         case (.tcp, .required): .required
-        case (.tcp, .offered), (.unix, _): .offered
+        case (.tcp, .offered), (.unix, _), (.passed, _): .offered
         }
     }
 

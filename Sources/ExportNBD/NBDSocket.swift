@@ -20,6 +20,8 @@ enum NBDSocket {
         case .unix(let path): try listenUnix(path)
         case .tcp(let host, let port):
             try listenTCP(host, port, allowsPlaintext: allowsPlaintext)
+        case .passed(let descriptor, let address):
+            try takeOver(descriptor, at: address, allowsPlaintext: allowsPlaintext)
         }
     }
 
@@ -113,13 +115,7 @@ enum NBDSocket {
                 message: "NBD address \(name): \(String(cString: gai_strerror(result)))")
         }
         defer { freeaddrinfo(found) }
-        guard allowsPlaintext || isLoopback(first.pointee.ai_addr) else {
-            throw NBDServerError(
-                kind: .refused,
-                message: "NBD address \(name) is not a loopback address, and NBD without TLS is "
-                    + "readable and writable by everyone on the network; use --tls require, or "
-                    + "--allow-plaintext if that is meant")
-        }
+        guard allowsPlaintext || isLoopback(first.pointee.ai_addr) else { throw exposed(name) }
         let socket = try open(first.pointee.ai_family, name)
         var one: Int32 = 1
         setsockopt(
@@ -135,6 +131,39 @@ enum NBDSocket {
                 : failed(name, failure)
         }
         return socket
+    }
+
+    private static func exposed(_ name: String) -> NBDServerError {
+        NBDServerError(
+            kind: .refused,
+            message: "NBD address \(name) is not a loopback address, and NBD without TLS is "
+                + "readable and writable by everyone on the network; use --tls require, or "
+                + "--allow-plaintext if that is meant")
+    }
+
+    // MARK: Passed
+
+    private static func takeOver(
+        _ descriptor: Int32, at address: NBDEndpoint, allowsPlaintext: Bool
+    ) throws(NBDServerError) -> Int32 {
+        if case .tcp(let host, let port) = address, !allowsPlaintext {
+            let name = "tcp:\(host):\(port)"
+            var storage = sockaddr_storage()
+            var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+            let isPrivate: Bool? = withUnsafeMutablePointer(to: &storage) { pointer in
+                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    getsockname(descriptor, $0, &length) == 0 ? isLoopback($0) : nil
+                }
+            }
+            guard let isPrivate else { throw failed(name, errno) }
+            guard isPrivate else { throw exposed(name) }
+        }
+        // The ring waits for clients by itself, and would not where the socket forbids waiting.
+        let flags = fcntl(descriptor, F_GETFL)
+        guard flags >= 0, fcntl(descriptor, F_SETFL, flags & ~O_NONBLOCK) == 0 else {
+            throw failed("passed socket", errno)
+        }
+        return descriptor
     }
 
     static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {

@@ -21,10 +21,11 @@ package final class ChildProcess: @unchecked Sendable {
     private var pending: [UInt8] = []
     private var ending: Ending?
 
-    /// Starts `path`; standard error goes to `diagnostics`, standard output is read with `readLine`.
+    /// Starts `path`; standard error goes to `diagnostics`, standard output is read with `readLine`;
+    /// it finds the descriptors `passing` from 3 on.
     package init(
         _ path: String, _ arguments: [String], environment: [String: String] = [:],
-        diagnostics: String? = nil, withInput: Bool = false
+        diagnostics: String? = nil, withInput: Bool = false, passing: [Int32] = []
     ) throws {
         var outputs: [Int32] = [-1, -1]
         var inputs: [Int32] = [-1, -1]
@@ -36,7 +37,7 @@ package final class ChildProcess: @unchecked Sendable {
         }
         processID = try Self.spawn(
             path, arguments, environment: environment, input: withInput ? inputs[0] : nil,
-            output: outputs[1], diagnostics: diagnostics)
+            output: outputs[1], diagnostics: diagnostics, passing: passing)
         output = outputs[0]
         input = withInput ? inputs[1] : nil
         process = stillpoint_test_pidfd_open(processID)
@@ -136,11 +137,19 @@ package final class ChildProcess: @unchecked Sendable {
     /// Starts a process with the given descriptors; all others are closed in it.
     package static func spawn(
         _ path: String, _ arguments: [String], environment: [String: String] = [:],
-        input: Int32?, output: Int32?, diagnostics: String?, ownSession: Bool = false
+        input: Int32?, output: Int32?, diagnostics: String?, ownSession: Bool = false,
+        passing: [Int32] = []
     ) throws -> pid_t {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
+        // Out of the way first, so that none is overwritten by another on its way to its number.
+        let copies = passing.map { fcntl($0, F_DUPFD_CLOEXEC, 1000) }
+        defer { for copy in copies { close(copy) } }
+        for (index, copy) in copies.enumerated() {
+            guard copy >= 0 else { throw TestFailure("cannot pass descriptor \(passing[index])") }
+            posix_spawn_file_actions_adddup2(&actions, copy, Int32(3 + index))
+        }
         if let input {
             posix_spawn_file_actions_adddup2(&actions, input, 0)
         } else {

@@ -16,6 +16,9 @@ struct Serve: AsyncParsableCommand {
             Attached devices are remembered in the state directory and attached again at the next \
             start.
 
+            Sockets named control and nbd that a service manager passes (LISTEN_FDS, as systemd does) \
+            are served in place of --control and of the default of --nbd, and left where they are.
+
             A configuration file is YAML; its keys are the long options without the dashes, and \
             paths in it are absolute. The command line overrides it.
 
@@ -106,10 +109,12 @@ struct Serve: AsyncParsableCommand {
     var check = false
 
     mutating func run() async throws {
+        // First of all: what is opened from here on must not be taken for a passed socket.
+        let passed = try PassedSockets.take()
         let file = try config.map { try ConfigurationFile(reading: try Defaults.absolute($0)) }
         let logLevel =
             logLevel ?? file?.word("log-level", Logger.Level.allCases) ?? Logger.Level.info
-        let configuration = try serviceConfiguration(file)
+        let configuration = try serviceConfiguration(file, passed)
         guard !check else { return try Self.report(configuration.problems()) }
         Self.prepareProcess()
         LoggingSystem.bootstrap { QuietLogHandler(StreamLogHandler.standardError(label: $0)) }
@@ -141,11 +146,14 @@ struct Serve: AsyncParsableCommand {
 
     /// What the command line says, else the file, else the defaults.
     private func serviceConfiguration(
-        _ file: ConfigurationFile?
+        _ file: ConfigurationFile?, _ passed: PassedSockets
     ) throws -> ServiceConfiguration {
         let fromFile = file?.path("control")
-        let control = try Defaults.absolute(try control ?? fromFile ?? Defaults.control())
-        let directory = String(control[..<(control.lastIndex(of: "/") ?? control.startIndex)])
+        // Where a socket was passed, the default names none that could be missed.
+        let asked = try control ?? fromFile ?? passed.controlPath ?? Defaults.control()
+        let control = try Defaults.absolute(asked)
+        let place = passed.controlPath ?? control
+        let directory = String(place[..<(place.lastIndex(of: "/") ?? place.startIndex)])
         let fileAddresses = file?.checked("nbd") { () throws(ControlError) in
             try file?.texts("nbd")?.map { text throws(ControlError) in
                 try ListenAddress(parsing: text)
@@ -175,15 +183,22 @@ struct Serve: AsyncParsableCommand {
                 try stateDir ?? fileState ?? Defaults.stateDirectory()),
             runtimeDirectory: try (runtimeDir ?? fileRuntime).map { try Defaults.absolute($0) }
                 ?? (directory.isEmpty ? "/" : directory),
-            nbd: addresses.isEmpty ? [.unix(path: directory + "/nbd.sock")] : addresses,
-            attach: devices, loopCount: loops ?? fileLoops,
+            nbd: addresses.isEmpty && passed.nbd.isEmpty
+                ? [.unix(path: directory + "/nbd.sock")] : addresses,
+            passed: passed, attach: devices, loopCount: loops ?? fileLoops,
             allowsPlaintext: allowPlaintext || filePlaintext,
             encryption: try EncryptionSettings(checking: encryption),
             user: try user.map { try ServiceUser(named: $0) },
             withoutRingFeatures: without ?? [],
-            notifySocket: Defaults.environment("NOTIFY_SOCKET"),
+            notifySocket: Self.takeNotifySocket(),
             freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")
                 .flatMap { UInt64($0) })
+    }
+
+    /// The service manager's socket, which is not for the programs that the service starts.
+    private static func takeNotifySocket() -> String? {
+        defer { unsetenv("NOTIFY_SOCKET") }
+        return Defaults.environment("NOTIFY_SOCKET")
     }
 
     private static func attachRequest(_ text: String) throws -> AttachRequest {

@@ -237,6 +237,35 @@ struct `Filesystems that are frozen for a snapshot` {
         #expect(try harness.snapshotNames().isEmpty)
     }
 
+    @Test func `are thawed by command when service and guardian were killed`() throws {
+        let slow = try MountedDisk()
+        let fast = try MountedDisk()
+        let harness = try ControlHarness()
+        try harness.attach("a")
+        // What a service and a guardian leave that are killed at once in the middle of a cut.
+        try Command.check("fsfreeze", ["--freeze", fast.path])
+        try Command.check("fsfreeze", ["--freeze", slow.path])
+        try "\(fast.path)\n\(slow.path)\n/no/such/mount\n".write(
+            toFile: harness.frozenList, atomically: false, encoding: .utf8)
+        let thaw = ["thaw", "--runtime-dir", harness.service.directory.path("run")]
+        let refused = try Command.run(TestService.binary, thaw)
+        #expect(refused.status == 4)
+        #expect(refused.diagnostics.contains("lives, and thaws what it has frozen itself"))
+        #expect(try !fast.isWritable(within: 0.2))
+        let guardian = try #require(try guardians(of: harness.service.process.processID).first)
+        kill(guardian, SIGSTOP)
+        try harness.service.process.killAndWait()
+        kill(guardian, SIGKILL)
+        let done = try Command.run(TestService.binary, thaw + ["--json"])
+        #expect(done.status == 0, "\(done.diagnostics)")
+        let document = try JSONSerialization.jsonObject(with: Data(done.output.utf8))
+        #expect((document as? [String: [String]])?["thawed"] == [slow.path, fast.path])
+        #expect(try fast.isWritable() && slow.isWritable())
+        #expect(!FileManager.default.fileExists(atPath: harness.frozenList))
+        let again = try Command.run(TestService.binary, thaw)
+        #expect(again.status == 0 && again.output == "nothing was frozen\n")
+    }
+
     @Test(.enabled(if: canUseFUSE, "needs /dev/fuse"))
     func `are those on local block devices, without being named`() throws {
         let harness = try ControlHarness()

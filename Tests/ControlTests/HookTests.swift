@@ -9,10 +9,11 @@ struct `A hook` {
         let harness = try ControlHarness()
         try harness.attach("a")
         try harness.attach("b")
+        // Others of this prefix are for the tests themselves.
+        let names = "^STILLPOINT_(CONTROL|DEVICES|ERROR|PHASE|RESULT|SNAPSHOT_)"
+        let place = harness.service.directory.root
         let hook = try harness.script(
-            "hook",
-            "env | grep ^STILLPOINT_ | sort > \(harness.service.directory.root)/env.$STILLPOINT_PHASE"
-        )
+            "hook", "env | grep -E '\(names)' | sort > \(place)/env.$STILLPOINT_PHASE")
         let id =
             try harness.object(
                 "snapshot", "create", "--device", "a", "--device", "b", "--name", "s", "--pre",
@@ -216,13 +217,22 @@ struct `A hook` {
     }
 }
 
+/// Makes a shell script, by a process of its own: a file that this one had open for writing is busy
+/// for as long as a program that it starts at the same time has not begun.
+func makeScript(_ path: String, _ body: String) throws {
+    try Command.check(
+        "/bin/sh",
+        [
+            "-c", "printf '%s\\n' \"$1\" > \"$2\" && chmod 700 \"$2\"", "sh",
+            "#!/bin/bash\n" + body, path,
+        ])
+}
+
 extension ControlHarness {
     /// Makes a shell script and returns its path.
     fileprivate func script(_ name: String, _ body: String) throws -> String {
         let path = service.directory.path(name)
-        try ("#!/bin/bash\n" + body + "\n").write(
-            toFile: path, atomically: true, encoding: .utf8)
-        guard chmod(path, 0o700) == 0 else { throw TestFailure("chmod: \(errno)") }
+        try makeScript(path, body)
         return path
     }
 

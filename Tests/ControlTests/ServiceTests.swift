@@ -80,6 +80,41 @@ struct `The service` {
         #expect(try harness.command("status").status == 0)
     }
 
+    @Test func `waits for another start on the same socket, up to a limit`() throws {
+        let place = try TemporaryDirectory()
+        let arguments = [
+            "serve", "--control", place.path("c/control.sock"), "--state-dir", place.path("state"),
+            "--runtime-dir", place.path("run"), "--loops", "1",
+        ]
+        #expect(mkdir(place.path("c"), 0o700) == 0)
+        let other = open(place.path("c"), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        defer { close(other) }
+        for isReleased in [true, false] {
+            #expect(flock(other, LOCK_EX) == 0)
+            let service = try ChildProcess(
+                TestService.binary, arguments, diagnostics: place.path("log"))
+            let tasks = "/proc/\(service.processID)/task"
+            let end = monotonicSeconds() + 60
+            var isWaiting = false
+            while !isWaiting, monotonicSeconds() < end {
+                let threads = try FileManager.default.contentsOfDirectory(atPath: tasks)
+                isWaiting = threads.contains { thread in
+                    // A thread that has ended meanwhile waits for nothing.
+                    let name = try? String(
+                        contentsOfFile: "\(tasks)/\(thread)/comm", encoding: .utf8)
+                    return name == "lock-wait\n"
+                }
+            }
+            #expect(isWaiting)
+            if isReleased { #expect(flock(other, LOCK_UN) == 0) }
+            #expect(try service.readLine(deadline: 120) == (isReleased ? "ready" : nil))
+            if isReleased { service.send(signal: SIGTERM) }
+            #expect(try service.wait(deadline: 60) == .exited(isReleased ? 0 : 4))
+        }
+        let log = try String(contentsOfFile: place.path("log"), encoding: .utf8)
+        #expect(log.contains("is locked by another service's start"))
+    }
+
     @Test func `leaves nothing behind when it cannot start`() throws {
         let directory = try TemporaryDirectory()
         let arguments = [

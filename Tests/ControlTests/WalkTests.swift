@@ -26,6 +26,10 @@ struct `Every command and every exit status` {
         if canUseFUSE && canUseLoopDevices { try blocks(walk) }
         try walk.does(["status"], schema: "Status", says: "vm1")
         try walk.does(["events"], schema: "Event", isList: true, says: "device-attached")
+        let left = walk.harness.service.directory.path("left")
+        #expect(mkdir(left, 0o700) == 0)
+        try walk.does(
+            ["thaw", "--runtime-dir", left], schema: "Thawed", says: "nothing was frozen")
         try walk.does(
             ["device", "detach", "vm1"], json: ["device", "detach", "vm2"], schema: "Detached",
             says: "detached vm1")
@@ -94,6 +98,7 @@ struct `Every command and every exit status` {
             ["block", "attach", "vm1"], json: ["block", "attach", "vm2"], schema: "Block",
             says: "/dev/loop")
         try walk.does(["block", "list"], schema: "Block", isList: true, says: "vm1")
+        try walk.fails(["device", "detach", "vm1"], 4, says: "block detach")
         let list = try walk.harness.document("block", "list") as? [[String: Any]] ?? []
         let paths = list.compactMap { $0["path"] as? String }
         #expect(paths.count == 2)
@@ -108,6 +113,7 @@ struct `Every command and every exit status` {
         try notFound(walk)
         try busy(walk, image)
         try failed(walk, image)
+        try wrongUsage(walk, image)
         try historyAndCorruption(walk, image)
         // Wrong usage, by every command there is.
         for command in try Walk.commands().sorted() {
@@ -139,16 +145,23 @@ struct `Every command and every exit status` {
             ["probe", "/none"], ["device", "attach", "none", "/none"],
             ["device", "resize", "none"],
             ["copy", "vm1@none", walk.harness.service.directory.path("copy")],
+            ["thaw", "--runtime-dir", "/none"],
         ]
         for arguments in missing { try walk.fails(arguments, 3, says: "none") }
     }
 
     private func busy(_ walk: Walk, _ image: String) throws {
         let other = try walk.harness.image("other.img")
+        let run = walk.harness.service.directory.path("run")
+        try walk.fails(["thaw", "--runtime-dir", run], 4, says: run)
         try walk.fails(["device", "attach", "vm1", other], 4, says: image)
         try walk.fails(["device", "attach", "vm2", image], 4, says: "vm1")
+        try walk.harness.done("checkpoint", "create", "base", "--device", "vm1")
         try walk.harness.done(
             "snapshot", "create", "--device", "vm1", "--name", "s", "--storage", "memory:16M")
+        let copy = walk.harness.service.directory.path("no-copy")
+        try walk.fails(["copy", "vm1@s", copy, "--since", "base"], 5, says: "full copy")
+        try walk.fails(["copy", "vm1@s", image], 4, says: image)
         try walk.fails(["device", "detach", "vm1"], 4, says: "--force")
         try walk.fails(["snapshot", "take", "s"], 4, says: "already")
         try walk.fails(
@@ -158,6 +171,37 @@ struct `Every command and every exit status` {
         try walk.fails(["changes", "vm1", "--since", "after", "--until", "s"], 2, says: "after")
         try walk.harness.done("snapshot", "destroy", "s")
         try walk.fails(["changes", "vm1", "--until", "s"], 4, says: "s")
+    }
+
+    /// Names, sizes and values that cannot be, of every command that takes any.
+    private func wrongUsage(_ walk: Walk, _ image: String) throws {
+        let create = ["snapshot", "create", "--device", "vm1"]
+        let cases: [(arguments: [String], words: String)] = [
+            (["status", "extra"], "extra"), (["probe", ""], "empty path"),
+            (["device", "list", "extra"], "extra"), (["device", "show"], "name"),
+            (["device", "attach", "a b", image], "a b"),
+            (["device", "attach", "vm9", image, "--sector-size", "513"], "513"),
+            (["device", "resize", "vm1", "extra"], "extra"), (["device", "detach"], "name"),
+            (create + ["--name", "a@b"], "a@b"), (create + ["--storage", "memory:much"], "much"),
+            (create + ["--limit", "1M"], "limit"), (create + ["--limit", "-1"], "limit"),
+            (create + ["--on-overflow", "never"], "never"),
+            (create + ["--freeze", "none", "--freeze", "auto"], "freeze none"),
+            (create + ["--device", "vm1"], "vm1"), (["snapshot", "take"], "snapshot"),
+            (["snapshot", "show"], "snapshot"), (["snapshot", "destroy"], "snapshot"),
+            (["snapshot", "list", "extra"], "extra"),
+            (["snapshot", "append-storage", "s", "--storage", "memory:4095K"], "4095K"),
+            (["checkpoint", "create", "a b", "--device", "vm1"], "a b"),
+            (["checkpoint", "create", "c"], "--device"), (["checkpoint", "delete"], "name"),
+            (["checkpoint", "list", "extra"], "extra"),
+            (["changes", "vm1", "--format", "picture"], "picture"),
+            (["changes", "mark", "vm1", "--range", "0:0"], "0"),
+            (["changes", "mark", "vm1", "--range", "4096"], "4096"),
+            (["events", "--timeout", "soon"], "soon"), (["events", "--after", "-1"], "after"),
+            (["copy", "vm1", "/var/tmp/none"], "DEVICE@SNAPSHOT"),
+            (["block", "attach"], "target"), (["block", "detach"], "path"),
+            (["block", "list", "extra"], "extra"), (["thaw", "--runtime-dir", ""], "empty path"),
+        ]
+        for (arguments, words) in cases { try walk.fails(arguments, 2, says: words) }
     }
 
     private func failed(_ walk: Walk, _ image: String) throws {
@@ -208,7 +252,7 @@ struct `Every command and every exit status` {
         let plain: Set<String> = [
             "status", "events", "device list", "snapshot list", "checkpoint list", "block list",
         ]
-        for command in try Walk.commands().subtracting(["serve", "probe"]).sorted() {
+        for command in try Walk.commands().subtracting(["serve", "probe", "thaw"]).sorted() {
             let words = command.split(separator: " ").map(String.init)
             let rest = named[command] ?? (plain.contains(command) ? [] : ["a"])
             let outcome = try Command.run(
@@ -228,11 +272,19 @@ struct `Every command and every exit status` {
         let other = ["--reuid", "65534", "--regid", "65534", "--clear-groups", TestService.binary]
         // The way to the socket is open, the socket is not.
         chmod(harness.service.directory.root, 0o755)
-        let status = try Command.run(
-            "setpriv", other + ["status", "--control", harness.service.controlPath])
-        #expect(status.status == 7)
-        #expect(status.output == "")
-        #expect(status.diagnostics.contains("Permission denied"))
+        for form in [[], ["--json"]] {
+            let status = try Command.run(
+                "setpriv", other + ["status", "--control", harness.service.controlPath] + form)
+            #expect(status.status == 7)
+            #expect(status.output == "")
+            #expect(status.diagnostics.contains("Permission denied"))
+            let thaw = try Command.run(
+                "setpriv",
+                other + ["thaw", "--runtime-dir", harness.service.directory.path("run")] + form)
+            #expect(thaw.status == 1)
+            #expect(thaw.output == "")
+            #expect(thaw.diagnostics.contains("Permission denied"))
+        }
         let serve = try Command.run(
             "setpriv",
             other + [

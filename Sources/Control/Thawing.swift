@@ -1,0 +1,37 @@
+internal import DataPlane
+internal import Glibc
+
+/// Thaws what a service that is gone left frozen, and returns the mount points that were thawed:
+/// what its guardian and its next start do, for the service manager and for an operator.
+///
+/// It keeps services from starting on that directory while it is at work, so that none is disturbed
+/// in a freeze of its own. Blocks, at most for the time in which a freeze may still come back.
+package func thawLeftovers(ofServiceIn runtimeDirectory: String) throws(ControlError) -> [String] {
+    var facts = stat()
+    guard stat(runtimeDirectory, &facts) == 0 else {
+        let reason = errno
+        throw ControlError(
+            reason == ENOENT ? .notFound : .failed,
+            "runtime directory \(runtimeDirectory): \(errnoText(reason)); name the service's with "
+                + "--runtime-dir")
+    }
+    let claim: LockedDirectory
+    do throws(ControlError) {
+        claim = try LockedDirectory(runtime: runtimeDirectory)
+    } catch  where error.code == .busy {
+        throw ControlError(
+            .busy,
+            "the service that uses \(runtimeDirectory) lives, and thaws what it has frozen itself; "
+                + "stop it first")
+    }
+    defer { withExtendedLifetime(claim) {} }
+    let list = runtimeDirectory + "/" + FrozenFilesystems.listName
+    let thawed = FrozenFilesystems.thaw(listedIn: list)
+    guard access(list, F_OK) != 0 else {
+        throw ControlError(
+            .failed,
+            "a freeze that the service began has not come back, so what \(list) names may become "
+                + "frozen yet; do it again later")
+    }
+    return thawed
+}
