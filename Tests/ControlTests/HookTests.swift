@@ -217,13 +217,22 @@ struct `A hook` {
     }
 }
 
+/// Makes a shell script, by a process of its own: a file that this one had open for writing is busy
+/// for as long as a program that it starts at the same time has not begun.
+func makeScript(_ path: String, _ body: String) throws {
+    try Command.check(
+        "/bin/sh",
+        [
+            "-c", "printf '%s\\n' \"$1\" > \"$2\" && chmod 700 \"$2\"", "sh",
+            "#!/bin/bash\n" + body, path,
+        ])
+}
+
 extension ControlHarness {
     /// Makes a shell script and returns its path.
     fileprivate func script(_ name: String, _ body: String) throws -> String {
         let path = service.directory.path(name)
-        try ("#!/bin/bash\n" + body + "\n").write(
-            toFile: path, atomically: true, encoding: .utf8)
-        guard chmod(path, 0o700) == 0 else { throw TestFailure("chmod: \(errno)") }
+        try makeScript(path, body)
         return path
     }
 

@@ -113,14 +113,13 @@ struct `Sockets that a service manager passes` {
         try makeSparseFile(manager.directory.path("disk.img"), byteCount: 1 << 20)
         let hook = manager.directory.path("hook")
         let record = manager.directory.path("record")
-        try """
-        #!/bin/bash
-        env | grep -E '^(LISTEN|NOTIFY)_' > \(record)
-        ls -l /proc/self/fd | grep socket: >> \(record)
-        echo end >> \(record)
-
-        """.write(toFile: hook, atomically: true, encoding: .utf8)
-        chmod(hook, 0o700)
+        try makeScript(
+            hook,
+            """
+            env | grep -E '^(LISTEN|NOTIFY)_' > \(record)
+            ls -l /proc/self/fd | grep socket: >> \(record)
+            echo end >> \(record)
+            """)
         let service = try manager.start(["--attach", "a=\(manager.directory.path("disk.img"))"])
         let taken = try manager.client(
             "snapshot", "create", "--device", "a", "--name", "s", "--pre", hook)
