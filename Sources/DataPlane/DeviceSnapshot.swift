@@ -18,7 +18,7 @@ package struct SnapshotStorage: Sendable {
         notify: @escaping @Sendable (StorageSource.Notice, String) -> Void
     ) async throws(AttachError) -> SnapshotStorage {
         let origins = devices.flatMap(\.foundations)
-        let result = await blocking.run { () -> Result<[StorageSource], AttachError> in
+        let result = await blocking.run { () -> (opened: [StorageSource], failure: AttachError?) in
             var opened: [StorageSource] = []
             do throws(AttachError) {
                 for request in requests {
@@ -35,16 +35,20 @@ package struct SnapshotStorage: Sendable {
                         throw error
                     }
                 }
-                return .success(opened)
-            } catch {
-                for source in opened { source.drained() }
-                return .failure(error)
-            }
+                return (opened, nil)
+            } catch { return (opened, error) }
         }
         guard let result else {
             throw AttachError(.busy, "too many operations wait; try again")
         }
-        return SnapshotStorage(sources: try result.get())
+        let storage = SnapshotStorage(sources: result.opened)
+        if let failure = result.failure {
+            // Who is told that it failed finds nothing of it any more.
+            storage.release()
+            await storage.closed()
+            throw failure
+        }
+        return storage
     }
 
     private static func check(
