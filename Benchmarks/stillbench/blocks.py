@@ -36,7 +36,7 @@ def run(bench, place="tmpfs"):
                 try:
                     with contenders[name](bench, directory, image) as device:
                         for label, pattern in WORKLOADS:
-                            outcome, command = fio(device, pattern, max(bench.seconds, 1))
+                            outcome, command = fio(device, pattern, bench.seconds)
                             bench.results.command(f"{name}, {pattern}", command)
                             runs[label][name].append(outcome)
                 except (RuntimeError, subprocess.CalledProcessError) as failure:

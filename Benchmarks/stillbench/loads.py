@@ -58,7 +58,7 @@ def fio(device, pattern, seconds, depth=DEPTH, block="4k"):
     command = [
         "fio", "--name=bench", f"--filename={device}", "--ioengine=io_uring", "--direct=1",
         f"--rw={pattern}", f"--bs={block}", f"--iodepth={depth}", "--randseed=4711",
-        "--norandommap", "--time_based", f"--runtime={seconds}", "--ramp_time=0.3", "--thread",
+        "--norandommap", "--time_based", f"--runtime={int(seconds * 1000)}ms", "--ramp_time=0.3", "--thread",
         "--output-format=json",
     ]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -148,12 +148,13 @@ class Stillpoint(Server):
         return json.loads(outcome.stdout)
 
     def take(self, name, devices, storage, limit="8G"):
-        """Takes a snapshot of the devices with one storage."""
+        """Takes a snapshot of the devices with one storage; without a name it leaves no checkpoint."""
         options = [option for device in devices for option in ("--device", device)]
         if not storage.startswith("memory:"):
             options += ["--limit", limit]
-        return self.call(
-            "snapshot", "create", *options, "--name", name, "--storage", storage)
+        if name:
+            options += ["--name", name]
+        return self.call("snapshot", "create", *options, "--storage", storage)
 
 
 def nbdkit(image, directory, filters=()):
