@@ -335,4 +335,52 @@ struct `Answers about changes` {
                     + "\(run.answerCount) answers, \(monotonicSeconds() - began) s")
         }
     }
+
+    @Test func `stay right over more cuts than an entry can count back`() throws {
+        var generator = SeededGenerator.announced("many cuts")
+        let cutCount = sized("cuts in one run", soak: 70_000, otherwise: 3500)
+        let harness = try SnapshotHarness(loops: 1)
+        let directory = try TemporaryDirectory(inMemory: true)
+        let path = directory.path("disk")
+        try makeSparseFile(path, byteCount: 4 * mebibyte)
+        try harness.attach("d", path)
+        let client = try harness.client("d")
+        func write(_ block: Int) throws {
+            try client.write(UInt64(block * 4096), generator.bytes(4096))
+        }
+        try harness.ask("POST", "/v1/checkpoints", ["name": "first", "devices": ["d"]])
+        // Chunk 0 is touched now and at the end only: all cuts lie between.
+        try write(3)
+        var sinceFirst: Set<Int> = [3, 5]
+        var sinceMiddle: Set<Int> = [5]
+        for cut in 0..<cutCount {
+            if cut == cutCount / 2 {
+                try harness.ask("POST", "/v1/checkpoints", ["name": "middle", "devices": ["d"]])
+            }
+            if cut % 500 == 250 {
+                let block = Int.random(in: 16..<1024, using: &generator)
+                try write(block)
+                sinceFirst.insert(block)
+                if cut >= cutCount / 2 { sinceMiddle.insert(block) }
+            }
+            let made = try harness.ask(
+                "POST", "/v1/snapshots", ["devices": ["d"], "storage": ["memory:4M"]])
+            try harness.ask("DELETE", "/v1/snapshots/\(made["id"] as? String ?? "")")
+        }
+        try write(5)
+        for (base, truth) in [("first", sinceFirst), ("middle", sinceMiddle)] {
+            let page = try harness.ask("GET", "/v1/devices/d/changes?since=\(base)")
+            let ranges = page["ranges"] as? [[String: Int]] ?? []
+            let answer = Set(
+                ranges.flatMap { range in
+                    let offset = range["offset"] ?? 0
+                    return offset / 4096..<(offset + (range["length"] ?? 0)) / 4096
+                })
+            #expect(page["next_offset"] as? Int == nil)
+            #expect(answer.isSuperset(of: truth), "since \(base): \(truth.subtracting(answer))")
+            let touched = Set(truth.map { $0 / 16 })
+            #expect(answer.allSatisfy { touched.contains($0 / 16) }, "since \(base)")
+        }
+        #expect(try harness.service.stop() == .exited(0))
+    }
 }
