@@ -25,12 +25,14 @@ struct `A checkpoint under load` {
         var returned: [UInt64] = []
         let rounds = sized("checkpoints under load", soak: 200, otherwise: 12)
         for round in 0..<rounds {
-            let written = loads.reduce(0) { $0 + $1.writeCount }
             try harness.ask(
                 "POST", "/v1/checkpoints", ["name": "c\(round)", "devices": ["a", "b"]])
             returned.append(monotonicNanoseconds())
-            // Some writes between two of them.
-            while loads.reduce(0, { $0 + $1.writeCount }) < written + 200 { sched_yield() }
+            // Some writes of each after it, more than were under way.
+            for load in loads {
+                let written = load.writeCount
+                while load.writeCount < written + 100 { sched_yield() }
+            }
         }
         for load in loads { try load.stop() }
         for load in loads {
