@@ -90,6 +90,35 @@ package final class TestService: @unchecked Sendable {
         }
     }
 
+    /// What the service has open, as the kernel names it: files, sockets, pipes.
+    package func openDescriptors() throws -> [String] {
+        let directory = "/proc/\(process.processID)/fd"
+        return try FileManager.default.contentsOfDirectory(atPath: directory).map { number in
+            // One that was closed since the listing has no name any more.
+            (try? FileManager.default.destinationOfSymbolicLink(atPath: "\(directory)/\(number)"))
+                ?? "closed"
+        }
+    }
+
+    /// Waits until the service has no more open than it had: connections whose clients have ended
+    /// take a moment to be closed.
+    ///
+    /// - Returns: What is open beyond `before` when the time is over; nothing if all was returned.
+    package func descriptorsNotReturned(since before: [String], deadline: Double = 60) throws
+        -> [String]
+    {
+        let end = monotonicSeconds() + deadline
+        while true {
+            var now = try openDescriptors()
+            if now.count <= before.count { return [] }
+            guard monotonicSeconds() < end else {
+                for name in before { now.firstIndex(of: name).map { _ = now.remove(at: $0) } }
+                return now
+            }
+            sched_yield()
+        }
+    }
+
     /// A figure in KiB of /proc/PID/status, such as VmRSS.
     package func statusKibibytes(_ name: String) throws -> Int {
         let text = try String(

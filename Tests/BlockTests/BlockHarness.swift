@@ -101,13 +101,6 @@ final class BlockHarness: @unchecked Sendable {
             .split(separator: "\n").map { String($0.split(separator: " ")[4]) }
             .filter { $0.hasPrefix(mountDirectory + "/") }
     }
-
-    /// Open descriptors of the service.
-    func descriptorCount() throws -> Int {
-        try FileManager.default.contentsOfDirectory(
-            atPath: "/proc/\(service.process.processID)/fd"
-        ).count
-    }
 }
 
 /// A filesystem, with the commands that make and check it.

@@ -133,7 +133,7 @@ struct `Attacks on TLS` {
 
     @Test func `200 half-open handshakes keep no real client out`() throws {
         let tls = try required()
-        let before = try tls.descriptorCount()
+        let before = try tls.service.openDescriptors()
         // The first bytes of a record that announces a handshake message and never goes on.
         let hello: [UInt8] = [22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]
         var halfOpen: [NBDClient] = []
@@ -148,7 +148,8 @@ struct `Attacks on TLS` {
         // The oldest made room for the newest, all in all within the time of a handshake.
         for client in halfOpen { try client.drainUntilClosed() }
         #expect(monotonicSeconds() - start < 40)
-        try expectReturned(tls, before)
+        let kept = try tls.service.descriptorsNotReturned(since: before)
+        #expect(kept == [])
     }
 
     @Test func `a slow handshake is dropped at its limit, whatever it sends`() throws {
@@ -172,9 +173,11 @@ struct `Attacks on TLS` {
 
     @Test func `a client that takes no replies is dropped behind TLS too`() throws {
         let tls = try required()
+        let descriptors = try tls.service.openDescriptors()
         try expectUnharmed(tls)
+        let kept = try tls.service.descriptorsNotReturned(since: descriptors)
+        #expect(kept == [])
         let before = try tls.service.statusKibibytes("VmHWM")
-        let descriptors = try tls.descriptorCount()
         let client = try tls.startPython(
             certificates: certificates,
             """
@@ -186,9 +189,10 @@ struct `Attacks on TLS` {
             sys.stdin.readline()
             """)
         #expect(try client.readLine(deadline: 60) == "asked")
-        #expect(try tls.descriptorCount() > descriptors)
+        #expect(try tls.service.openDescriptors().count > descriptors.count)
         let start = monotonicSeconds()
-        try expectReturned(tls, descriptors)
+        let late = try tls.service.descriptorsNotReturned(since: descriptors)
+        #expect(late == [])
         #expect(monotonicSeconds() - start > 5, "it was not dropped for taking nothing")
         try client.killAndWait()
         // 64 replies of 4 MiB were asked for; the pool of the loop and a window are what they got.
@@ -198,8 +202,8 @@ struct `Attacks on TLS` {
 
     @Test func `connections that end in any way give everything back`() throws {
         let tls = try required()
+        let before = try tls.service.openDescriptors()
         try expectUnharmed(tls)
-        let before = try tls.descriptorCount()
         for index in 0..<scaled(2000, "TLS connections that end in any way") {
             switch index % 4 {
             case 0: _ = try tls.upgraded()
@@ -221,21 +225,10 @@ struct `Attacks on TLS` {
                 #expect(outcome.status == 0, "\(outcome.diagnostics)")
             }
         }
-        try expectReturned(tls, before)
+        let kept = try tls.service.descriptorsNotReturned(since: before)
+        #expect(kept == [])
         try expectUnharmed(tls)
         #expect(try tls.service.stop() == .exited(0))
-    }
-
-    /// All descriptors are closed, at the latest when good-byes have run out of time.
-    private func expectReturned(_ tls: TLSService, _ before: Int) throws {
-        let end = monotonicSeconds() + 30
-        while try tls.descriptorCount() > before {
-            guard monotonicSeconds() < end else {
-                Issue.record("\(try tls.descriptorCount()) descriptors, \(before) before")
-                return
-            }
-            sched_yield()
-        }
     }
 
     @Test func `a stop waits for no TLS client that holds on`() throws {

@@ -45,13 +45,6 @@ struct TLSService {
         return client
     }
 
-    /// Descriptors of the service.
-    func descriptorCount() throws -> Int {
-        try FileManager.default.contentsOfDirectory(
-            atPath: "/proc/\(service.process.processID)/fd"
-        ).count
-    }
-
     /// Runs a TLS client in Python to its end: see `program`.
     func python(
         certificates: TestCertificates, _ script: String, deadline: Double = 90

@@ -23,7 +23,8 @@ struct `Thousands of hostile connections` {
         // What the first ones set up once is no cost of a connection.
         for index in 0..<120 { try attack(victim, index, &held, &generator) }
         held = []
-        try awaitDescriptors(victim, atMost: try descriptorCount(victim), isFirst: true)
+        try awaitDescriptors(
+            victim, atMost: try victim.service.openDescriptors().count, isFirst: true)
         let before = try measure(victim)
         let count = scaled(10_000, "hostile connections")
         for index in 0..<count {
@@ -116,14 +117,8 @@ struct `Thousands of hostile connections` {
     private func measure(_ victim: Victim) throws -> State {
         State(
             kibibytes: try victim.service.statusKibibytes("VmRSS"),
-            descriptors: try descriptorCount(victim),
+            descriptors: try victim.service.openDescriptors().count,
             microseconds: try medianMicroseconds(victim))
-    }
-
-    private func descriptorCount(_ victim: Victim) throws -> Int {
-        try FileManager.default.contentsOfDirectory(
-            atPath: "/proc/\(victim.service.process.processID)/fd"
-        ).count
     }
 
     /// Waits until the service has closed what its clients closed: at first until the number does
@@ -133,7 +128,7 @@ struct `Thousands of hostile connections` {
         var lowest = count
         var lastFall = monotonicSeconds()
         while monotonicSeconds() < end {
-            let now = try descriptorCount(victim)
+            let now = try victim.service.openDescriptors().count
             if !isFirst && now <= count { return }
             if now < lowest {
                 lowest = now
@@ -142,7 +137,8 @@ struct `Thousands of hostile connections` {
             if isFirst && monotonicSeconds() - lastFall > 12 { return }
             try victim.expectAlive()
         }
-        Issue.record("\(try descriptorCount(victim)) descriptors are open, \(count) were before")
+        let open = try victim.service.openDescriptors().count
+        Issue.record("\(open) descriptors are open, \(count) were before")
     }
 
     private func medianMicroseconds(_ victim: Victim) throws -> Int {
