@@ -28,6 +28,13 @@ extension EventLoop {
         if cl_ring_unsubmitted(ring) > 0 { io_uring_submit(ring) }
     }
 
+    /// Counts an operation of a file in, for `user_data`.
+    @inline(__always)
+    private func submittedToFile(_ handler: RingHandler, tag: UInt8, token: UInt32) -> UInt64 {
+        fileOperationsInFlight += 1
+        return handlers.submitted(handler, tag: tag, token: token) | HandlerTable.ofFile
+    }
+
     /// Reads `byteCount` bytes at `offset` of a file.
     package func read(
         _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
@@ -35,7 +42,7 @@ extension EventLoop {
     ) {
         cl_prep_read(
             entry(), descriptor, buffer, UInt32(byteCount), offset,
-            handlers.submitted(handler, tag: tag, token: token))
+            submittedToFile(handler, tag: tag, token: token))
     }
 
     /// Writes `byteCount` bytes at `offset`; `dataSync`: on stable storage when completed.
@@ -46,7 +53,7 @@ extension EventLoop {
         cl_prep_write(
             entry(), descriptor, buffer, UInt32(byteCount), offset,
             dataSync ? Int32(cl_rwf_dsync) : 0,
-            handlers.submitted(handler, tag: tag, token: token))
+            submittedToFile(handler, tag: tag, token: token))
     }
 
     /// Writes gathered pieces at `offset`.
@@ -56,7 +63,7 @@ extension EventLoop {
     ) {
         cl_prep_writev(
             entry(), descriptor, vectors, UInt32(count), offset, dataSync ? Int32(cl_rwf_dsync) : 0,
-            handlers.submitted(handler, tag: tag, token: token))
+            submittedToFile(handler, tag: tag, token: token))
     }
 
     /// Reads into scattered pieces from `offset`.
@@ -66,7 +73,7 @@ extension EventLoop {
     ) {
         cl_prep_readv(
             entry(), descriptor, vectors, UInt32(count), offset,
-            handlers.submitted(handler, tag: tag, token: token))
+            submittedToFile(handler, tag: tag, token: token))
     }
 
     /// fdatasync.
@@ -74,7 +81,7 @@ extension EventLoop {
         _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32
     ) {
         cl_prep_fdatasync(
-            entry(), descriptor, handlers.submitted(handler, tag: tag, token: token))
+            entry(), descriptor, submittedToFile(handler, tag: tag, token: token))
     }
 
     /// fallocate with `mode`.
@@ -84,6 +91,16 @@ extension EventLoop {
     ) {
         cl_prep_fallocate(
             entry(), descriptor, mode, offset, byteCount,
+            submittedToFile(handler, tag: tag, token: token))
+    }
+
+    /// Reads the eight bytes of an event when it was signalled.
+    package func readEvent(
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        into counter: UnsafeMutablePointer<UInt64>
+    ) {
+        cl_prep_read(
+            entry(), descriptor, counter, 8, UInt64.max,
             handlers.submitted(handler, tag: tag, token: token))
     }
 

@@ -72,6 +72,8 @@ package final class EventLoop {
 
     let ring: UnsafeMutablePointer<io_uring>
     var handlers: HandlerTable
+    /// Operations of files and disks submitted and not yet completed.
+    var fileOperationsInFlight = 0
     private var timers = TimerHeap()
     private var deferred: [RingHandler] = []
     private var deferredSpare: [RingHandler] = []
@@ -79,6 +81,7 @@ package final class EventLoop {
     private var waitingSpare: [RingHandler] = []
     /// Sum of the pools' release counters when those who wait were last told.
     private var releasesSeen: UInt64 = 0
+    private var waiting = WaitWindow()
 
     /// Sets the loop up; runs on the thread that will own it.
     package init(
@@ -122,7 +125,9 @@ package final class EventLoop {
             var flags: UInt32 = 0
             if features.contains(.submitAll) { flags |= UInt32(cl_setup_submit_all) }
             if features.contains(.singleIssuer) { flags |= UInt32(cl_setup_single_issuer) }
-            if features.contains(.deferTaskRun) { flags |= UInt32(cl_setup_defer_taskrun) }
+            if features.contains(.deferTaskRun) {
+                flags |= UInt32(cl_setup_defer_taskrun) | UInt32(cl_setup_taskrun_flag)
+            }
             if features.contains(.cooperativeTaskRun) {
                 flags |= UInt32(cl_setup_coop_taskrun)
             }
@@ -210,19 +215,43 @@ package final class EventLoop {
         if wait, let deadline = timers.nextDeadline {
             timeout = Int64(clamping: deadline - min(deadline, cl_now_nanoseconds()))
         }
-        let result = cl_ring_turn(ring, wait, timeout)
-        switch -result {
-        case ETIME, EINTR, EAGAIN, EBUSY: break
-        case let failure where failure > 0:
-            preconditionFailure("io_uring_enter failed with errno \(failure)")
-        default: break
-        }
+        enter(wait: wait, timeout: timeout)
         now = cl_now_nanoseconds()
         reap()
         while let timer = timers.popExpired(now: now) {
             handlers.handler(at: timer.slot)?.timerFired(token: timer.token)
         }
         endTurn()
+    }
+
+    /// Submits and, with `wait`, sleeps until a completion is there or `timeout` (negative: none) is
+    /// over. Where only clients are waited for it looks for a completion first, as long as `waiting`
+    /// says: a disk takes longer, and may need the processor to answer.
+    private func enter(wait: Bool, timeout: Int64) {
+        guard wait, features.contains(.deferTaskRun), fileOperationsInFlight == 0 else {
+            return check(cl_ring_turn(ring, wait, timeout))
+        }
+        let window = timeout < 0 ? waiting.window : min(waiting.window, UInt64(timeout))
+        let start = cl_now_nanoseconds()
+        if window > 0 {
+            check(cl_ring_turn(ring, false, 0))
+            while true {
+                if cl_ring_has_news(ring) { return }
+                if cl_now_nanoseconds() - start >= window { break }
+                cl_relax()
+            }
+        }
+        check(cl_ring_turn(ring, true, timeout < 0 ? timeout : timeout - Int64(window)))
+        waiting.slept(for: cl_now_nanoseconds() - start)
+    }
+
+    private func check(_ result: Int32) {
+        switch -result {
+        case ETIME, EINTR, EAGAIN, EBUSY: break
+        case let failure where failure > 0:
+            preconditionFailure("io_uring_enter failed with errno \(failure)")
+        default: break
+        }
     }
 
     private func reap() {
@@ -233,6 +262,9 @@ package final class EventLoop {
                 let count = cl_ring_peek(ring, batch.baseAddress, 128)
                 for index in 0..<Int(count) {
                     let completion = batch[index].unsafelyUnwrapped.pointee
+                    if completion.user_data & HandlerTable.ofFile != 0 {
+                        fileOperationsInFlight -= 1
+                    }
                     handlers.dispatch(
                         userData: completion.user_data, result: completion.res,
                         flags: completion.flags,

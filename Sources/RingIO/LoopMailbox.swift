@@ -109,9 +109,7 @@ final class MailReader: RingHandler {
     deinit { counter.deallocate() }
 
     func arm() {
-        loop.read(
-            self, tag: 0, token: 0, descriptor: loop.mailbox.event, into: counter, byteCount: 8,
-            offset: UInt64.max)
+        loop.readEvent(self, tag: 0, token: 0, descriptor: loop.mailbox.event, into: counter)
     }
 
     override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {

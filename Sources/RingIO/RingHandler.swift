@@ -60,6 +60,8 @@ struct HandlerTable {
 
     private let entries: UnsafeMutablePointer<Unmanaged<RingHandler>?>
     private var freeSlots: [UInt16]
+    /// In `user_data`: the operation is one of a file or disk.
+    static let ofFile: UInt64 = 1 << 32
 
     init() {
         entries = .allocate(capacity: Self.capacity)
@@ -99,7 +101,8 @@ struct HandlerTable {
         return Self.userData(handler, tag: tag, token: token)
     }
 
-    /// What names an operation in the ring: slot (16 bits), tag (8), nothing (8), token (32).
+    /// What names an operation in the ring: slot (16 bits), tag (8), nothing (7), whether it is one of
+    /// a file (1), token (32).
     @inline(__always)
     static func userData(_ handler: RingHandler, tag: UInt8, token: UInt32) -> UInt64 {
         precondition(handler.slot != .none, "a handler must be registered before it submits")

@@ -36,6 +36,24 @@ import RingIO
         #expect(bytes == Array("through the ring".utf8))
     }
 
+    @Test func `looks for a request before it sleeps once four in a row came soon`() {
+        var waiting = WaitWindow()
+        for _ in 0..<4 {
+            #expect(waiting.window == 0)
+            waiting.slept(for: WaitWindow.max)
+        }
+        #expect(waiting.window == WaitWindow.max)
+        waiting.slept(for: WaitWindow.max)
+        #expect(waiting.window == WaitWindow.max)
+        // One that took longer, and it has to be seen again that looking pays.
+        waiting.slept(for: WaitWindow.max + 1)
+        for _ in 0..<4 {
+            #expect(waiting.window == 0)
+            waiting.slept(for: 1)
+        }
+        #expect(waiting.window == WaitWindow.max)
+    }
+
     @Test func `runs messages in order and wakes once for many`() async throws {
         let thread = try LoopThread(index: 3, configuration: LoopConfiguration())
         defer { thread.stopAndJoin() }

@@ -41,6 +41,7 @@ enum {
     cl_setup_coop_taskrun = IORING_SETUP_COOP_TASKRUN,
     cl_setup_single_issuer = IORING_SETUP_SINGLE_ISSUER,
     cl_setup_defer_taskrun = IORING_SETUP_DEFER_TASKRUN,
+    cl_setup_taskrun_flag = IORING_SETUP_TASKRUN_FLAG,
     cl_cqe_f_more = IORING_CQE_F_MORE,
     cl_cqe_f_buffer = IORING_CQE_F_BUFFER,
     cl_cqe_buffer_shift = IORING_CQE_BUFFER_SHIFT,
@@ -68,6 +69,23 @@ static inline int cl_ring_turn(struct io_uring *ring, bool wait, int64_t timeout
                                       .tv_nsec = timeout_ns % 1000000000};
     struct io_uring_cqe *cqe;
     return io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, NULL);
+}
+
+// True when completions wait, or task work that will make some. Both are seen in the ring's memory:
+// no system call.
+static inline bool cl_ring_has_news(const struct io_uring *ring) {
+    if (io_uring_cq_ready(ring) > 0) return true;
+    return __atomic_load_n(ring->sq.kflags, __ATOMIC_RELAXED) &
+           (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+// Tells the processor that it runs in a loop which waits for memory to change.
+static inline void cl_relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
 
 static inline unsigned cl_ring_peek(struct io_uring *ring, struct io_uring_cqe **cqes,
