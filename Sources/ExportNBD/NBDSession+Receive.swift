@@ -72,7 +72,11 @@ extension NBDSession {
         guard isListening else { return receiveMore() }
         guard isBlocked else { return receiveMore() }
         isBlocked = false
-        if stashCount == headerByteCount, !beginStashed() { return }
+        if stashCount == headerByteCount, !beginStashed() {
+            // What came behind it stays where it is.
+            isBlocked = true
+            return loop.callWhenRoom(handler)
+        }
         if backlogStart < backlogEnd, let backlog {
             let start = backlogStart
             let count = backlogEnd - start

@@ -70,6 +70,37 @@ import Testing
         await harness.stop()
     }
 
+    @Test func `a request that came in pieces and finds no room twice is served later`()
+        async throws
+    {
+        let harness = try await ServerHarness { $0.session.requestCount = 2 }
+        let device = try await harness.add()
+        let other = try harness.connect(.simple)
+        let client = try harness.connect(.simple)
+        try await device.with { $0.mode = .held }
+        var bytes: [UInt8] = []
+        for cookie in 0..<2 {
+            bytes += NBDRequest(.read, cookie: UInt64(cookie), length: 512).encoded(.simple)
+        }
+        try client.send(bytes)
+        try await device.waitForHeld(2)
+        try await device.with { $0.mode = .atOnce }
+        let third = NBDRequest(.read, cookie: 2, length: 512).encoded(.simple)
+        try client.send(Array(third[..<10]))
+        // What was sent before this was answered has come in.
+        #expect(try other.read(0, 512).count == 512)
+        try client.send(third[10...] + NBDRequest(.flush, cookie: 3).encoded(.simple))
+        // Each gives back what somebody may wait for, but not what this client waits for.
+        for _ in 0..<3 { #expect(try other.read(0, 512).count == 512) }
+        try await device.with { $0.releaseHeld() }
+        var cookies: Set<UInt64> = []
+        for _ in 0..<4 {
+            cookies.insert(try client.receiveChunk { $0 == 3 ? 0 : 512 }.cookie)
+        }
+        #expect(cookies == [0, 1, 2, 3])
+        await harness.stop()
+    }
+
     @Test func `a client that reads nothing holds no one else up and is ended`() async throws {
         let harness = try await ServerHarness { $0.session.stallNanoseconds = 300_000_000 }
         _ = try await harness.add()
