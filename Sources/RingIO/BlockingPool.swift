@@ -71,6 +71,7 @@ package final class BlockingPool: Sendable {
                     guard let context else { preconditionFailure("a thread without its pool") }
                     cl_block_signals()
                     cl_name_thread("blocking")
+                    takeShortTurns()
                     Unmanaged<BlockingPool>.fromOpaque(context).takeRetainedValue().run()
                     return nil
                 }, context)

@@ -147,7 +147,7 @@ final class ConfigurationFile {
             case "exclusive": isExclusive = flag(value, of: "exclusive") ?? false
             case "read-only": isReadOnly = flag(value, of: "read-only") ?? false
             case "sector-size":
-                sectorBytes = number(value, of: "sector-size").flatMap { UInt32(exactly: $0) }
+                sectorBytes = number(value, of: "sector-size")
             default:
                 problem(
                     key,
@@ -197,9 +197,11 @@ final class ConfigurationFile {
         return text
     }
 
-    private func number(_ node: Node, of key: String) -> Int? {
-        guard let number = node.int else {
-            problem(node, "\(key): give a whole number")
+    /// In decimal digits: YAML's other forms (`1_0`, `0x10`, `9:59`) mean nothing for an option, and the
+    /// library traps on those of base 60 that are too large.
+    private func number<Value: FixedWidthInteger>(_ node: Node, of key: String) -> Value? {
+        guard let number = node.scalar.flatMap({ Value($0.string) }) else {
+            problem(node, "\(key): give a whole number from \(Value.min) to \(Value.max)")
             return nil
         }
         return number

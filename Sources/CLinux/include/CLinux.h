@@ -338,6 +338,10 @@ int cl_own_descriptors(void);
 // I/O that it may itself have to serve (PR_SET_IO_FLUSHER, Linux 5.6).
 int cl_become_io_flusher(void);
 
+// Asks the scheduler for short turns of the calling thread, `nanoseconds` each (sched_setattr(2),
+// Linux 6.12; earlier kernels take the call and change nothing). 0, or -1 with errno.
+int cl_take_short_turns(uint64_t nanoseconds);
+
 // Locks what the process has and will have in memory, page by page as it is touched.
 int cl_lock_memory(void);
 
