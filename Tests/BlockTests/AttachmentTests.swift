@@ -24,7 +24,8 @@ struct `Attaching and detaching block devices` {
         #expect(try harness.loopDevices().isEmpty)
         #expect(try harness.mounts().isEmpty)
         #expect(try FileManager.default.contentsOfDirectory(atPath: harness.mountDirectory) == [])
-        let kept = try harness.service.descriptorsNotReturned(since: descriptors)
+        // What fifty rounds leak is far more than what libdispatch opens for its first timer.
+        let kept = try harness.service.descriptorsNotReturned(since: descriptors, spare: 10)
         #expect(kept == [])
     }
 

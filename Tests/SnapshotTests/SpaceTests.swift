@@ -75,7 +75,8 @@ struct `Difference storage` {
         let after = try harness.memoryKibibytes()
         print("memory storage: \(before) KiB before, \(held) while held, \(after) after")
         #expect(held - before > byteCount / 1024 / 2)
-        #expect(after - before < 4096)
+        // Less than half of what one round held: what one that leaked would leave is twice that.
+        #expect(after - before < byteCount / 1024 / 2)
         #expect(try harness.service.stop() == .exited(0))
     }
 }
