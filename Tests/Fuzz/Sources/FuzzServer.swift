@@ -15,7 +15,8 @@ final class FuzzServer: Sendable {
     private let exports: [String: ExportDescription]
 
     private init() {
-        path = "/tmp/stillpoint-fuzz-\(getpid()).sock"
+        let directory = getenv("STILLPOINT_FUZZ_SOCKETS").map { String(cString: $0) } ?? "/tmp"
+        path = "\(directory)/stillpoint-fuzz-\(getpid()).sock"
         let box = Mutex<(NBDServer, [String: ExportDescription])?>(nil)
         let path = path
         let done = Semaphore()
