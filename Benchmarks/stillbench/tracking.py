@@ -18,12 +18,12 @@ def run(bench):
         origin = f"{directory}/origin"
         fill(origin, bench.memory_bytes)
         # Two per cent lie within the noise of one pair: many short ones tell them apart.
-        for turn in range(bench.rounds * 3):
+        for turn in range(bench.rounds * 8):
             for name in bench.in_turn(programs, turn):
                 write_back()
                 with servers.Stillpoint(programs[name], directory, {"disk": origin}) as server:
                     runs[name].append(bench.loads.run(
-                        server, "disk", "write", "random", seconds=bench.seconds))
+                        server, "disk", "write", "random", seconds=bench.seconds / 2))
     bench.results.row(
         section, "4 KiB random write, depth 32, tmpfs", "requests/s",
         {name: [run["iops"] for run in values] for name, values in runs.items()},

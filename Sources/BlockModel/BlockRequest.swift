@@ -29,6 +29,15 @@ package struct RequestFlags: OptionSet, Sendable {
 
     package init(rawValue: UInt8) { self.rawValue = rawValue }
 
+    /// None.
+    package init() { rawValue = 0 }
+
+    /// True when all of `member` is set. What the option set gives is generic, and called as such
+    /// from other modules: tens of nanoseconds a request.
+    package func contains(_ member: RequestFlags) -> Bool {
+        rawValue & member.rawValue == member.rawValue
+    }
+
     /// The request's effect is on stable storage when it finishes.
     package static let forceUnitAccess = RequestFlags(rawValue: 1 << 0)
     /// Zeroes must stay allocated: no hole may be punched.
@@ -120,7 +129,7 @@ package struct BlockRequest {
     package var submittedNanoseconds: UInt64
 
     package init(
-        operation: RequestOperation, flags: RequestFlags = [], offset: UInt64 = 0,
+        operation: RequestOperation, flags: RequestFlags = RequestFlags(), offset: UInt64 = 0,
         length: UInt64 = 0, owner: Unmanaged<RequestOwner>, ownerToken: UInt64 = 0
     ) {
         self.operation = operation
@@ -184,6 +193,14 @@ open class BlockTarget {
     open func submit(_ index: RequestIndex) {
         preconditionFailure("a block target must serve requests")
     }
+
+    /// A write at `offset` will be submitted next, once its payload is there: a chance to fetch into
+    /// the processor's cache what it will touch. Promises nothing.
+    open func writeExpected(at offset: UInt64) {}
+
+    /// The same, one write earlier: a chance to fetch what tells where that lies. Nobody has looked
+    /// at `offset` yet: it may lie anywhere.
+    open func writeForeseen(at offset: UInt64) {}
 
     /// Enters a user: an open connection or block attachment.
     package final func addUser(_ user: TargetUser) { users.append(user) }

@@ -73,6 +73,13 @@ package struct ChangeMap {
         return ChangeEntry(rawValue: entries[Int(chunk)])
     }
 
+    /// Where the entry of `chunk` lies, for a processor to fetch it early; nil when there is none, or
+    /// it may not be touched yet.
+    package func address(ofEntry chunk: UInt64) -> UnsafeRawPointer? {
+        guard chunk < chunkCount, isReserved(page: Self.page(of: chunk)) else { return nil }
+        return UnsafeRawPointer(entries + Int(chunk))
+    }
+
     /// `blocks` of `chunk` are about to change. The page must be reserved.
     package func mark(_ blocks: UInt16, of chunk: UInt64) {
         precondition(chunk < chunkCount, "a chunk lies in the map")

@@ -60,6 +60,18 @@ package struct DifferenceLayer {
         return nil
     }
 
+    /// Where `find` begins, for a processor to fetch it early.
+    package func bucketAddress(of chunk: UInt64) -> UnsafeRawPointer {
+        UnsafeRawPointer(buckets.pointer(to: bucket(of: chunk)))
+    }
+
+    /// The first record that `find` would look at, for a processor to fetch it early; nil when there
+    /// is none.
+    package func firstRecord(besides chunk: UInt64) -> UnsafePointer<ChunkRecord>? {
+        let index = buckets.pointer(to: bucket(of: chunk)).pointee
+        return index == .max ? nil : UnsafePointer(records.pointer(to: index))
+    }
+
     /// True when records of so many more chunks are below the metadata limit.
     package func hasRoom(forRecords count: UInt64) -> Bool {
         guard byteCount + 64 <= byteCountMax else { return false }

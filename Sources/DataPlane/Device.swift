@@ -1,4 +1,5 @@
 internal import BlockModel
+internal import CLinux
 internal import ChangeTracking
 internal import CopyOnWrite
 internal import RingIO
@@ -119,6 +120,19 @@ final class Device: BlockTarget {
             guard let base = request.pointee.statusBase else { return origin.statusArrived(index) }
             finish(index, tellChanges(index, since: base, until: nil))
         }
+    }
+
+    // Random writes find neither the entry of the map nor bucket and record of a layer in a cache.
+    // Each miss costs about 100 ns, a fortieth of a write; fetched this early they come while the
+    // payload of this write, or of the one before, is copied.
+
+    override func writeForeseen(at offset: UInt64) {
+        if let address = engine.bucketAddress(at: offset) { cl_prefetch(address) }
+    }
+
+    override func writeExpected(at offset: UInt64) {
+        if let address = engine.changeEntryAddress(at: offset) { cl_prefetch(address) }
+        if let address = engine.recordAddress(at: offset) { cl_prefetch(address) }
     }
 
     private func change(_ index: RequestIndex) {

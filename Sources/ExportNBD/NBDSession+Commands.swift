@@ -77,6 +77,7 @@ extension NBDSession {
         unansweredCount += 1
         heldByteCount += lease?.byteCount ?? 0
         if hasPayload, header.length > 0 {
+            if command == .write { target.writeExpected(at: header.offset) }
             payloadRequest = index
             payloadReceived = 0
         } else {
@@ -178,11 +179,17 @@ extension NBDSession {
     }
 
     private func flags(of header: NBDRequestHeader) -> RequestFlags {
-        var flags: RequestFlags = []
-        if header.flags & NBD.CommandFlag.forceUnitAccess != 0 { flags.insert(.forceUnitAccess) }
-        if header.flags & NBD.CommandFlag.noHole != 0 { flags.insert(.keepAllocated) }
-        if header.flags & NBD.CommandFlag.fastZero != 0 { flags.insert(.onlyFast) }
-        if header.flags & NBD.CommandFlag.requestOne != 0 { flags.insert(.oneExtent) }
-        return flags
+        var flags = RequestFlags().rawValue
+        if header.flags & NBD.CommandFlag.forceUnitAccess != 0 {
+            flags |= RequestFlags.forceUnitAccess.rawValue
+        }
+        if header.flags & NBD.CommandFlag.noHole != 0 {
+            flags |= RequestFlags.keepAllocated.rawValue
+        }
+        if header.flags & NBD.CommandFlag.fastZero != 0 { flags |= RequestFlags.onlyFast.rawValue }
+        if header.flags & NBD.CommandFlag.requestOne != 0 {
+            flags |= RequestFlags.oneExtent.rawValue
+        }
+        return RequestFlags(rawValue: flags)
     }
 }

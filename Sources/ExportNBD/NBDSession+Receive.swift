@@ -107,6 +107,7 @@ extension NBDSession {
                     return keep(bytes + position, rest)
                 }
                 position += headerByteCount
+                foresee(bytes + position, count - position)
             } else {
                 let part = min(headerByteCount - stashCount, rest)
                 (stash + stashCount).copyMemory(from: bytes + position, byteCount: part)
@@ -117,6 +118,18 @@ extension NBDSession {
                 }
             }
         }
+    }
+
+    /// Tells the target of a write whose header has come in behind the payload that begins at
+    /// `bytes`.
+    private func foresee(_ bytes: UnsafeRawPointer, _ count: Int) {
+        guard let index = payloadRequest else { return }
+        let payload = Int(requests[index].length)
+        guard count - payload >= headerByteCount,
+            let header = NBDRequestHeader(decoding: bytes + payload, mode: mode),
+            header.type == NBD.Command.write.rawValue
+        else { return }
+        target.writeForeseen(at: header.offset)
     }
 
     private func takePayload(

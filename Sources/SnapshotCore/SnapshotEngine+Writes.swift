@@ -86,6 +86,26 @@ extension SnapshotEngine {
         return .taken
     }
 
+    /// Where the change map's entry of the chunk at `offset` lies; nil when a write touches none.
+    package func changeEntryAddress(at offset: UInt64) -> UnsafeRawPointer? {
+        isTrackingLost ? nil : map.address(ofEntry: offset / chunkByteCount)
+    }
+
+    /// Where it stands whether the newest snapshot has anything of the chunk at `offset`, which may
+    /// lie anywhere; nil when none is held.
+    package func bucketAddress(at offset: UInt64) -> UnsafeRawPointer? {
+        guard newestLive >= 0 else { return nil }
+        return layers[Int(chain[newestLive])].bucketAddress(of: offset / chunkByteCount)
+    }
+
+    /// Where a write at `offset` looks first for what the newest snapshot has of the chunk; nil when
+    /// none is held, or it has nothing like it.
+    package func recordAddress(at offset: UInt64) -> UnsafeRawPointer? {
+        guard newestLive >= 0 else { return nil }
+        return UnsafeRawPointer(
+            layers[Int(chain[newestLive])].firstRecord(besides: offset / chunkByteCount))
+    }
+
     /// The origin finished (a part of) the request: `byteCount` bytes or a fault.
     package func originWriteFinished(
         _ request: RequestIndex, byteCount: UInt64, fault: Fault?

@@ -87,6 +87,21 @@ import Testing
         while !layer.deallocate(slabs: 100) {}
     }
 
+    @Test func `what a processor may fetch early is where the search goes`() throws {
+        var layer = DifferenceLayer(byteCountMax: 1 << 20)
+        #expect(layer.firstRecord(besides: 7) == nil)
+        let record = layer.insert(7, savedEntry: 0)!
+        #expect(layer.firstRecord(besides: 7) == UnsafePointer(layer.record(record)))
+        for chunk in 100..<UInt64(400) { _ = layer.insert(chunk, savedEntry: 0) }
+        for chunk in 100..<UInt64(400) {
+            let head = try #require(layer.firstRecord(besides: chunk))
+            let bucket = layer.bucketAddress(of: chunk).load(as: UInt32.self)
+            #expect(head == UnsafePointer(layer.record(bucket)))
+            #expect(layer.bucketAddress(of: head.pointee.chunk) == layer.bucketAddress(of: chunk))
+        }
+        while !layer.deallocate(slabs: 100) {}
+    }
+
     @Test func `metadata stops at its limit`() {
         var layer = DifferenceLayer(byteCountMax: 1000)
         var count: UInt64 = 0

@@ -14,6 +14,9 @@ final class MemoryTarget: BlockTarget {
     private(set) var held: [RequestIndex] = []
     /// Requests seen, in order.
     private(set) var seen: [Seen] = []
+    /// Offsets of the writes that were foreseen and expected, in order.
+    private(set) var foreseen: [UInt64] = []
+    private(set) var expected: [UInt64] = []
     /// What block status answers for each context; the range itself where it has none.
     var extents: [TrackingBase?: [StatusExtent]] = [:]
     /// Set when a buffer is not placed as the contract wants it.
@@ -44,6 +47,9 @@ final class MemoryTarget: BlockTarget {
     deinit { memory.deallocate() }
 
     override func usersChanged() { whenUsersChange?() }
+
+    override func writeForeseen(at offset: UInt64) { foreseen.append(offset) }
+    override func writeExpected(at offset: UInt64) { expected.append(offset) }
 
     override func submit(_ index: RequestIndex) {
         let request = loop.requests[index]

@@ -89,6 +89,29 @@ private let mebibyte = 1 << 20
         await harness.stop()
     }
 
+    @Test(arguments: NBDClient.Headers.allCases)
+    func `a write is told to the device before its payload is taken`(
+        headers: NBDClient.Headers
+    ) async throws {
+        let harness = try await ServerHarness()
+        let device = try await harness.add()
+        let client = try harness.connect(headers)
+        let write = { (offset: UInt64) in
+            NBDRequest(
+                .write, offset: offset, length: 512, payload: [UInt8](repeating: 1, count: 512)
+            )
+            .encoded(headers)
+        }
+        // One piece: all arrive with one receive. The last header stands alone: nothing follows it.
+        let trim = NBDRequest(.trim, offset: 7 * 4096, length: 512).encoded(headers)
+        try client.send(write(4096) + write(2 * 4096) + trim + write(3 * 4096))
+        for _ in 0..<4 { #expect(try client.receiveChunk().error == nil) }
+        let seen = try await device.with { ($0.expected, $0.foreseen) }
+        #expect(seen.0 == [4096, 2 * 4096, 3 * 4096])
+        #expect(seen.1 == [2 * 4096], "the discard behind the second write is none")
+        await harness.stop()
+    }
+
     @Test func `payloads of 32 MiB pass, larger ones end their connection alone`() async throws {
         let harness = try await ServerHarness()
         let device = try await harness.add(size: 1 << 40)

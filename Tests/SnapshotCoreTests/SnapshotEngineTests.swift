@@ -22,6 +22,24 @@ import Testing
         #expect(harness.write(1, 0, 512, flags: .noWait) == .issue)
     }
 
+    @Test func `what a write will touch is told before it comes`() {
+        let harness = Harness(reserve: false)
+        let engine = harness.engine
+        #expect(engine.changeEntryAddress(at: 70_000) == nil, "the page may not be touched yet")
+        #expect(engine.changeEntryAddress(at: .max) == nil)
+        engine.mapPageReserved(0)
+        let first = engine.changeEntryAddress(at: 0)
+        #expect(first != nil && engine.changeEntryAddress(at: 70_000) == first! + 8)
+        #expect(engine.bucketAddress(at: 0) == nil && engine.recordAddress(at: 0) == nil)
+        _ = harness.take()
+        #expect(engine.bucketAddress(at: .max) != nil, "a bucket is told for any offset")
+        #expect(engine.recordAddress(at: 0) == nil)
+        harness.write(0, 70_000, 100)
+        #expect(engine.recordAddress(at: 70_000)?.load(as: UInt64.self) == 1, "the chunk's record")
+        engine.trackingLost()
+        #expect(engine.changeEntryAddress(at: 0) == nil)
+    }
+
     @Test func `exactly the overwritten blocks are copied, and once`() {
         let harness = Harness()
         _ = harness.take()
