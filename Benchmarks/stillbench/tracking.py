@@ -23,7 +23,7 @@ def run(bench):
                 write_back()
                 with servers.Stillpoint(programs[name], directory, {"disk": origin}) as server:
                     runs[name].append(bench.loads.run(
-                        server, "disk", "write", "random", seconds=bench.seconds / 2))
+                        server, "disk", "write", "random", seconds=bench.seconds))
     bench.results.row(
         section, "4 KiB random write, depth 32, tmpfs", "requests/s",
         {name: [run["iops"] for run in values] for name, values in runs.items()},
