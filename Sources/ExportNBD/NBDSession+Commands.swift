@@ -80,7 +80,9 @@ extension NBDSession {
             if command == .write { target.writeExpected(at: header.offset) }
             payloadRequest = index
             payloadReceived = 0
+            isPayloadLarge = header.length >= UInt64(Self.directByteCount)
         } else {
+            isPayloadLarge = false
             submitTaken(index)
         }
         return true

@@ -90,6 +90,9 @@ final class NBDSession: RequestOwner, TargetUser {
     /// The write whose payload is coming in, and how much of it is there.
     var payloadRequest: RequestIndex?
     var payloadReceived = 0
+    /// The request begun last came with a payload that is received straight into its buffer.
+    var isPayloadLarge = false
+    let payloadMessage = NBDPayloadMessage()
     /// Bytes of a refused payload still to be dropped.
     var skipByteCount = 0
     var backlog: UnsafeMutableRawPointer?
@@ -319,6 +322,36 @@ final class NBDSessionHandler: RingHandler {
     override func timerFired(token: UInt32) { session?.timerFired() }
 
     override func roomMade() { session?.unblock() }
+}
+
+/// Where the kernel puts a payload and the header behind it.
+final class NBDPayloadMessage {
+    private let vectors: UnsafeMutablePointer<iovec>
+    private let message: UnsafeMutablePointer<msghdr>
+
+    init() {
+        vectors = .allocate(capacity: 2)
+        vectors.initialize(repeating: iovec(), count: 2)
+        message = .allocate(capacity: 1)
+        message.initialize(to: msghdr())
+        message.pointee.msg_iov = vectors
+        message.pointee.msg_iovlen = 2
+    }
+
+    deinit {
+        vectors.deallocate()
+        message.deallocate()
+    }
+
+    /// The message for a receive; the places and the message belong to the kernel until it is done.
+    func aim(
+        at payload: UnsafeMutableRawPointer, byteCount: Int,
+        then header: UnsafeMutableRawPointer, byteCount headerByteCount: Int
+    ) -> UnsafeMutablePointer<msghdr> {
+        vectors[0] = iovec(iov_base: payload, iov_len: byteCount)
+        vectors[1] = iovec(iov_base: header, iov_len: headerByteCount)
+        return message
+    }
 }
 
 /// What a session notes in a request's slot: its command, and the buffer it leased.

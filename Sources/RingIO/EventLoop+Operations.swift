@@ -105,23 +105,24 @@ extension EventLoop {
     }
 
     /// Receives into a buffer of the loop's `receiveBuffers` that the kernel picks when data is
-    /// there; the completion's flags name it. -ENOBUFS when all are in use.
+    /// there; the completion's flags name it. At most `byteCountMax` bytes; 0: as many as a buffer
+    /// holds. -ENOBUFS when all are in use.
     package func receiveSelecting(
-        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32
+        _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
+        byteCountMax: Int = 0
     ) {
         cl_prep_recv_selecting(
-            entry(), descriptor, ReceiveBuffers.group,
+            entry(), descriptor, ReceiveBuffers.group, byteCountMax,
             handlers.submitted(handler, tag: tag, token: token))
     }
 
-    /// Receives at most `byteCount` bytes; all of them, unless the stream ends, with `waitAll`.
+    /// Receives what is there into the places of `message`, which stays as it is until then.
     package func receive(
         _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32,
-        into buffer: UnsafeMutableRawPointer, byteCount: Int, waitAll: Bool
+        message: UnsafeMutablePointer<msghdr>
     ) {
-        cl_prep_recv(
-            entry(), descriptor, buffer, byteCount, waitAll ? Int32(MSG_WAITALL) : 0,
-            handlers.submitted(handler, tag: tag, token: token))
+        cl_prep_recvmsg(
+            entry(), descriptor, message, handlers.submitted(handler, tag: tag, token: token))
     }
 
     /// Sends a gathered message; all of it, unless the connection fails, with `waitAll`.

@@ -89,6 +89,51 @@ private let mebibyte = 1 << 20
         await harness.stop()
     }
 
+    /// With one request at a time the header behind a large payload finds no room.
+    @Test(arguments: NBDClient.Headers.allCases, [1, 128])
+    func `large and small writes behind each other arrive whole, however they are cut`(
+        headers: NBDClient.Headers, requestCount: Int
+    ) async throws {
+        var generator = SeededGenerator.announced("writes of all sizes, \(headers)")
+        let harness = try await ServerHarness { $0.session.requestCount = requestCount }
+        let device = try await harness.add()
+        let client = try harness.connect(headers)
+        let direct = NBDSession.directByteCount
+        let sizes = [1, 511, 4096, 65536, direct - 1, direct, direct + 1, 3 * direct]
+        let noise = (0..<400_000).map { _ in UInt8.random(in: .min ... .max, using: &generator) }
+        var expected: [UInt8] = []
+        var bytes: [UInt8] = []
+        var count = 0
+        while true {
+            let size = sizes.randomElement(using: &generator)!
+            guard expected.count + size <= ServerHarness.byteCount else { break }
+            count += 1
+            let payload = Array(noise[count..<count + size])
+            bytes += NBDRequest(
+                .write, cookie: UInt64(count), offset: UInt64(expected.count),
+                length: UInt64(size), payload: payload
+            ).encoded(headers)
+            expected += payload
+        }
+        var position = 0
+        while position < bytes.count {
+            let end = min(
+                position
+                    + Int.random(
+                        in: 1...[30, 5000, 500_000].randomElement(using: &generator)!,
+                        using: &generator), bytes.count)
+            try client.send(Array(bytes[position..<end]))
+            position = end
+        }
+        for cookie in 1...count {
+            let chunk = try client.receiveChunk()
+            #expect(chunk.error == nil && chunk.cookie == UInt64(cookie))
+        }
+        #expect(try await device.bytes(0..<expected.count) == expected)
+        #expect(try await device.with { $0.misplacedCount } == 0)
+        await harness.stop()
+    }
+
     @Test(arguments: NBDClient.Headers.allCases)
     func `a write is told to the device before its payload is taken`(
         headers: NBDClient.Headers

@@ -139,16 +139,16 @@ static inline void cl_prep_fallocate(struct io_uring_sqe *sqe, int fd, int mode,
     sqe->user_data = user_data;
 }
 
-static inline void cl_prep_recv(struct io_uring_sqe *sqe, int fd, void *buffer, size_t count,
-                                int flags, uint64_t user_data) {
-    io_uring_prep_recv(sqe, fd, buffer, count, flags);
+static inline void cl_prep_recvmsg(struct io_uring_sqe *sqe, int fd, struct msghdr *message,
+                                   uint64_t user_data) {
+    io_uring_prep_recvmsg(sqe, fd, message, 0);
     sqe->user_data = user_data;
 }
 
-// The kernel takes a buffer of `group` when data is there.
+// The kernel takes a buffer of `group` when data is there; `count` 0: as much as it holds.
 static inline void cl_prep_recv_selecting(struct io_uring_sqe *sqe, int fd, uint16_t group,
-                                          uint64_t user_data) {
-    io_uring_prep_recv(sqe, fd, NULL, 0, 0);
+                                          size_t count, uint64_t user_data) {
+    io_uring_prep_recv(sqe, fd, NULL, count, 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
     sqe->buf_group = group;
     sqe->user_data = user_data;
