@@ -35,6 +35,8 @@ package struct NBDServerConfiguration: Sendable {
     package var handshakeNanoseconds: UInt64 = 10_000_000_000
     /// How long `stop` lets requests under way finish.
     package var stopNanoseconds: UInt64 = 10_000_000_000
+    /// How long `start` waits for a TCP port that is in use.
+    var busyPortNanoseconds: UInt64 = 3_000_000_000
     /// What one open connection may hold.
     var session = NBDSessionLimits()
 
@@ -82,6 +84,24 @@ package final class NBDServer: Sendable {
         self.configuration = configuration
     }
 
+    private static let busyPortPause: Duration = .milliseconds(20)
+
+    /// A service that was killed may hold its port a little longer: the kernel ends its rings, and
+    /// the accepts in them, some time after the process, and nothing tells when it has.
+    private func listen(at endpoint: NBDEndpoint) async throws -> Int32 {
+        let end = ContinuousClock.now + .nanoseconds(Int64(configuration.busyPortNanoseconds))
+        while true {
+            do {
+                return try NBDSocket.listen(endpoint, allowsPlaintext: allowsExposedTCP)
+            } catch {
+                guard case .tcp = endpoint, error.kind == .busy, ContinuousClock.now < end else {
+                    throw error
+                }
+                try await Task.sleep(for: Self.busyPortPause)
+            }
+        }
+    }
+
     /// Opens the listeners and begins to serve; all or nothing.
     package func start() async throws {
         var sockets: [NBDListeningSocket] = []
@@ -90,8 +110,7 @@ package final class NBDServer: Sendable {
             for endpoint in configuration.endpoints {
                 sockets.append(
                     NBDListeningSocket(
-                        descriptor: try NBDSocket.listen(
-                            endpoint, allowsPlaintext: allowsExposedTCP),
+                        descriptor: try await listen(at: endpoint),
                         security: security(of: endpoint)))
                 if case .unix(let path) = endpoint { paths.append(path) }
             }

@@ -141,10 +141,12 @@ import Testing
 
 @Suite struct `Listening` {
     private func server(
-        _ addresses: [NBDEndpoint], _ loop: LoopThread, allowsPlaintext: Bool = false
+        _ addresses: [NBDEndpoint], _ loop: LoopThread, allowsPlaintext: Bool = false,
+        busyPortNanoseconds: UInt64 = 3_000_000_000
     ) -> NBDServer {
         var configuration = NBDServerConfiguration(endpoints: addresses)
         configuration.allowsPlaintext = allowsPlaintext
+        configuration.busyPortNanoseconds = busyPortNanoseconds
         return NBDServer(directory: TestDirectory(), loops: [loop], configuration: configuration)
     }
 
@@ -190,6 +192,28 @@ import Testing
         try await server.start()
         #expect(try NBDClient(.unix(path: path)).greet() == 3)
         await server.stop()
+        loop.stopAndJoin()
+    }
+
+    /// A killed service's port is free some time after its process is gone.
+    @Test func `a TCP port in use is waited for, and refused when it stays so`() async throws {
+        let loop = try LoopThread(index: 0, configuration: LoopConfiguration())
+        let port = try TestService.freePort()
+        let address = NBDEndpoint.tcp(host: "127.0.0.1", port: port)
+        let holder = server([address], loop)
+        try await holder.start()
+        let hasty = server([address], loop, busyPortNanoseconds: 100_000_000)
+        let error = await #expect(throws: NBDServerError.self) { try await hasty.start() }
+        #expect(error?.kind == .busy && error?.message.contains("\(port) is in use") == true)
+        let patient = server([address], loop, busyPortNanoseconds: 600_000_000_000)
+        let starting = Task { try await patient.start() }
+        // It finds the port in use at first; were it slower than this, it would find it free.
+        let began = ContinuousClock.now
+        try await waitUntil { ContinuousClock.now - began > .milliseconds(100) }
+        await holder.stop()
+        try await starting.value
+        #expect(try NBDClient(.tcp(port: port)).greet() == 3)
+        await patient.stop()
         loop.stopAndJoin()
     }
 
