@@ -34,7 +34,7 @@ extension NBDSession {
     /// Large writes come in rows. Behind one no more than the next header is received, so that the
     /// next payload is still in the socket when its place is known.
     private var receiveByteCountMax: Int {
-        guard isPayloadLarge else { return 0 }
+        guard isPayloadLarge, isListening, skipByteCount == 0 else { return 0 }
         let missing = payloadRequest.map { Int(requests[$0].length) - payloadReceived } ?? 0
         return missing + headerByteCount - stashCount
     }
