@@ -129,6 +129,8 @@ struct SnapshotRecord {
     /// Counts generations of the device; queries across two are refused.
     var generation: UInt32 = 0
     var size: UInt64 = 0
+    /// Its first storage source; the others follow in the order in which they were added.
+    var firstSource: UInt16 = .max
     /// Image requests not yet finished.
     var requestCount: UInt32 = 0
     var writersHead: UInt32 = .max
@@ -155,7 +157,8 @@ struct SourceRecord {
     /// It failed for want of space: a thin device, say.
     var isOutOfSpace = false
     var isOverlayFull = false
-    var snapshot: UInt16 = .max
+    /// The next source of the same snapshot.
+    var next: UInt16 = .max
     var extentCount: UInt32 = 0
     /// By purpose: the extent appended to, the one handed ahead, and whether one is asked for.
     var open: (UInt32, UInt32) = (.max, .max)

@@ -27,15 +27,23 @@ extension SnapshotEngine {
         sources[Int(source.rawValue)].extentCount
     }
 
-    /// A source for a prepared or held snapshot; nil at the bound.
+    /// A source for a prepared or held snapshot, used when those before it are full; nil at the
+    /// bound.
     package func sourceAdded(to snapshot: SnapshotIndex) -> SourceIndex? {
         for index in 0..<limits.sourceCount where !sources[index].isUsed {
             sourceEnd = max(sourceEnd, index + 1)
             sources[index] = SourceRecord()
             sources[index].isUsed = true
-            sources[index].snapshot = snapshot.rawValue
+            let source = UInt16(index)
+            var last = snapshots[Int(snapshot.rawValue)].firstSource
+            if last == .max {
+                snapshots[Int(snapshot.rawValue)].firstSource = source
+            } else {
+                while sources[Int(last)].next != .max { last = sources[Int(last)].next }
+                sources[Int(last)].next = source
+            }
             storageImproved()
-            return SourceIndex(UInt16(index))
+            return SourceIndex(source)
         }
         return nil
     }
@@ -279,11 +287,11 @@ extension SnapshotEngine {
 
     /// True when a source of the snapshot was asked for an extent and has not answered.
     func isSpaceComing(_ snapshot: UInt16, _ purpose: StoragePurpose) -> Bool {
-        for index in 0..<sourceEnd
-        where sources[index].isUsed && sources[index].snapshot == snapshot
-            && sources[index].state != .failed && isAsking(SourceIndex(UInt16(index)), purpose)
-        {
-            return true
+        var index = snapshots[Int(snapshot)].firstSource
+        while index != .max {
+            let isUsable = sources[Int(index)].state != .failed
+            if isUsable, isAsking(SourceIndex(index), purpose) { return true }
+            index = sources[Int(index)].next
         }
         return false
     }
@@ -292,14 +300,15 @@ extension SnapshotEngine {
     func takeSlots(
         _ limit: Int, of snapshot: UInt16, for purpose: StoragePurpose
     ) -> (StorageSlot, Int)? {
-        for index in 0..<sourceEnd
-        where sources[index].isUsed && sources[index].snapshot == snapshot
-            && !sources[index].isClosed && sources[index].state != .failed
-        {
-            let source = SourceIndex(UInt16(index))
-            if let taken = takeSlots(limit, source: source, for: purpose) { return taken }
-            // The next source's turn comes when this one is full, not while it grows.
-            if isAsking(source, purpose), memoryWaiters.isEmpty { return nil }
+        var index = snapshots[Int(snapshot)].firstSource
+        while index != .max {
+            let source = SourceIndex(index)
+            if sources[Int(index)].state != .failed {
+                if let taken = takeSlots(limit, source: source, for: purpose) { return taken }
+                // The next source's turn comes when this one is full, not while it grows.
+                if isAsking(source, purpose), memoryWaiters.isEmpty { return nil }
+            }
+            index = sources[Int(index)].next
         }
         return nil
     }
@@ -368,10 +377,12 @@ extension SnapshotEngine {
 
     /// The snapshot of these sources is gone: they live until their last block is freed.
     func closeSources(of snapshot: UInt16) {
-        for index in 0..<sourceEnd
-        where sources[index].isUsed && sources[index].snapshot == snapshot {
-            let source = SourceIndex(UInt16(index))
-            sources[index].isClosed = true
+        var index = snapshots[Int(snapshot)].firstSource
+        snapshots[Int(snapshot)].firstSource = .max
+        while index != .max {
+            let source = SourceIndex(index)
+            index = sources[Int(index)].next
+            sources[Int(source.rawValue)].isClosed = true
             closeOpenExtents(source)
             drainSource(source)
         }
