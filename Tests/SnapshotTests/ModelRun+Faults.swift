@@ -10,6 +10,8 @@ extension ModelRun {
     func toggleFailure() throws {
         guard let (disk, _) = faultyStorage else { return }
         if isFailing {
+            // What was preserved last may not have met the failure yet.
+            try awaitStored()
             try disk.clearFaults()
             isFailing = false
         } else if snapshots.contains(where: \.usesFaulty) {
