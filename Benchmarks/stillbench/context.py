@@ -18,6 +18,8 @@ class Context:
         # A build of the program that marks nothing, to see what marking costs.
         self.untracked = untracked
         self.rounds = 3 if is_quick else 9
+        # Of contenders that a target compares, where a run takes a second or so.
+        self.judged_rounds = self.rounds if is_quick else 18
         self.seconds = 0.25 if is_quick else 0.6
         self.memory_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
         self.disk_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE

@@ -45,9 +45,10 @@ def run(bench, place):
         }
         runs = [{name: [] for name in makers} for _ in WORKLOADS]
         failed = set()
-        for turn in range(bench.rounds):
+        judged = {"stillpoint", *(peer for _, peer, _ in TARGETS)}
+        for turn in range(bench.judged_rounds):
             for name in bench.in_turn(makers, turn):
-                if name in failed:
+                if name in failed or (turn >= bench.rounds and name not in judged):
                     continue
                 try:
                     _measure(bench, makers[name], name, runs, is_cold)
