@@ -23,11 +23,9 @@ def run(bench, place="tmpfs"):
         runs = [{name: [] for name in [*exports, "image preserved"]} for _ in WORKLOADS]
         with servers.Stillpoint(bench.program, directory, {"disk": origin}) as server:
             server.take("held", ["disk"], directory)
-            for turn in range(bench.rounds):
-                for name in bench.in_turn(exports, turn):
-                    if name == "image under writers":
-                        continue
-                    for index in range(len(WORKLOADS)):
+            for turn in range(bench.judged_rounds):
+                for index in range(len(WORKLOADS)):
+                    for name in bench.in_turn(["origin", "image"], turn):
                         runs[index][name].append(_read(bench, server, exports[name], index))
             _under_writers(bench, server, runs)
             chunks = bench.origin_bytes(place) // CHUNK

@@ -45,27 +45,41 @@ def run(bench, place):
         }
         runs = [{name: [] for name in makers} for _ in WORKLOADS]
         failed = set()
-        judged = {"stillpoint", *(peer for _, peer, _ in TARGETS)}
         for turn in range(bench.judged_rounds):
-            for name in bench.in_turn(makers, turn):
-                if name in failed or (turn >= bench.rounds and name not in judged):
-                    continue
-                try:
-                    _measure(bench, makers[name], name, runs, is_cold)
-                except RuntimeError as failure:
-                    failed.add(name)
-                    for by_name in runs:
-                        by_name[name] = []
-                    bench.results.failure(section, name, str(failure))
+            for names, workloads in _steps(bench, makers, turn):
+                for name in names:
+                    if name in failed:
+                        continue
+                    try:
+                        _measure(bench, makers[name], name, runs, is_cold, workloads)
+                    except RuntimeError as failure:
+                        failed.add(name)
+                        for by_name in runs:
+                            by_name[name] = []
+                        bench.results.failure(section, name, str(failure))
         _report(bench, section, place, runs)
 
 
-def _measure(bench, make, name, runs, is_cold):
-    """One server, all workloads, one round."""
+def _steps(bench, makers, turn):
+    """Who runs what in a round. What a target compares runs one directly after the other, workload by
+    workload: a shared machine changes its speed within seconds."""
+    judged = ["stillpoint", *dict.fromkeys(peer for _, peer, _ in TARGETS)]
+    compared = {index for index, _, _ in TARGETS}
+    for index in range(len(WORKLOADS)):
+        if turn < bench.rounds or index in compared:
+            yield bench.in_turn(judged, turn), [index]
+    if turn < bench.rounds:
+        others = [name for name in makers if name not in judged]
+        yield bench.in_turn(others, turn), range(len(WORKLOADS))
+
+
+def _measure(bench, make, name, runs, is_cold, workloads):
+    """One server, some workloads."""
     write_back()
     with make() as server:
         bench.results.command(name, server.command)
-        for index, (_, operation, pattern, block, depth, _) in enumerate(WORKLOADS):
+        for index in workloads:
+            _, operation, pattern, block, depth, _ = WORKLOADS[index]
             if is_cold:
                 drop_caches()
             runs[index][name].append(bench.loads.run(

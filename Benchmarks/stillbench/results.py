@@ -67,6 +67,11 @@ class Results:
             self.commands.append(line)
 
 
+def middle(runs):
+    """The run of several with the middle rate."""
+    return sorted(runs, key=lambda run: run["iops"])[len(runs) // 2]
+
+
 def ratios(ours, theirs):
     """Pairs of runs of one round, as ratios."""
     return [mine / other for mine, other in zip(ours, theirs)]

@@ -12,7 +12,7 @@ from .results import ratios
 
 
 # Runs of each program while both are up.
-_SLICES = 12
+_SLICES = 6
 
 
 def run(bench):
@@ -20,7 +20,8 @@ def run(bench):
 
     Two per cent lie within the noise of runs that are seconds apart. So both programs are up at once and
     the load goes from one to the other in short slices; what is judged is the median of a start's
-    ratios, one value a start, since slices of one process share its memory's layout.
+    ratios, one value a start, since slices of one process share its memory's layout. The origins
+    change sides with each start: they have a layout too.
     """
     section = "Change tracking on and off"
     print(f"\n== {section} ==")
@@ -28,12 +29,13 @@ def run(bench):
     runs = {name: [] for name in programs}
     judged = []
     with bench.directory("tmpfs") as directory:
-        places = {name: f"{directory}/{number}" for number, name in enumerate(programs)}
-        for place in places.values():
+        places = [f"{directory}/{number}" for number in range(len(programs))]
+        for place in places:
             os.mkdir(place)
             fill(f"{place}/origin", bench.memory_bytes)
-        for start in range(bench.rounds * 3):
-            slices = _slices(bench, programs, places, start)
+        for start in range(bench.rounds * 6):
+            sides = dict(zip(programs, bench.in_turn(places, start)))
+            slices = _slices(bench, programs, sides, start // 2)
             judged.append(statistics.median(ratios(
                 *([run["iops"] for run in slices[name]] for name in programs))))
             for name in programs:
