@@ -54,16 +54,31 @@ def _slices(bench, programs, places, start):
     slices = {name: [] for name in programs}
     write_back()
     with contextlib.ExitStack() as stack:
-        up = {
-            name: stack.enter_context(servers.Stillpoint(
-                programs[name], places[name], {"disk": f"{places[name]}/origin"}))
-            for name in bench.in_turn(programs, start)
-        }
-        for turn in range(_SLICES):
-            for name in bench.in_turn(programs, start + turn):
-                slices[name].append(bench.loads.run(
-                    up[name], "disk", "write", "random", seconds=bench.seconds / 4))
+        with _processor(0):
+            up = {
+                name: stack.enter_context(servers.Stillpoint(
+                    programs[name], places[name], {"disk": f"{places[name]}/origin"}))
+                for name in bench.in_turn(programs, start)
+            }
+        with _processor(1):
+            for turn in range(_SLICES):
+                for name in bench.in_turn(programs, start + turn):
+                    slices[name].append(bench.loads.run(
+                        up[name], "disk", "write", "random", seconds=bench.seconds / 4))
     return slices
+
+
+@contextlib.contextmanager
+def _processor(number):
+    """What is started meanwhile stays on the processor of that number, where there are as many: servers
+    and client each have their own, and nobody's thread moves."""
+    before = os.sched_getaffinity(0)
+    mine = sorted(before)[number:number + 1]
+    os.sched_setaffinity(0, mine if len(before) > 1 else before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def run_map(bench):
