@@ -12,7 +12,7 @@ from .results import ratios
 
 
 # Runs of each program while both are up.
-_SLICES = 6
+_SLICES = 12
 
 
 def run(bench):
