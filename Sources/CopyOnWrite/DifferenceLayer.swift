@@ -32,15 +32,20 @@ package struct DifferenceLayer {
 
     package init(byteCountMax: UInt64) {
         self.byteCountMax = byteCountMax
-        _ = buckets.append(.max)
+        _ = buckets.append(ChunkRecord.none)
     }
 
     /// Records handed out, spent ones included: indexes are `0 ..< recordCount`.
     package var recordCount: UInt32 { records.count }
 
-    /// Bytes of metadata in use: 36 per touched chunk, 64 more for each scattered one.
+    /// Bytes of metadata in use: 28 per touched chunk, 64 more for each scattered one.
     package var byteCount: UInt64 {
-        UInt64(records.count) * UInt64(MemoryLayout<ChunkRecord>.stride + 4) + sidesInUse * 64
+        UInt64(records.count) * Self.byteCountOfRecord + sidesInUse * 64
+    }
+
+    /// A record and its share of the buckets.
+    private static var byteCountOfRecord: UInt64 {
+        UInt64(MemoryLayout<ChunkRecord>.stride + MemoryLayout<UInt32>.stride)
     }
 
     /// The record's address, valid while the layer lives.
@@ -52,7 +57,7 @@ package struct DifferenceLayer {
     package func find(_ chunk: UInt64) -> UInt32? {
         guard records.count > 0 else { return nil }
         var index = buckets.pointer(to: bucket(of: chunk)).pointee
-        while index != .max {
+        while index != ChunkRecord.none {
             let record = records.pointer(to: index)
             if record.pointee.chunk == chunk { return index }
             index = record.pointee.next
@@ -69,23 +74,24 @@ package struct DifferenceLayer {
     /// is none.
     package func firstRecord(besides chunk: UInt64) -> UnsafePointer<ChunkRecord>? {
         let index = buckets.pointer(to: bucket(of: chunk)).pointee
-        return index == .max ? nil : UnsafePointer(records.pointer(to: index))
+        return index == ChunkRecord.none ? nil : UnsafePointer(records.pointer(to: index))
     }
 
     /// True when records of so many more chunks are below the metadata limit.
     package func hasRoom(forRecords count: UInt64) -> Bool {
         guard byteCount + 64 <= byteCountMax else { return false }
-        return count <= (byteCountMax - byteCount - 64) / 36
+        return count <= (byteCountMax - byteCount - 64) / Self.byteCountOfRecord
+            && count < UInt64(ChunkRecord.none - records.count)
     }
 
     /// Adds a record for a chunk that has none; nil when the metadata limit is reached.
     package mutating func insert(_ chunk: UInt64, savedEntry: UInt64) -> UInt32? {
         assert(find(chunk) == nil, "a chunk has one record in a layer")
-        guard byteCount + 36 + 64 <= byteCountMax else { return nil }
+        guard byteCount + Self.byteCountOfRecord + 64 <= byteCountMax,
+            records.count < ChunkRecord.none
+        else { return nil }
         let index = records.append(
-            ChunkRecord(
-                chunk: chunk, savedEntry: savedEntry, preserved: 0, copying: 0, zero: 0,
-                isScattered: false, isMerged: false, next: .max, base: 0))
+            ChunkRecord(chunk: chunk, savedEntry: savedEntry, next: ChunkRecord.none))
         if records.count > 1 { splitOneBucket() }
         let head = buckets.pointer(to: bucket(of: chunk))
         records.pointer(to: index).pointee.next = head.pointee
@@ -97,9 +103,7 @@ package struct DifferenceLayer {
     package mutating func preserveZero(_ blocks: UInt16, of index: UInt32) {
         let record = records.pointer(to: index)
         precondition(record.pointee.preserved & blocks == 0, "a block is preserved once")
-        record.pointee.copying &= ~blocks
-        record.pointee.preserved |= blocks
-        record.pointee.zero |= blocks
+        record.pointee.becomeZero(blocks)
         preservedCount += UInt64(blocks.nonzeroBitCount)
         zeroCount += UInt64(blocks.nonzeroBitCount)
         // A zero block leaves the rank of the data blocks behind it as it was.
@@ -120,8 +124,7 @@ package struct DifferenceLayer {
             scatter(index)
             sides.pointer(to: record.pointee.base).pointee[position] = place.rawValue
         }
-        record.pointee.copying &= ~bit
-        record.pointee.preserved |= bit
+        record.pointee.becomeData(bit)
         preservedCount += 1
     }
 
@@ -158,13 +161,12 @@ package struct DifferenceLayer {
         precondition(record.pointee.preserved & bit != 0, "only a preserved block is forgotten")
         preservedCount -= 1
         if record.pointee.zero & bit != 0 {
-            record.pointee.zero &= ~bit
-            record.pointee.preserved &= ~bit
+            record.pointee.becomeUntouched(bit)
             zeroCount -= 1
             return
         }
         if record.pointee.data != bit && !record.pointee.isScattered { scatter(index) }
-        record.pointee.preserved &= ~bit
+        record.pointee.becomeUntouched(bit)
         if record.pointee.data == 0 && record.pointee.isScattered { releaseSide(index) }
     }
 
@@ -261,12 +263,12 @@ package struct DifferenceLayer {
     private mutating func splitOneBucket() {
         let old = splitPosition
         let wide = roundMask << 1 | 1
-        let new = buckets.append(.max)
+        let new = buckets.append(ChunkRecord.none)
         assert(new == old + roundMask + 1, "buckets are split in order")
         var index = buckets.pointer(to: old).pointee
-        var stay = UInt32.max
-        var move = UInt32.max
-        while index != .max {
+        var stay = ChunkRecord.none
+        var move = ChunkRecord.none
+        while index != ChunkRecord.none {
             let record = records.pointer(to: index)
             let following = record.pointee.next
             if Self.hash(record.pointee.chunk) & wide == old {

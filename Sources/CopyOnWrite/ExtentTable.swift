@@ -5,6 +5,7 @@
 // - Resting slots of an extent become free when its last reader is gone.
 // - An extent without used slots, resting slots, readers and appender is released at once.
 // - The checksum of a slot is set before the slot's place is known to a layer.
+// - An extent whose slots are all in use has no bits: most extents are like that.
 
 /// Index of a storage source of a device's engine.
 package struct SourceIndex: Hashable, Sendable {
@@ -28,13 +29,22 @@ package struct ExtentTable {
         var usedCount: UInt32
         var freeCount: UInt32
         var byteOffset: UInt64
-        /// 16 words of free bits, 16 of resting bits, 512 words of checksums.
-        var words: UnsafeMutablePointer<UInt64>
+        /// CRC32C of each slot.
+        var checksums: UnsafeMutablePointer<UInt32>
+        /// Index of its bits, `.max` when all slots are in use.
+        var bits: UInt32
         var nextFree: UInt32
+
+        var restingCount: UInt32 { ExtentTable.slotsPerExtent - usedCount - freeCount }
     }
+
+    /// Which slots are free, in 16 words, and which are resting, in 16 more.
+    private typealias Bits = InlineArray<32, UInt64>
 
     private var extents = SlabPool<Extent>(slabShift: 8)
     private var freeExtent = UInt32.max
+    private var bits = SlabPool<Bits>(slabShift: 4)
+    private var freeBits = UInt32.max
     /// Extents held now.
     package private(set) var extentCount = 0
     /// Slots in use now.
@@ -44,12 +54,14 @@ package struct ExtentTable {
 
     /// An extent at `byteOffset` of `source` was granted. It is open: it stays although unused.
     package mutating func add(source: SourceIndex, byteOffset: UInt64) -> UInt32 {
-        let words = UnsafeMutablePointer<UInt64>.allocate(capacity: 16 + 16 + 512)
-        words.initialize(repeating: .max, count: 16)
-        (words + 16).initialize(repeating: 0, count: 16 + 512)
+        let checksums = UnsafeMutablePointer<UInt32>.allocate(capacity: Int(Self.slotsPerExtent))
+        checksums.initialize(repeating: 0, count: Int(Self.slotsPerExtent))
+        let bits = takeBits()
+        for word in 0..<16 { self.bits.pointer(to: bits).pointee[word] = .max }
         let extent = Extent(
             source: source.rawValue, isLive: true, isOpen: true, readers: 0, usedCount: 0,
-            freeCount: Self.slotsPerExtent, byteOffset: byteOffset, words: words, nextFree: .max)
+            freeCount: Self.slotsPerExtent, byteOffset: byteOffset, checksums: checksums,
+            bits: bits, nextFree: .max)
         extentCount += 1
         guard freeExtent != .max else { return extents.append(extent) }
         let index = freeExtent
@@ -63,20 +75,21 @@ package struct ExtentTable {
         let extent = extents.pointer(to: index)
         precondition(extent.pointee.isOpen, "slots are taken from an open extent")
         guard extent.pointee.freeCount > 0, limit > 0 else { return nil }
-        let words = extent.pointee.words
+        let words = bits.pointer(to: extent.pointee.bits)
         var first = 0
-        while words[first >> 6] >> UInt64(first & 63) == 0 { first = ((first >> 6) + 1) << 6 }
-        first += (words[first >> 6] >> UInt64(first & 63)).trailingZeroBitCount
+        while words.pointee[first >> 6] == 0 { first += 64 }
+        first += words.pointee[first >> 6].trailingZeroBitCount
         var count = 0
         while count < limit, first + count < Int(Self.slotsPerExtent),
-            words[(first + count) >> 6] & 1 << UInt64((first + count) & 63) != 0
+            words.pointee[(first + count) >> 6] & 1 << UInt64((first + count) & 63) != 0
         {
-            words[(first + count) >> 6] &= ~(1 << UInt64((first + count) & 63))
+            words.pointee[(first + count) >> 6] &= ~(1 << UInt64((first + count) & 63))
             count += 1
         }
         extent.pointee.freeCount -= UInt32(count)
         extent.pointee.usedCount += UInt32(count)
         usedCount += UInt64(count)
+        if extent.pointee.usedCount == Self.slotsPerExtent { dropBits(of: extent) }
         return (StorageSlot(index * Self.slotsPerExtent + UInt32(first)), count)
     }
 
@@ -91,15 +104,17 @@ package struct ExtentTable {
         precondition(extent.pointee.isLive, "a used slot lies in a live extent")
         let bit = Int(slot.rawValue % Self.slotsPerExtent)
         let mask: UInt64 = 1 << UInt64(bit & 63)
-        let words = extent.pointee.words
-        precondition(words[bit >> 6] & mask == 0, "a free slot is not freed again")
-        precondition(words[16 + (bit >> 6)] & mask == 0, "a resting slot is not freed again")
+        if extent.pointee.bits == .max { extent.pointee.bits = takeBits() }
+        let words = bits.pointer(to: extent.pointee.bits)
+        precondition(words.pointee[bit >> 6] & mask == 0, "a free slot is not freed again")
+        precondition(
+            words.pointee[16 + (bit >> 6)] & mask == 0, "a resting slot is not freed again")
         extent.pointee.usedCount -= 1
         usedCount -= 1
         if extent.pointee.readers > 0 {
-            words[16 + (bit >> 6)] |= mask
+            words.pointee[16 + (bit >> 6)] |= mask
         } else {
-            words[bit >> 6] |= mask
+            words.pointee[bit >> 6] |= mask
             extent.pointee.freeCount += 1
         }
         return isReleasable(extent.pointee)
@@ -116,11 +131,13 @@ package struct ExtentTable {
         precondition(extent.pointee.readers > 0, "a read ends once")
         extent.pointee.readers -= 1
         guard extent.pointee.readers == 0 else { return false }
-        for word in 0..<16 {
-            let resting = extent.pointee.words[16 + word]
-            extent.pointee.words[word] |= resting
-            extent.pointee.words[16 + word] = 0
-            extent.pointee.freeCount += UInt32(resting.nonzeroBitCount)
+        if extent.pointee.restingCount > 0 {
+            let words = bits.pointer(to: extent.pointee.bits)
+            for word in 0..<16 {
+                words.pointee[word] |= words.pointee[16 + word]
+                words.pointee[16 + word] = 0
+            }
+            extent.pointee.freeCount += extent.pointee.restingCount
         }
         return isReleasable(extent.pointee)
     }
@@ -150,7 +167,8 @@ package struct ExtentTable {
     package mutating func release(_ index: UInt32) -> (source: SourceIndex, byteOffset: UInt64) {
         let extent = extents.pointer(to: index)
         precondition(isReleasable(extent.pointee), "only an idle extent is released")
-        extent.pointee.words.deallocate()
+        extent.pointee.checksums.deallocate()
+        dropBits(of: extent)
         extent.pointee.isLive = false
         extent.pointee.nextFree = freeExtent
         freeExtent = index
@@ -170,19 +188,14 @@ package struct ExtentTable {
 
     /// CRC32C of the slot's block.
     package func checksum(of slot: StorageSlot) -> UInt32 {
-        let extent = extents.pointer(to: Self.extent(of: slot)).pointee
-        let position = Int(slot.rawValue % Self.slotsPerExtent)
-        let word = extent.words[32 + (position >> 1)]
-        return UInt32(truncatingIfNeeded: word >> (UInt64(position & 1) * 32))
+        let extent = extents.pointer(to: Self.extent(of: slot))
+        return extent.pointee.checksums[Int(slot.rawValue % Self.slotsPerExtent)]
     }
 
     /// Keeps the CRC32C of the slot's block.
     package func setChecksum(_ checksum: UInt32, of slot: StorageSlot) {
-        let extent = extents.pointer(to: Self.extent(of: slot)).pointee
-        let position = Int(slot.rawValue % Self.slotsPerExtent)
-        let shift = UInt64(position & 1) * 32
-        let word = extent.words + (32 + (position >> 1))
-        word.pointee = word.pointee & ~(0xFFFF_FFFF << shift) | UInt64(checksum) << shift
+        let extent = extents.pointer(to: Self.extent(of: slot))
+        extent.pointee.checksums[Int(slot.rawValue % Self.slotsPerExtent)] = checksum
     }
 
     /// The extent that holds `slot`.
@@ -195,8 +208,26 @@ package struct ExtentTable {
     /// Frees everything. The table must not be used afterwards.
     package mutating func deallocate() {
         for index in 0..<extents.count where extents.pointer(to: index).pointee.isLive {
-            extents.pointer(to: index).pointee.words.deallocate()
+            extents.pointer(to: index).pointee.checksums.deallocate()
         }
         extents.deallocate()
+        bits.deallocate()
+    }
+
+    // MARK: Bits
+
+    /// Bits of an extent whose slots are all in use.
+    private mutating func takeBits() -> UInt32 {
+        guard freeBits != .max else { return bits.append(Bits(repeating: 0)) }
+        let index = freeBits
+        freeBits = UInt32(truncatingIfNeeded: bits.pointer(to: index).pointee[0])
+        bits.pointer(to: index).pointee = Bits(repeating: 0)
+        return index
+    }
+
+    private mutating func dropBits(of extent: UnsafeMutablePointer<Extent>) {
+        bits.pointer(to: extent.pointee.bits).pointee[0] = UInt64(freeBits)
+        freeBits = extent.pointee.bits
+        extent.pointee.bits = .max
     }
 }

@@ -145,6 +145,8 @@ struct LayerUse {
     var snapshot: UInt16 = .max
     /// Next record to merge or free.
     var cursor: UInt32 = 0
+    /// Copies in flight for it; those nobody needs any more are not counted.
+    var copyCount: UInt32 = 0
 }
 
 /// A storage source as this engine sees it.

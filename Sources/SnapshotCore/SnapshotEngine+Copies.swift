@@ -159,6 +159,7 @@ extension SnapshotEngine {
             copies[Int(index)].first = UInt8(first)
             copies[Int(index)].count = UInt8(count)
             copies[Int(index)].layer = layer
+            layerUses[Int(layer)].copyCount += 1
             copies[Int(index)].record = entry
             copies[Int(index)].chunk = chunk
             let mask = copies[Int(index)].mask
@@ -259,6 +260,9 @@ extension SnapshotEngine {
             }
         }
         precondition(copies[Int(index)].waitersHead == .max, "a copy ends after its waiters left")
+        if !copies[Int(index)].isOrphaned {
+            layerUses[Int(copies[Int(index)].layer)].copyCount -= 1
+        }
         copies[Int(index)].isUsed = false
         copies[Int(index)].next = freeCopy
         freeCopy = index
@@ -273,6 +277,7 @@ extension SnapshotEngine {
             && (layer == nil || copies[index].layer == layer)
         {
             copies[index].isOrphaned = true
+            layerUses[Int(copies[index].layer)].copyCount -= 1
             let record = layers[Int(copies[index].layer)].record(copies[index].record)
             record.pointee.copying &= ~copies[index].mask
             wakeWaiters(of: UInt32(index))

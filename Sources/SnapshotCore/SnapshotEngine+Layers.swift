@@ -170,22 +170,29 @@ extension SnapshotEngine {
                 }
             }
         }
-        if old.pointee.copying != 0 {
+        if layerUses[from].copyCount > 0 {
             handOverCopies(of: source, from: UInt16(from), to: target, into: UInt16(into))
         }
         layers[from].recordMerged(source)
         return true
     }
 
+    /// The copies of a record go where its blocks went. Those of blocks that the heir has preserved
+    /// too, which no mask shows: they are dropped there when they end.
     private func handOverCopies(
         of source: UInt32, from: UInt16, to target: UInt32, into: UInt16
     ) {
+        var rest = layerUses[Int(from)].copyCount
         for index in 0..<limits.copyCount
-        where copies[index].isUsed && !copies[index].isOrphaned && copies[index].layer == from
-            && copies[index].record == source
-        {
-            copies[index].layer = into
-            copies[index].record = target
+        where copies[index].isUsed && !copies[index].isOrphaned && copies[index].layer == from {
+            if copies[index].record == source {
+                copies[index].layer = into
+                copies[index].record = target
+                layerUses[Int(from)].copyCount -= 1
+                layerUses[Int(into)].copyCount += 1
+            }
+            rest -= 1
+            if rest == 0 { break }
         }
         let new = layers[Int(into)].record(target)
         new.pointee.copying |= layers[Int(from)].record(source).pointee.copying

@@ -71,19 +71,19 @@ import Testing
         }
     }
 
-    @Test func `a touched chunk takes 36 bytes, a scattered one 64 more`() {
-        #expect(MemoryLayout<ChunkRecord>.stride == 32)
+    @Test func `a touched chunk takes 28 bytes, a scattered one 64 more`() {
+        #expect(MemoryLayout<ChunkRecord>.stride == 24)
         var layer = DifferenceLayer(byteCountMax: 1 << 20)
         let record = layer.insert(9, savedEntry: 0)!
         for position in 0..<16 {
             layer.preserve(
                 position, of: record, at: BlockPlace(stored: StorageSlot(UInt32(position))))
         }
-        #expect(layer.byteCount == 36, "blocks one behind the other need one base")
+        #expect(layer.byteCount == 28, "blocks one behind the other need one base")
         layer.blockMoved(3, of: record, to: BlockPlace(stored: StorageSlot(99)))
-        #expect(layer.byteCount == 100)
+        #expect(layer.byteCount == 92)
         layer.blockMoved(3, of: record, to: BlockPlace(stored: StorageSlot(3)))
-        #expect(layer.byteCount == 36)
+        #expect(layer.byteCount == 28)
         while !layer.deallocate(slabs: 100) {}
     }
 
@@ -102,12 +102,56 @@ import Testing
         while !layer.deallocate(slabs: 100) {}
     }
 
+    @Test func `chunks at the end of the largest device are told apart`() throws {
+        var layer = DifferenceLayer(byteCountMax: 1 << 20)
+        let last = ChunkRecord.chunkCountMax - 1
+        let chunks = [last, last - 1, last >> 1, 0, 1 << 31, 1 << 32, 1 << 33]
+        for chunk in chunks {
+            let inserted = layer.insert(chunk, savedEntry: chunk &* 3)
+            let record = try #require(inserted)
+            layer.preserve(0, of: record, at: BlockPlace(stored: StorageSlot(5)))
+            layer.preserve(1, of: record, at: BlockPlace(stored: StorageSlot(17)))
+        }
+        for (index, chunk) in chunks.enumerated() {
+            #expect(layer.find(chunk) == UInt32(index))
+            #expect(layer.record(UInt32(index)).pointee.chunk == chunk)
+            #expect(layer.record(UInt32(index)).pointee.savedEntry == chunk &* 3)
+            #expect(layer.place(of: 1, in: UInt32(index)).rawValue == 17)
+        }
+        layer.forget(0, of: 0)
+        layer.forget(1, of: 0)
+        layer.recordMerged(0)
+        #expect(layer.record(0).pointee.isMerged)
+        #expect(!layer.record(1).pointee.isMerged)
+        #expect(layer.record(0).pointee.chunk == last)
+        while !layer.deallocate(slabs: 100) {}
+    }
+
+    @Test func `a block that is preserved is no longer copied`() throws {
+        var layer = DifferenceLayer(byteCountMax: 1 << 20)
+        let inserted = layer.insert(4, savedEntry: 0)
+        let index = try #require(inserted)
+        let record = layer.record(index)
+        record.pointee.copying |= 0b1111
+        layer.preserveZero(0b1, of: index)
+        layer.preserve(1, of: index, at: BlockPlace(stored: StorageSlot(7)))
+        #expect(record.pointee.copying == 0b1100)
+        #expect((record.pointee.zero, record.pointee.data) == (0b1, 0b10))
+        record.pointee.copying |= 0b1_0011
+        #expect(record.pointee.copying == 0b1_1100)
+        #expect((record.pointee.zero, record.pointee.data) == (0b1, 0b10))
+        layer.forget(0, of: index)
+        layer.forget(1, of: index)
+        #expect((record.pointee.preserved, record.pointee.copying) == (0, 0b1_1100))
+        while !layer.deallocate(slabs: 100) {}
+    }
+
     @Test func `metadata stops at its limit`() {
         var layer = DifferenceLayer(byteCountMax: 1000)
         var count: UInt64 = 0
         while layer.insert(count, savedEntry: 0) != nil { count += 1 }
         #expect(layer.byteCount <= 1000)
-        #expect(count == 26)
+        #expect(count == 33)
         while !layer.deallocate(slabs: 100) {}
     }
 }
@@ -128,6 +172,65 @@ import Testing
         let again = try #require(freed)
         #expect(again.0.rawValue == slot.rawValue + 7)
         #expect(again.1 == 1)
+        table.deallocate()
+    }
+
+    /// Slots are taken, freed and read in random order; arrays say what each one is.
+    @Test(arguments: [1, 2, 3] as [UInt64])
+    func `a slot is free, in use or resting, as it was left`(seed: UInt64) throws {
+        enum Slot { case free, used, resting }
+        var random = Seeded(state: seed)
+        var table = ExtentTable()
+        let extents = (0..<3).map {
+            table.add(source: SourceIndex(0), byteOffset: UInt64($0) << 22)
+        }
+        var slots = [[Slot]](repeating: [Slot](repeating: .free, count: 1024), count: 3)
+        var readers = [0, 0, 0]
+        var wholeCount = 0
+        for step in 0..<30_000 {
+            let which = Int(random.next() % 3)
+            let first = extents[which] * ExtentTable.slotsPerExtent
+            // Turns of filling and of emptying, so that extents get full and empty again.
+            switch random.next() % (step / 3000 % 2 == 0 ? 4 : 6) {
+            case 0, 1:
+                let limit = Int(random.next() % 40) + 1
+                guard let (slot, count) = table.take(upTo: limit, of: extents[which]) else {
+                    #expect(!slots[which].contains(.free))
+                    continue
+                }
+                #expect(count <= limit)
+                for taken in Int(slot.rawValue - first)..<Int(slot.rawValue - first) + count {
+                    #expect(slots[which][taken] == .free)
+                    slots[which][taken] = .used
+                    table.setChecksum(
+                        UInt32(taken * 3 + which), of: StorageSlot(first + UInt32(taken)))
+                }
+                if !slots[which].contains(where: { $0 != .used }) { wholeCount += 1 }
+            case 2 where readers[which] < 3:
+                table.readBegan(StorageSlot(first))
+                readers[which] += 1
+            case 2, 3:
+                guard readers[which] > 0 else { continue }
+                _ = table.readEnded(StorageSlot(first))
+                readers[which] -= 1
+                guard readers[which] == 0 else { continue }
+                for index in 0..<1024 where slots[which][index] == .resting {
+                    slots[which][index] = .free
+                }
+            default:
+                for _ in 0..<40 {
+                    let index = Int(random.next() % 1024)
+                    guard slots[which][index] == .used else { continue }
+                    let slot = StorageSlot(first + UInt32(index))
+                    #expect(table.checksum(of: slot) == UInt32(index * 3 + which))
+                    _ = table.free(slot)
+                    slots[which][index] = readers[which] > 0 ? .resting : .free
+                }
+            }
+            #expect(Int(table.freeCount(of: extents[which])) == slots[which].count { $0 == .free })
+        }
+        #expect(wholeCount > 3, "extents were wholly in use")
+        #expect(table.usedCount == UInt64(slots.joined().count { $0 == .used }))
         table.deallocate()
     }
 

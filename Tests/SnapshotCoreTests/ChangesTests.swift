@@ -110,7 +110,7 @@ extension Harness {
 
     @Test func `find no room where a snapshot's metadata is at its limit`() throws {
         var limits = EngineLimits()
-        limits.layerByteCountMax = 36 * 4 + 64
+        limits.layerByteCountMax = 28 * 4 + 64
         let harness = Harness(limits: limits)
         #expect(harness.engine.hasRoomForMarks(chunkCount: 1000))
         let snapshot = harness.take()

@@ -35,7 +35,8 @@ import Testing
         #expect(engine.bucketAddress(at: .max) != nil, "a bucket is told for any offset")
         #expect(engine.recordAddress(at: 0) == nil)
         harness.write(0, 70_000, 100)
-        #expect(engine.recordAddress(at: 70_000)?.load(as: UInt64.self) == 1, "the chunk's record")
+        let record = engine.recordAddress(at: 70_000)?.load(as: ChunkRecord.self)
+        #expect(record?.chunk == 1)
         engine.trackingLost()
         #expect(engine.changeEntryAddress(at: 0) == nil)
     }
@@ -294,6 +295,45 @@ import Testing
         #expect(effects.contains("finish 1 errno 5"))
         #expect(harness.engine.report(on: second).isCorrupted)
         #expect(!harness.engine.report(on: third).isCorrupted)
+    }
+
+    @Test
+    func `a copy that an older snapshot made superfluous is dropped, wherever its blocks went`() {
+        let harness = Harness()
+        let oldest = harness.take()
+        let middle = harness.take()
+        overwrite(harness, 0, copy: 0)
+        let newest = harness.take()
+        #expect(harness.write(1, 0, 4096) == .taken)
+        #expect(harness.drain() == ["readOrigin 0 0+4096"])
+        destroy(harness, newest, middle)
+        harness.copyDone(0, 4096)
+        #expect(harness.drain().contains("issue 1"))
+        #expect(
+            harness.engine.unstoredBlockCount == 1, "the older snapshot's copy is the right one")
+        finish(harness, oldest)
+    }
+
+    private func overwrite(_ harness: Harness, _ slot: UInt32, copy: UInt32) {
+        #expect(harness.write(slot, 0, 4096) == .taken)
+        harness.copyDone(copy, 4096)
+        _ = harness.drain()
+        #expect(harness.originDone(slot, 4096) == .finish(nil))
+    }
+
+    private func destroy(_ harness: Harness, _ snapshots: SnapshotIndex...) {
+        for snapshot in snapshots {
+            harness.engine.snapshotDestroyed(snapshot)
+            for _ in 0..<5 { harness.engine.turnEnded(now: 0) }
+        }
+        _ = harness.drain()
+    }
+
+    /// Destroys what is left: then nothing may be kept.
+    private func finish(_ harness: Harness, _ snapshot: SnapshotIndex) {
+        destroy(harness, snapshot)
+        #expect(harness.engine.unstoredBlockCount == 0)
+        #expect(harness.buffers.freeCount == harness.buffers.capacity)
     }
 
     @Test func `destroying ends requests and releases waiting writers`() {

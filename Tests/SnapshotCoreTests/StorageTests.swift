@@ -149,7 +149,7 @@ import Testing
     }
 
     @Test func `reaching the metadata limit is overflow`() {
-        let harness = Harness(limits: EngineLimits(layerByteCountMax: 300))
+        let harness = Harness(limits: EngineLimits(layerByteCountMax: 250))
         _ = harness.take()
         for chunk in 0..<8 { harness.write(UInt32(chunk), UInt64(chunk) * 65536, 512) }
         #expect(harness.drain().contains("corrupted 0 errno 12"))
