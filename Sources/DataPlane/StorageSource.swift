@@ -59,6 +59,10 @@ package final class StorageSource: Sendable {
         var closeWaiters: [@Sendable () -> Void] = []
     }
 
+    /// Bytes that are allocated page by page at a time, some 30 us: then a loop that shares the
+    /// processor or the file gets its turn.
+    private static let pageWorkByteCount: UInt64 = 128 << 10
+
     package let name: String
     let access: Access
     let foundations: Set<Foundation>
@@ -190,7 +194,11 @@ package final class StorageSource: Sendable {
             guard let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
             else { preconditionFailure("memory storage has an address") }
             // Where it is refused, faults at first use do.
-            _ = cl_populate(start, Int(ExtentTable.extentByteCount))
+            let piece = Int(Self.pageWorkByteCount)
+            for offset in stride(from: 0, to: Int(ExtentTable.extentByteCount), by: piece) {
+                _ = cl_populate(start + offset, piece)
+                sched_yield()
+            }
             let isHeard = wish.mailbox.postWhenRoom { loop in
                 wish.reply(loop, .success(byteOffset))
             }
@@ -202,19 +210,28 @@ package final class StorageSource: Sendable {
     }
 
     private func grow(by byteCount: UInt64) {
-        guard case .file(let descriptor, _) = medium else {
+        guard case .file(let descriptor, let isInline) = medium else {
             preconditionFailure("only files grow")
         }
+        // tmpfs allocates page by page with the file locked: a loop that stores blocks meanwhile
+        // would wait for the whole step.
+        let piece = isInline ? Self.pageWorkByteCount : byteCount
         let start = state.withLock { state in
             state.jobCount += 1
             return state.space.capacity
         }
         let accepted = blocking.submit { [self] in
-            var result: Int32
-            repeat {
-                result = posix_fallocate(descriptor, off_t(start), off_t(byteCount))
-            } while result == EINTR
-            grown(by: result == 0 ? byteCount : 0)
+            var done: UInt64 = 0
+            while done < byteCount {
+                let length = min(piece, byteCount - done)
+                let result = posix_fallocate(
+                    descriptor, off_t(start + done), off_t(length))
+                if result == EINTR { continue }
+                guard result == 0 else { break }
+                done += length
+                sched_yield()
+            }
+            grown(by: done == byteCount ? byteCount : 0)
         }
         if !accepted { grown(by: 0) }
     }
