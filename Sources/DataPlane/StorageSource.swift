@@ -59,9 +59,10 @@ package final class StorageSource: Sendable {
         var closeWaiters: [@Sendable () -> Void] = []
     }
 
-    /// Bytes that are allocated page by page at a time, some 30 us: then a loop that shares the
-    /// processor or the file gets its turn.
-    private static let pageWorkByteCount: UInt64 = 128 << 10
+    /// Bytes that are allocated page by page at a time, some 30 and 60 us: then a loop that shares
+    /// the file or the processor gets its turn.
+    private static let growthPiece: UInt64 = 128 << 10
+    private static let residencePiece = 256 << 10
 
     package let name: String
     let access: Access
@@ -194,9 +195,10 @@ package final class StorageSource: Sendable {
             guard let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
             else { preconditionFailure("memory storage has an address") }
             // Where it is refused, faults at first use do.
-            let piece = Int(Self.pageWorkByteCount)
-            for offset in stride(from: 0, to: Int(ExtentTable.extentByteCount), by: piece) {
-                _ = cl_populate(start + offset, piece)
+            for offset in stride(
+                from: 0, to: Int(ExtentTable.extentByteCount), by: Self.residencePiece)
+            {
+                _ = cl_populate(start + offset, Self.residencePiece)
                 sched_yield()
             }
             let isHeard = wish.mailbox.postWhenRoom { loop in
@@ -215,7 +217,7 @@ package final class StorageSource: Sendable {
         }
         // tmpfs allocates page by page with the file locked: a loop that stores blocks meanwhile
         // would wait for the whole step.
-        let piece = isInline ? Self.pageWorkByteCount : byteCount
+        let piece = isInline ? Self.growthPiece : byteCount
         let start = state.withLock { state in
             state.jobCount += 1
             return state.space.capacity

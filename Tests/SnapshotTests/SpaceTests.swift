@@ -67,7 +67,7 @@ struct `Difference storage` {
         try harness.destroy("s")
         let before = try harness.memoryKibibytes()
         var held = 0
-        for _ in 0..<4 {
+        for _ in 0..<8 {
             try overwritten(harness, ["memory:32M"])
             held = max(held, try harness.memoryKibibytes())
             try harness.destroy("s")
@@ -75,8 +75,9 @@ struct `Difference storage` {
         let after = try harness.memoryKibibytes()
         print("memory storage: \(before) KiB before, \(held) while held, \(after) after")
         #expect(held - before > byteCount / 1024 / 2)
-        // Less than half of what one round held: what one that leaked would leave is twice that.
-        #expect(after - before < byteCount / 1024 / 2)
+        // Less than two rounds held, where leaks would leave eight: more of the pools is in use where
+        // a busy machine lets blocks wait for an extent.
+        #expect(after - before < byteCount / 1024 * 2)
         #expect(try harness.service.stop() == .exited(0))
     }
 }
