@@ -53,6 +53,7 @@ extension Device {
         case .requestExtent(let source, let purpose): requestExtent(source, purpose)
         case .releaseExtent(let source, let byteOffset):
             sources[Int(source.rawValue)]?.extentReleased(byteOffset: byteOffset)
+        case .sourceClosed(let source): sources[Int(source.rawValue)]?.userAsksNoMore()
         case .sourceDrained(let source):
             sources[Int(source.rawValue)]?.drained()
             sources[Int(source.rawValue)] = nil

@@ -71,7 +71,10 @@ package struct SnapshotStorage: Sendable {
     /// The opener is done with it: each source closes with the last device that uses it, at once
     /// when none does. Once only.
     package func release() {
-        for source in sources { source.drained() }
+        for source in sources {
+            source.userAsksNoMore()
+            source.drained()
+        }
     }
 
     /// Returns when those sources are closed that no device uses any more.

@@ -53,6 +53,8 @@ package final class StorageSource: Sendable {
         var wishes: [Wish] = []
         /// Whoever opened the source is its first user.
         var userCount = 1
+        /// Users that may still want extents.
+        var askerCount = 1
         /// Of the blocking pool.
         var jobCount = 0
         var isClosed = false
@@ -61,8 +63,11 @@ package final class StorageSource: Sendable {
 
     /// Bytes that are allocated page by page at a time, some 30 and 60 us: then a loop that shares
     /// the file or the processor gets its turn.
-    private static let growthPiece: UInt64 = 128 << 10
+    private static let pagedGrowthPiece: UInt64 = 128 << 10
     private static let residencePiece = 256 << 10
+    /// Bytes that other files grow by at a time: the end of a snapshot waits for one of them, and a
+    /// filesystem may have to write them.
+    private static let growthPiece: UInt64 = 64 << 20
 
     package let name: String
     let access: Access
@@ -145,8 +150,17 @@ package final class StorageSource: Sendable {
         return UInt(bitPattern: mapping)
     }
 
-    /// There is another user, until it says `drained`.
-    func userAdded() { state.withLock { $0.userCount += 1 } }
+    /// There is another user, until it says `userAsksNoMore`, then `drained`.
+    func userAdded() {
+        state.withLock { state in
+            state.userCount += 1
+            state.askerCount += 1
+        }
+    }
+
+    /// A user wants no more extents. After the last one growth under way breaks off, so that
+    /// whoever waits for it and for the end does not wait long.
+    func userAsksNoMore() { state.withLock { $0.askerCount -= 1 } }
 
     package var report: Report {
         state.withLock {
@@ -217,14 +231,14 @@ package final class StorageSource: Sendable {
         }
         // tmpfs allocates page by page with the file locked: a loop that stores blocks meanwhile
         // would wait for the whole step.
-        let piece = isInline ? Self.growthPiece : byteCount
+        let piece = isInline ? Self.pagedGrowthPiece : Self.growthPiece
         let start = state.withLock { state in
             state.jobCount += 1
             return state.space.capacity
         }
         let accepted = blocking.submit { [self] in
             var done: UInt64 = 0
-            while done < byteCount {
+            while done < byteCount, state.withLock({ $0.askerCount > 0 }) {
                 let length = min(piece, byteCount - done)
                 let result = posix_fallocate(
                     descriptor, off_t(start + done), off_t(length))

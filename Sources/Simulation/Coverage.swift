@@ -6,8 +6,8 @@ package final class Coverage {
     enum Point: String, CaseIterable {
         case issue, issuePart, finish, readOrigin, writeStorage, readOriginForImage
         case readStorageForImage, copyFromMemory, fillZero, fillBlocks, requestExtent
-        case releaseExtent, sourceDrained, reserveMapPage, gateDrained, snapshotCorrupted
-        case overlayCorrupted, snapshotGone, timer
+        case releaseExtent, sourceClosed, sourceDrained, reserveMapPage, gateDrained
+        case snapshotCorrupted, overlayCorrupted, snapshotGone, timer
         case timeReached, shortTransfer, storageWriteFault, originWriteFault, copyReadFault
         case storageReadFault, bitRot, mapRefused, extentRefused, imageReadChecked
         case imageWriteFailed, changesMarked, storageAppended, spaceAdded, fastPath, wouldBlock
@@ -36,6 +36,7 @@ package final class Coverage {
         case .fillBlocks: hit(.fillBlocks)
         case .requestExtent: hit(.requestExtent)
         case .releaseExtent: hit(.releaseExtent)
+        case .sourceClosed: hit(.sourceClosed)
         case .sourceDrained: hit(.sourceDrained)
         case .reserveMapPage: hit(.reserveMapPage)
         case .gateDrained: hit(Point.gateDrained)

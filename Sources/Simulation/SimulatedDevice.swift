@@ -48,8 +48,14 @@ final class SimulatedSnapshot {
 final class SimulatedSource {
     var space: StorageSpace
     var extents: [UInt64: UnsafeMutableRawPointer] = [:]
+    /// Which it was added to; another one may have the number after it is gone.
+    let snapshot: SnapshotIndex
+    var isClosed = false
+    /// Extents asked for and not answered.
+    var askedCount = 0
 
-    init(extentCount: Int) {
+    init(extentCount: Int, of snapshot: SnapshotIndex) {
+        self.snapshot = snapshot
         let bytes = UInt64(extentCount) * ExtentTable.extentByteCount
         space = StorageSpace(capacity: bytes, limit: bytes, growthStep: 0)
     }

@@ -189,6 +189,7 @@ extension World {
         _ device: SimulatedDevice, _ source: SourceIndex, _ purpose: StoragePurpose
     ) {
         let storage = device.sources[Int(source.rawValue)]!
+        storage.askedCount -= 1
         switch storage.space.extentWanted(for: purpose) {
         case .granted(let byteOffset):
             let base = UnsafeMutableRawPointer.allocate(

@@ -35,6 +35,9 @@ extension World {
             case .readOriginForImage, .readStorageForImage, .copyFromMemory, .fillZero, .fillBlocks:
                 performForImage(number, effect)
             case .requestExtent(let source, let purpose):
+                let storage = device.sources[Int(source.rawValue)]!
+                if storage.isClosed { violate("an extent is wanted of a closed source") }
+                storage.askedCount += 1
                 add(number, .extent(source, purpose))
             case .releaseExtent(let source, let byteOffset):
                 let storage = device.sources[Int(source.rawValue)]!
@@ -44,9 +47,14 @@ extension World {
                 }
                 base.deallocate()
                 storage.space.extentReleased(byteOffset: byteOffset)
+            case .sourceClosed(let source):
+                let storage = device.sources[Int(source.rawValue)]!
+                if storage.isClosed { violate("a source closed twice") }
+                storage.isClosed = true
             case .sourceDrained(let source):
                 let storage = device.sources.removeValue(forKey: Int(source.rawValue))!
                 if !storage.extents.isEmpty { violate("a drained source holds extents") }
+                if !storage.isClosed { violate("a source drained before it closed") }
             case .reserveMapPage(let page):
                 if device.mapAnswersUnderWay.insert(page).inserted {
                     add(number, .mapPage(page))
@@ -64,6 +72,10 @@ extension World {
                 guard device.snapshots.removeValue(forKey: Int(snapshot.rawValue)) != nil else {
                     violate("a snapshot went twice")
                     return
+                }
+                for source in device.sources.values
+                where source.snapshot == snapshot && source.askedCount > 0 {
+                    violate("a snapshot went while an extent was on its way to it")
                 }
             case .timer(let time):
                 device.timer = time
@@ -99,8 +111,8 @@ extension World {
         case .fillBlocks(let request):
             add(number, .fill(request.rawValue))
         case .issue, .issuePart, .finish, .readOrigin, .writeStorage, .requestExtent,
-            .releaseExtent,
-            .sourceDrained, .reserveMapPage, .gateDrained, .snapshotCorrupted, .overlayCorrupted,
+            .releaseExtent, .sourceClosed, .sourceDrained, .reserveMapPage, .gateDrained,
+            .snapshotCorrupted, .overlayCorrupted,
             .snapshotGone, .timer:
             preconditionFailure("an image's effect reads or fills")
         }

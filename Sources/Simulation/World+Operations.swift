@@ -244,7 +244,7 @@ extension World {
     func addSource(_ device: SimulatedDevice, _ snapshot: SnapshotIndex) {
         guard let source = device.engine.sourceAdded(to: snapshot) else { return }
         device.sources[Int(source.rawValue)] = SimulatedSource(
-            extentCount: profile.extentsPerSource)
+            extentCount: profile.extentsPerSource, of: snapshot)
     }
 
     func destroy(_ number: Int, _ snapshot: SimulatedSnapshot) {

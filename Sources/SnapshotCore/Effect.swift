@@ -37,6 +37,9 @@ package enum Effect: Sendable {
     case requestExtent(SourceIndex, StoragePurpose)
     /// The extent holds nothing any more: discard or zero it where needed, give it back.
     case releaseExtent(SourceIndex, byteOffset: UInt64)
+    /// The source's snapshot goes: nothing more is wanted of it, and what is asked for may be
+    /// refused.
+    case sourceClosed(SourceIndex)
     /// The source's snapshot is gone and so is its last block: close it.
     case sourceDrained(SourceIndex)
 

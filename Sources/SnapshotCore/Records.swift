@@ -159,6 +159,9 @@ struct SourceRecord {
     /// It failed for want of space: a thin device, say.
     var isOutOfSpace = false
     var isOverlayFull = false
+    /// Which it was added to. Another one may have that number once this is closed and asks for
+    /// nothing.
+    var snapshot: UInt16 = .max
     /// The next source of the same snapshot.
     var next: UInt16 = .max
     var extentCount: UInt32 = 0
@@ -166,4 +169,6 @@ struct SourceRecord {
     var open: (UInt32, UInt32) = (.max, .max)
     var ahead: (UInt32, UInt32) = (.max, .max)
     var isAsking: (Bool, Bool) = (false, false)
+
+    var isAskingAny: Bool { isAsking.0 || isAsking.1 }
 }

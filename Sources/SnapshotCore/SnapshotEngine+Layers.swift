@@ -297,7 +297,8 @@ extension SnapshotEngine {
         return false
     }
 
-    /// Says that the snapshot is gone once its layer, overlay and requests are.
+    /// Says that the snapshot is gone once its layer, overlay and requests are and no extent is on
+    /// its way to it: whoever destroyed it finds its space free.
     func finishDestroying(_ snapshot: UInt16) {
         let record = snapshots + Int(snapshot)
         guard record.pointee.state == .destroying, record.pointee.requestCount == 0 else { return }
@@ -309,6 +310,10 @@ extension SnapshotEngine {
         }
         for layer in 0..<layerCapacity
         where layerUses[layer].role != .free && layerUses[layer].snapshot == snapshot { return }
+        for index in 0..<sourceEnd
+        where sources[index].isUsed && sources[index].snapshot == snapshot
+            && sources[index].isAskingAny
+        { return }
         record.pointee.state = .free
         effects.append(.snapshotGone(SnapshotIndex(snapshot)))
     }

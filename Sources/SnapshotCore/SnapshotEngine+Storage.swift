@@ -34,6 +34,7 @@ extension SnapshotEngine {
             sourceEnd = max(sourceEnd, index + 1)
             sources[index] = SourceRecord()
             sources[index].isUsed = true
+            sources[index].snapshot = snapshot.rawValue
             let source = UInt16(index)
             var last = snapshots[Int(snapshot.rawValue)].firstSource
             if last == .max {
@@ -68,6 +69,7 @@ extension SnapshotEngine {
         let extent = extents.add(source: source, byteOffset: byteOffset)
         if record.pointee.isClosed {
             releaseIf(extents.setOpen(false, extent), extent)
+            finishDestroying(record.pointee.snapshot)
         } else {
             set(purpose, of: &record.pointee.ahead, to: extent)
         }
@@ -86,7 +88,10 @@ extension SnapshotEngine {
         case .overlay: record.pointee.isOverlayFull = true
         }
         if fault != .noSpace { record.pointee.state = .failed }
-        drainSource(source)
+        if record.pointee.isClosed {
+            drainSource(source)
+            finishDestroying(record.pointee.snapshot)
+        }
         storageImproved()
     }
 
@@ -383,6 +388,7 @@ extension SnapshotEngine {
             let source = SourceIndex(index)
             index = sources[Int(index)].next
             sources[Int(source.rawValue)].isClosed = true
+            effects.append(.sourceClosed(source))
             closeOpenExtents(source)
             drainSource(source)
         }
@@ -406,7 +412,7 @@ extension SnapshotEngine {
     private func drainSource(_ source: SourceIndex) {
         let record = sources + Int(source.rawValue)
         guard record.pointee.isUsed, record.pointee.isClosed, record.pointee.extentCount == 0,
-            !record.pointee.isAsking.0, !record.pointee.isAsking.1
+            !record.pointee.isAskingAny
         else { return }
         record.pointee.isUsed = false
         while sourceEnd > 0, !sources[sourceEnd - 1].isUsed { sourceEnd -= 1 }

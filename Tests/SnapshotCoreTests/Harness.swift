@@ -111,6 +111,7 @@ final class Harness {
         case .requestExtent(let source, let purpose): "extent \(source.rawValue) \(purpose)"
         case .releaseExtent(let source, let byteOffset):
             "release \(source.rawValue) \(byteOffset)"
+        case .sourceClosed(let source): "closed \(source.rawValue)"
         case .sourceDrained(let source): "drained \(source.rawValue)"
         case .reserveMapPage(let page): "reserve \(page)"
         case .gateDrained: "gateDrained"

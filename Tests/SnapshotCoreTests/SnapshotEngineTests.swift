@@ -162,7 +162,7 @@ import Testing
         _ = harness.engine.sourceAdded(to: snapshot)
         harness.engine.snapshotAbandoned(snapshot)
         for now in 0..<5 { harness.engine.turnEnded(now: UInt64(now)) }
-        #expect(harness.drain() == ["drained 0", "gone 0"])
+        #expect(harness.drain() == ["closed 0", "drained 0", "gone 0"])
         #expect(!harness.engine.hasWork)
     }
 

@@ -168,4 +168,24 @@ import Testing
         harness.engine.extentRefused(SourceIndex(1), .preserving, fault: .noSpace)
         #expect(harness.drain() == ["extent 0 preserving"])
     }
+
+    @Test(arguments: [true, false])
+    func `a snapshot is gone only when no extent is on its way to it`(isGranted: Bool) {
+        let harness = Harness()
+        let snapshot = harness.take()
+        overwrite(harness)
+        #expect(harness.drain().last == "extent 0 preserving")
+        harness.engine.snapshotDestroyed(snapshot)
+        for now in 0..<5 { harness.engine.turnEnded(now: UInt64(now)) }
+        let before = harness.drain()
+        #expect(before.contains("closed 0"))
+        #expect(!before.contains("gone 0"))
+        if isGranted {
+            harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
+            #expect(harness.drain() == ["release 0 0", "drained 0", "gone 0"])
+        } else {
+            harness.engine.extentRefused(SourceIndex(0), .preserving, fault: .noSpace)
+            #expect(harness.drain() == ["drained 0", "gone 0"])
+        }
+    }
 }
