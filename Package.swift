@@ -54,7 +54,7 @@ let package = Package(
             swiftSettings: strict),
         .executableTarget(name: "simulate", dependencies: ["Simulation"], swiftSettings: strict),
         .executableTarget(
-            name: "bench-tracking", dependencies: ["BlockModel", "ChangeTracking"],
+            name: "bench-tracking", dependencies: ["BlockModel", "CLinux", "ChangeTracking"],
             swiftSettings: strict),
         .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(

@@ -4,14 +4,17 @@
 // - A `ByteRange` never wraps: `offset + length` fits in 64 bits.
 // - A block is 4 KiB, a chunk 16 blocks; both divide every power-of-two sector size used here.
 
+// What other rooms compute for each request is inlinable: else a constant is a variable behind a
+// call for them, and dividing by it a division.
+
 /// Bytes in a block, the unit that is copied before it is overwritten.
-package let blockByteCount: UInt64 = 4096
+@inlinable package var blockByteCount: UInt64 { 4096 }
 
 /// Bytes in a chunk, the unit of bookkeeping.
-package let chunkByteCount: UInt64 = 65536
+@inlinable package var chunkByteCount: UInt64 { 65536 }
 
 /// Blocks in a chunk.
-package let blocksPerChunk: UInt64 = chunkByteCount / blockByteCount
+@inlinable package var blocksPerChunk: UInt64 { chunkByteCount / blockByteCount }
 
 /// Position of a block on its device, counted from 0.
 package struct BlockIndex: Hashable, Comparable, Sendable {

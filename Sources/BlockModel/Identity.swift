@@ -1,6 +1,6 @@
 /// Number of a device's cut period: 1 at first attach, one more at every cut.
-package struct Epoch: Hashable, Comparable, Sendable {
-    package let rawValue: UInt32
+@usableFromInline package struct Epoch: Hashable, Comparable, Sendable {
+    @usableFromInline package let rawValue: UInt32
 
     package init(_ rawValue: UInt32) { self.rawValue = rawValue }
 
@@ -10,7 +10,7 @@ package struct Epoch: Hashable, Comparable, Sendable {
     /// The last epoch of a generation; the cut that ends it starts a new one.
     package static let last = Epoch(UInt32.max - 1)
 
-    package static func < (left: Epoch, right: Epoch) -> Bool {
+    @usableFromInline package static func < (left: Epoch, right: Epoch) -> Bool {
         left.rawValue < right.rawValue
     }
 }

@@ -9,10 +9,10 @@
 // - B holds every block changed in the epochs (E - R, E].
 
 /// One entry of the change map.
-package struct ChangeEntry: Equatable, Sendable {
-    package let rawValue: UInt64
+@usableFromInline package struct ChangeEntry: Equatable, Sendable {
+    @usableFromInline package let rawValue: UInt64
 
-    package init(rawValue: UInt64) { self.rawValue = rawValue }
+    @inlinable package init(rawValue: UInt64) { self.rawValue = rawValue }
 
     /// Traps when the invariants do not hold.
     package init(epoch: UInt32, blocks: UInt16, reach: UInt16) {
@@ -27,7 +27,7 @@ package struct ChangeEntry: Equatable, Sendable {
     package static let unchanged = ChangeEntry(rawValue: 0)
 
     /// Epoch of the last change, 0 when there was none.
-    package var epoch: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) }
+    @inlinable package var epoch: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) }
 
     /// Blocks changed in the epochs (epoch - reach, epoch].
     package var blocks: UInt16 { UInt16(truncatingIfNeeded: rawValue >> 16) }
@@ -45,13 +45,20 @@ package struct ChangeEntry: Equatable, Sendable {
     /// The entry after `added` blocks change in epoch `current`; `newestBase` is the epoch that
     /// ended at the newest cut still usable as a base, 0 when there is none. An impossible entry
     /// stays as it is, so that queries go on finding the damage.
-    package func marking(
+    @inlinable package func marking(
+        _ added: UInt16, current: UInt32, newestBase: UInt32
+    ) -> ChangeEntry {
+        if epoch == current {
+            return ChangeEntry(rawValue: rawValue | UInt64(added) << 16)
+        }
+        return markingFirst(added, current: current, newestBase: newestBase)
+    }
+
+    /// The same for the chunk's first change in this epoch.
+    @usableFromInline func markingFirst(
         _ added: UInt16, current: UInt32, newestBase: UInt32
     ) -> ChangeEntry {
         let last = epoch
-        if last == current {
-            return ChangeEntry(rawValue: rawValue | UInt64(added) << 16)
-        }
         guard last < current, isPossible(atEpoch: last) else { return self }
         let gap = current &- last
         if last > newestBase {
