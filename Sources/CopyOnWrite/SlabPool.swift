@@ -28,6 +28,7 @@ package struct SlabPool<Element: BitwiseCopyable> {
     }
 
     /// The element's address, valid until `deallocate` or `shrink`.
+    @inline(__always)
     package func pointer(to index: UInt32) -> UnsafeMutablePointer<Element> {
         assert(index < count, "a pool's index was handed out")
         return directory[Int(index) >> shift] + (Int(index) & (1 << shift - 1))

@@ -64,7 +64,8 @@ func preserve(_ count: UInt64) {
         let offset = block(number) * blockByteCount
         let slot = RequestIndex(UInt32(number % 32))
         let admission = engine.writeArrived(
-            slot, operation: .write, flags: [], offset: offset, length: blockByteCount, now: 0)
+            slot, operation: .write, flags: RequestFlags(), offset: offset, length: blockByteCount,
+            now: 0)
         if case .issue = admission { worker.finishWrite(slot) }
         worker.perform()
         if number % 32 == 31 {

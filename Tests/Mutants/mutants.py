@@ -40,6 +40,7 @@ MUTANTS = [
     ("mark shows a newer snapshot's entry to an older one","SnapshotCore/SnapshotEngine+Marks.swift","savedEntry(of: chunk, from: position + 1) ?? map.entry(of: chunk)","map.entry(of: chunk)"),
     ("answer goes on behind where it stopped","SnapshotCore/SnapshotEngine+Queries.swift","result.finish(at: stop * chunkByteCount)","result.finish(at: (stop + 1) * chunkByteCount)"),
     ("deadline ignored","SnapshotCore/SnapshotEngine+Copies.swift","if let deadline, deadline <= now {","if let deadline, deadline <= now, newestLive < 0 {"),
+    ("snapshot gone while an extent is on its way","SnapshotCore/SnapshotEngine+Layers.swift","            && sources[index].isAskingAny\n","            && sources[index].isAskingAny && index > 100\n"),
     ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
 ]
 

@@ -119,20 +119,7 @@ extension ModelRun {
         }
     }
 
-    /// Waits until nothing that was preserved is in memory only.
     private func awaitStored() throws {
-        let deadline = monotonicSeconds() + 60
-        for snapshot in snapshots {
-            while try unstoredByteCount(snapshot) > 0 {
-                guard monotonicSeconds() < deadline else {
-                    throw TestFailure("\(where_): \(snapshot.name) is not stored")
-                }
-            }
-        }
-    }
-
-    private func unstoredByteCount(_ snapshot: ModelSnapshot) throws -> Int {
-        let parts = try harness.show(snapshot.name)["devices"] as? [[String: Any]] ?? []
-        return parts.reduce(0) { $0 + ($1["unstored_bytes"] as? Int ?? 1) }
+        for snapshot in snapshots { try harness.awaitStored(snapshot.name) }
     }
 }

@@ -105,6 +105,19 @@ final class SnapshotHarness: Sendable {
         try show(name)["storage"] as? [String: Any] ?? [:]
     }
 
+    /// Waits until nothing that the snapshot preserved is in memory only.
+    func awaitStored(_ name: String) throws {
+        let deadline = monotonicSeconds() + 60
+        while try unstoredByteCount(name) > 0 {
+            guard monotonicSeconds() < deadline else { throw TestFailure("\(name) is not stored") }
+        }
+    }
+
+    private func unstoredByteCount(_ name: String) throws -> Int {
+        let parts = try show(name)["devices"] as? [[String: Any]] ?? []
+        return parts.reduce(0) { $0 + ($1["unstored_bytes"] as? Int ?? 1) }
+    }
+
     /// The events of a snapshot that happened until now, as the command line tells them.
     func events(of snapshot: String) throws -> [[String: Any]] {
         let text = try command("events", "--snapshot", snapshot, "--timeout", "60", "--json")

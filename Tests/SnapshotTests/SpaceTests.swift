@@ -15,6 +15,7 @@ struct `Difference storage` {
         try harness.fill("a", value, byteCount: byteCount)
         let stored = try harness.storage(of: "s")["stored_bytes"] as? Int
         #expect(stored == byteCount)
+        try harness.awaitStored("s")
     }
 
     private func served() throws -> (SnapshotHarness, TemporaryDirectory) {
