@@ -112,9 +112,16 @@ class Server:
 
     def resident_bytes(self):
         """Resident memory of the process."""
+        return self._status_bytes("VmRSS:")
+
+    def anonymous_bytes(self):
+        """The same without what is mapped from files, as the program's code is."""
+        return self._status_bytes("RssAnon:")
+
+    def _status_bytes(self, key):
         with open(f"/proc/{self.process_id()}/status") as file:
             for line in file:
-                if line.startswith("VmRSS:"):
+                if line.startswith(key):
                     return int(line.split()[1]) * KIBIBYTE
         return 0
 
