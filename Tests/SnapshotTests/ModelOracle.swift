@@ -5,6 +5,8 @@
 // - It goes to the sources of the newest snapshot, then to those of the older ones; a source that
 //   failed gets nothing more, and what it failed to take goes to the next.
 // - When none is left all images of the device are lost, unless a patient snapshot is among them.
+// - What still waits in memory when a snapshot is taken or destroyed goes to the sources of what is
+//   the newest then, so the test lets it be stored before, where a source can fail.
 // - Zero blocks take no space. A destroyed layer is merged into the next older one.
 // - A stored block that cannot be read costs the images cut at or before its layer.
 

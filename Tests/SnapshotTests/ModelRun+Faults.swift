@@ -2,8 +2,8 @@ import Glibc
 import TestSupport
 import Testing
 
-// Faults on purpose. Before each the service is quiet: what was preserved is stored, so the oracle
-// knows where everything lies.
+// Faults on purpose. Before each, and before each take and destroy beside the faulty source, the
+// service is quiet: what was preserved is stored, so the oracle knows where everything lies.
 
 extension ModelRun {
     /// The storage that fails writes begins or ends to do so.
@@ -119,7 +119,8 @@ extension ModelRun {
         }
     }
 
-    private func awaitStored() throws {
+    /// Waits until no preserved block is in memory only.
+    func awaitStored() throws {
         for snapshot in snapshots { try harness.awaitStored(snapshot.name) }
     }
 }

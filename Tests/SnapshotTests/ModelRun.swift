@@ -136,6 +136,7 @@ final class ModelRun {
             && !devices.contains(where: \.usesFaulty) && !devices.contains(where: \.sawFailure)
         let (snapshot, storage) = randomSnapshot(
             withFaulty: isFaultyFree && Int.random(in: 0..<3, using: &generator) > 0)
+        if snapshot.usesFaulty || snapshots.contains(where: \.usesFaulty) { try awaitStored() }
         try takeWhenFree(snapshot, of: chosen.map { devices[$0].name }, storage: storage)
         snapshots.append(snapshot)
         for index in chosen {
@@ -194,6 +195,7 @@ final class ModelRun {
     func destroy(_ wanted: ModelSnapshot?) throws {
         guard let snapshot = wanted else { return }
         try checkImages(of: snapshot)
+        if snapshots.contains(where: \.usesFaulty) { try awaitStored() }
         try harness.destroy(snapshot.name)
         forget(snapshot)
     }
