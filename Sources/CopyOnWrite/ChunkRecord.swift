@@ -14,15 +14,15 @@
 //   of the processor's cache.
 
 /// One touched chunk of a layer.
-package struct ChunkRecord: BitwiseCopyable {
+@usableFromInline package struct ChunkRecord: BitwiseCopyable {
     /// Most chunks of a device, 1 PiB of them.
     package static let chunkCountMax: UInt64 = 1 << 34
     /// No record: the end of a bucket's chain. Indexes are below.
-    static let none: UInt32 = 1 << 28 - 1
+    @inlinable static var none: UInt32 { 1 << 28 - 1 }
 
-    private var identity: UInt64
-    package private(set) var preserved: UInt16 = 0
-    private var detail: UInt16 = 0
+    @usableFromInline private(set) var identity: UInt64
+    @usableFromInline package private(set) var preserved: UInt16 = 0
+    @usableFromInline var detail: UInt16 = 0
     /// A `BlockPlace` of the base, or the index of the side record.
     var base: UInt32 = 0
     /// The change map's entry as of the layer's cut.
@@ -36,11 +36,11 @@ package struct ChunkRecord: BitwiseCopyable {
     }
 
     /// The chunk on the device.
-    package var chunk: UInt64 { identity >> 30 }
+    @inlinable package var chunk: UInt64 { identity >> 30 }
 
     /// Next record of the same bucket.
-    var next: UInt32 {
-        get { UInt32(truncatingIfNeeded: identity) & Self.none }
+    @usableFromInline var next: UInt32 {
+        @inlinable get { UInt32(truncatingIfNeeded: identity) & Self.none }
         set { identity = identity & ~UInt64(Self.none) | UInt64(newValue) }
     }
 
@@ -57,16 +57,16 @@ package struct ChunkRecord: BitwiseCopyable {
 
     /// Blocks whose old data is being read from the origin. What is preserved is no longer copied:
     /// such blocks of a new value are left out.
-    package var copying: UInt16 {
+    @inlinable package var copying: UInt16 {
         get { detail & ~preserved }
         set { detail = detail & preserved | newValue & ~preserved }
     }
 
     /// Preserved blocks that are all zero.
-    package var zero: UInt16 { detail & preserved }
+    @inlinable package var zero: UInt16 { detail & preserved }
 
     /// Preserved blocks that have a place.
-    package var data: UInt16 { preserved & ~detail }
+    @inlinable package var data: UInt16 { preserved & ~detail }
 
     /// The blocks are preserved now, as data.
     mutating func becomeData(_ blocks: UInt16) {

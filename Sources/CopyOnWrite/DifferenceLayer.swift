@@ -6,21 +6,25 @@
 //
 // Invariants
 // - A chunk has at most one record in a layer; records are never removed, only spent by a merge.
-// - Bytes used stay at or below `byteCountMax`; `insert` refuses what would exceed it.
+// - Bytes used stay at or below `byteCountMax`; `findOrInsert` refuses what would exceed it.
 // - Loads and places of a record change only through the methods here.
+// - A chunk's record keeps its index as long as the layer lives.
 
 /// The difference layer of one device and snapshot, or the overlay of one image.
-package struct DifferenceLayer {
+@usableFromInline package struct DifferenceLayer {
     private typealias Side = InlineArray<16, UInt32>
 
-    private var records = SlabPool<ChunkRecord>(slabShift: 9)
-    private var buckets = SlabPool<UInt32>(slabShift: 10)
+    @usableFromInline private(set) var records = SlabPool<ChunkRecord>(slabShift: 9)
+    @usableFromInline private(set) var buckets = SlabPool<UInt32>(slabShift: 10)
     private var sides = SlabPool<Side>(slabShift: 6)
     private var freeSide = UInt32.max
     private var sidesInUse: UInt64 = 0
     /// Buckets below have been split in this round; a round doubles `roundMask + 1` buckets.
-    private var splitPosition: UInt32 = 0
-    private var roundMask: UInt32 = 0
+    @usableFromInline private(set) var splitPosition: UInt32 = 0
+    @usableFromInline private(set) var roundMask: UInt32 = 0
+    /// The chunk that `findOrInsert` was last asked for and its record: a write asks several times.
+    private var recentChunk = UInt64.max
+    private var recentRecord = ChunkRecord.none
     /// Most bytes of metadata.
     package let byteCountMax: UInt64
     /// Blocks in `preserved` masks, zero ones included.
@@ -49,12 +53,12 @@ package struct DifferenceLayer {
     }
 
     /// The record's address, valid while the layer lives.
-    package func record(_ index: UInt32) -> UnsafeMutablePointer<ChunkRecord> {
+    @inlinable package func record(_ index: UInt32) -> UnsafeMutablePointer<ChunkRecord> {
         records.pointer(to: index)
     }
 
     /// The chunk's record, or nil.
-    package func find(_ chunk: UInt64) -> UInt32? {
+    @inlinable package func find(_ chunk: UInt64) -> UInt32? {
         guard records.count > 0 else { return nil }
         var index = buckets.pointer(to: bucket(of: chunk)).pointee
         while index != ChunkRecord.none {
@@ -84,8 +88,19 @@ package struct DifferenceLayer {
             && count < UInt64(ChunkRecord.none - records.count)
     }
 
+    /// The chunk's record, made if there is none; nil when the metadata limit is reached.
+    package mutating func findOrInsert(
+        _ chunk: UInt64, savedEntry: @autoclosure () -> UInt64
+    ) -> UInt32? {
+        if chunk == recentChunk { return recentRecord }
+        guard let index = find(chunk) ?? insert(chunk, savedEntry: savedEntry()) else { return nil }
+        recentChunk = chunk
+        recentRecord = index
+        return index
+    }
+
     /// Adds a record for a chunk that has none; nil when the metadata limit is reached.
-    package mutating func insert(_ chunk: UInt64, savedEntry: UInt64) -> UInt32? {
+    private mutating func insert(_ chunk: UInt64, savedEntry: UInt64) -> UInt32? {
         assert(find(chunk) == nil, "a chunk has one record in a layer")
         guard byteCount + Self.byteCountOfRecord + 64 <= byteCountMax,
             records.count < ChunkRecord.none
@@ -248,13 +263,13 @@ package struct DifferenceLayer {
 
     // MARK: Buckets
 
-    private func bucket(of chunk: UInt64) -> UInt32 {
+    @inlinable func bucket(of chunk: UInt64) -> UInt32 {
         let hash = Self.hash(chunk)
         let position = hash & roundMask
         return position < splitPosition ? hash & (roundMask << 1 | 1) : position
     }
 
-    private static func hash(_ chunk: UInt64) -> UInt32 {
+    @inlinable static func hash(_ chunk: UInt64) -> UInt32 {
         // Fibonacci hashing, folded: neighbouring chunks must not share low bits of a pattern.
         let product = chunk &* 0x9E37_79B9_7F4A_7C15
         return UInt32(truncatingIfNeeded: product >> 32 ^ product >> 17)

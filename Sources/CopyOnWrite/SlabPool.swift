@@ -1,14 +1,17 @@
 // Fixed-size elements named by index in slabs that never move: growth allocates one slab, and
 // now and then a longer directory of pointers, never copies elements.
+//
+// What other rooms reach for each request is inlinable: else each call copies the pool's owner.
 
 /// A growing pool of trivial elements. Freed explicitly; not thread safe.
-package struct SlabPool<Element: BitwiseCopyable> {
-    private var directory: UnsafeMutablePointer<UnsafeMutablePointer<Element>>
+@usableFromInline package struct SlabPool<Element: BitwiseCopyable> {
+    @usableFromInline
+    private(set) var directory: UnsafeMutablePointer<UnsafeMutablePointer<Element>>
     private var directoryCapacity: Int
     private var slabCount = 0
-    private let shift: Int
+    @usableFromInline let shift: Int
     /// Elements handed out so far, freed ones included.
-    package private(set) var count: UInt32 = 0
+    @usableFromInline package private(set) var count: UInt32 = 0
 
     /// `slabShift`: a slab holds 1 << slabShift elements.
     package init(slabShift: Int) {
@@ -28,7 +31,7 @@ package struct SlabPool<Element: BitwiseCopyable> {
     }
 
     /// The element's address, valid until `deallocate` or `shrink`.
-    @inline(__always)
+    @inlinable @inline(__always)
     package func pointer(to index: UInt32) -> UnsafeMutablePointer<Element> {
         assert(index < count, "a pool's index was handed out")
         return directory[Int(index) >> shift] + (Int(index) & (1 << shift - 1))

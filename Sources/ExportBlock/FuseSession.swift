@@ -13,7 +13,8 @@ internal import RingIO
 // between the poll and the read. An idle session owns no buffer: one of 2 MiB is leased while
 // messages are read, the payload of a write lands page-aligned at its start. Small payloads are
 // copied to a buffer of their size, a large one keeps the buffer and another is leased.
-// Replies go through the ring, all of a turn in one system call.
+// What messages ask of the disk, and replies, go to the kernel some at a time: reading a message is a
+// system call, and a turn can have many.
 //
 // Invariants
 // - A message is read only while there are a reply place, a request slot and a buffer for it, so
@@ -37,8 +38,8 @@ final class FuseSession: RequestOwner, TargetUser {
     private static let receiveByteCount = 2 << 20
     /// Messages read in one go, then others have their turn.
     private static let messageCountMax = 64
-    /// Replies that wait for the end of the turn at most.
-    private static let eagerCount = 8
+    /// Operations that wait for the end of the turn at most.
+    private static let eagerCount: UInt32 = 8
 
     let loop: EventLoop
     let requests: RequestPool
@@ -60,7 +61,6 @@ final class FuseSession: RequestOwner, TargetUser {
     private var submittedCount = 0
     private var heldByteCount = 0
     private var slotCount = 0
-    private var waitingReplyCount = 0
     /// Only while messages are read.
     private var receiveLease: BufferLease?
     private var spare: RequestIndex?
@@ -154,7 +154,6 @@ final class FuseSession: RequestOwner, TargetUser {
     // MARK: Turns
 
     fileprivate func turnEnded() {
-        waitingReplyCount = 0
         continueSeeks()
         if phase == .open, !isPolling { receive() }
         endIfDone()
@@ -263,6 +262,8 @@ final class FuseSession: RequestOwner, TargetUser {
         requests[index].ownerNote = UInt64(place)
         submittedCount += 1
         target.submit(index)
+        // The disk works while further messages are read.
+        loop.submitNow(from: Self.eagerCount)
     }
 
     /// A buffer for `byteCount` bytes: one of that size, else the one that was read into, which
@@ -364,11 +365,7 @@ final class FuseSession: RequestOwner, TargetUser {
             descriptor: channel.descriptor, vectors: message.vectors, count: message.count,
             offset: 0)
         // Those who asked go on while further requests of the same turn are worked on.
-        waitingReplyCount += 1
-        if waitingReplyCount >= Self.eagerCount {
-            waitingReplyCount = 0
-            loop.submitNow()
-        }
+        loop.submitNow(from: Self.eagerCount)
     }
 
     fileprivate func replyCompleted(_ place: UInt32, _ result: Int32) {

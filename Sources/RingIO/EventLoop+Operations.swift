@@ -23,9 +23,10 @@ extension EventLoop {
         }
     }
 
-    /// Hands what was prepared to the kernel now instead of at the end of the turn.
-    package func submitNow() {
-        if cl_ring_unsubmitted(ring) > 0 { io_uring_submit(ring) }
+    /// Hands what was prepared to the kernel now instead of at the end of the turn, when it is at
+    /// least `count` operations.
+    package func submitNow(from count: UInt32 = 1) {
+        if cl_ring_unsubmitted(ring) >= count { io_uring_submit(ring) }
     }
 
     /// Counts an operation of a file in, for `user_data`.

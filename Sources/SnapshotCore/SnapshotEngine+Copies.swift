@@ -69,6 +69,7 @@ extension SnapshotEngine {
     /// Blocks of `chunk` that lie in the newest live image.
     private func imageMask(of chunk: UInt64) -> UInt16 {
         let size = snapshots[Int(layerUses[Int(chain[newestLive])].snapshot)].size
+        if (chunk + 1) * chunkByteCount <= size { return .max }
         guard chunk * chunkByteCount < size else { return 0 }
         return blockMask(of: chunk, offset: 0, end: size)
     }
@@ -82,9 +83,8 @@ extension SnapshotEngine {
             else { return nil }
             position += 1
         }
-        let layer = layers + Int(chain[newestLive])
-        if let record = layer.pointee.find(chunk) { return record }
-        return layer.pointee.insert(chunk, savedEntry: map.entry(of: chunk).rawValue)
+        return layers[Int(chain[newestLive])].findOrInsert(
+            chunk, savedEntry: map.entry(of: chunk).rawValue)
     }
 
     // MARK: Preserving for a write

@@ -293,7 +293,7 @@ extension SnapshotEngine {
     }
 
     private func overlayRecord(_ chunk: UInt64, _ overlay: Int) -> UInt32? {
-        layers[overlay].find(chunk) ?? layers[overlay].insert(chunk, savedEntry: 0)
+        layers[overlay].findOrInsert(chunk, savedEntry: 0)
     }
 
     private func replace(_ block: Int, of entry: UInt32, in overlay: Int) {

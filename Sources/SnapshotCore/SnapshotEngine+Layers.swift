@@ -144,8 +144,8 @@ extension SnapshotEngine {
         let old = layers[from].record(source)
         guard !old.pointee.isMerged else { return true }
         guard
-            let target = layers[into].find(old.pointee.chunk)
-                ?? layers[into].insert(old.pointee.chunk, savedEntry: old.pointee.savedEntry)
+            let target = layers[into].findOrInsert(
+                old.pointee.chunk, savedEntry: old.pointee.savedEntry)
         else { return false }
         let new = layers[into].record(target)
         var rest = old.pointee.preserved

@@ -80,9 +80,9 @@ extension SnapshotEngine {
     /// The layer's record of the chunk, made where there is none; nil at the metadata limit.
     private func recordForMark(of chunk: UInt64, at position: Int) -> UInt32? {
         if position == newestLive { return touch(chunk) }
-        let layer = layers + Int(chain[position])
-        if let record = layer.pointee.find(chunk) { return record }
-        let entry = savedEntry(of: chunk, from: position + 1) ?? map.entry(of: chunk)
-        return layer.pointee.insert(chunk, savedEntry: entry.rawValue)
+        return layers[Int(chain[position])].findOrInsert(
+            chunk,
+            savedEntry: (savedEntry(of: chunk, from: position + 1) ?? map.entry(of: chunk)).rawValue
+        )
     }
 }

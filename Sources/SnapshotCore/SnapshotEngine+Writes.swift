@@ -405,11 +405,12 @@ extension SnapshotEngine {
     }
 }
 
-/// The blocks of `chunk` that the bytes `offset ..< end` touch.
+/// The blocks of `chunk` that the bytes `offset ..< end` touch; they touch some.
+@inline(__always)
 func blockMask(of chunk: UInt64, offset: UInt64, end: UInt64) -> UInt16 {
-    let start = chunk * chunkByteCount
-    let first = offset > start ? (offset - start) / blockByteCount : 0
-    let last = end >= start + chunkByteCount ? 15 : (end - 1 - start) / blockByteCount
-    let count = UInt32(last - first + 1)
-    return UInt16(truncatingIfNeeded: ((1 << count) - 1) << UInt32(first))
+    let start = chunk &* chunkByteCount
+    let first = (max(offset, start) &- start) / blockByteCount
+    let last = (min(end &- start, chunkByteCount) &- 1) / blockByteCount
+    return UInt16.max &<< UInt16(truncatingIfNeeded: first)
+        & UInt16.max &>> UInt16(truncatingIfNeeded: 15 &- last)
 }

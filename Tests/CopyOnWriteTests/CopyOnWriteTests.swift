@@ -15,7 +15,7 @@ import Testing
             let block = random.next() % 40_000
             let chunk = block / 16 &* 0x1_0001
             let position = Int(block % 16)
-            let known = layer.find(chunk) ?? layer.insert(chunk, savedEntry: chunk)
+            let known = layer.findOrInsert(chunk, savedEntry: chunk)
             let record = try #require(known)
             #expect(layer.record(record).pointee.savedEntry == chunk)
             let isKnown = places[block] != nil || zeroes.contains(block)
@@ -74,7 +74,7 @@ import Testing
     @Test func `a touched chunk takes 28 bytes, a scattered one 64 more`() {
         #expect(MemoryLayout<ChunkRecord>.stride == 24)
         var layer = DifferenceLayer(byteCountMax: 1 << 20)
-        let record = layer.insert(9, savedEntry: 0)!
+        let record = layer.findOrInsert(9, savedEntry: 0)!
         for position in 0..<16 {
             layer.preserve(
                 position, of: record, at: BlockPlace(stored: StorageSlot(UInt32(position))))
@@ -90,9 +90,9 @@ import Testing
     @Test func `what a processor may fetch early is where the search goes`() throws {
         var layer = DifferenceLayer(byteCountMax: 1 << 20)
         #expect(layer.firstRecord(besides: 7) == nil)
-        let record = layer.insert(7, savedEntry: 0)!
+        let record = layer.findOrInsert(7, savedEntry: 0)!
         #expect(layer.firstRecord(besides: 7) == UnsafePointer(layer.record(record)))
-        for chunk in 100..<UInt64(400) { _ = layer.insert(chunk, savedEntry: 0) }
+        for chunk in 100..<UInt64(400) { _ = layer.findOrInsert(chunk, savedEntry: 0) }
         for chunk in 100..<UInt64(400) {
             let head = try #require(layer.firstRecord(besides: chunk))
             let bucket = layer.bucketAddress(of: chunk).load(as: UInt32.self)
@@ -107,7 +107,7 @@ import Testing
         let last = ChunkRecord.chunkCountMax - 1
         let chunks = [last, last - 1, last >> 1, 0, 1 << 31, 1 << 32, 1 << 33]
         for chunk in chunks {
-            let inserted = layer.insert(chunk, savedEntry: chunk &* 3)
+            let inserted = layer.findOrInsert(chunk, savedEntry: chunk &* 3)
             let record = try #require(inserted)
             layer.preserve(0, of: record, at: BlockPlace(stored: StorageSlot(5)))
             layer.preserve(1, of: record, at: BlockPlace(stored: StorageSlot(17)))
@@ -129,7 +129,7 @@ import Testing
 
     @Test func `a block that is preserved is no longer copied`() throws {
         var layer = DifferenceLayer(byteCountMax: 1 << 20)
-        let inserted = layer.insert(4, savedEntry: 0)
+        let inserted = layer.findOrInsert(4, savedEntry: 0)
         let index = try #require(inserted)
         let record = layer.record(index)
         record.pointee.copying |= 0b1111
@@ -149,7 +149,7 @@ import Testing
     @Test func `metadata stops at its limit`() {
         var layer = DifferenceLayer(byteCountMax: 1000)
         var count: UInt64 = 0
-        while layer.insert(count, savedEntry: 0) != nil { count += 1 }
+        while layer.findOrInsert(count, savedEntry: 0) != nil { count += 1 }
         #expect(layer.byteCount <= 1000)
         #expect(count == 33)
         while !layer.deallocate(slabs: 100) {}

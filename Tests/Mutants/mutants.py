@@ -17,7 +17,7 @@ MUTANTS = [
 ("discard not marked","SnapshotCore/SnapshotEngine+Writes.swift","        markAndTouch(offset: start, end: end)\n        record","        if record.pointee.operation != .discard { markAndTouch(offset: start, end: end) }\n        record"),
 ("no re-check after origin read","SnapshotCore/SnapshotEngine+ImageReads.swift","            emitReads(index, isFirst: false)\n            if record.pointee.outstanding > 0 { return }","            if record.pointee.outstanding > 0 { return }"),
 ("merge frees instead of handing over","SnapshotCore/SnapshotEngine+Layers.swift","if new.pointee.preserved & bit != 0 {","if new.pointee.preserved & bit != 0 || bit == 2 {"),
-("lose last partial block","SnapshotCore/SnapshotEngine+Writes.swift","(end - 1 - start) / blockByteCount","max(first, ((end - start) / blockByteCount + (end % 4096 < 100 ? 0 : 1)) &- 1)"),
+("lose last partial block","SnapshotCore/SnapshotEngine+Writes.swift","(min(end &- start, chunkByteCount) &- 1) / blockByteCount","min(15, max(first, (min(end &- start, chunkByteCount) / blockByteCount + (end % 4096 < 100 ? 0 : 1)) &- 1))"),
 ("waiters forgotten when orphaned","SnapshotCore/SnapshotEngine+Copies.swift","            record.pointee.copying &= ~copies[index].mask\n            wakeWaiters(of: UInt32(index))","            record.pointee.copying &= ~copies[index].mask"),
 ("epoch not advanced","SnapshotCore/SnapshotEngine+Cut.swift","            _ = map.cutMade(isBase: isBase)","            if snapshot != nil || isBase == false { _ = map.cutMade(isBase: isBase) }"),
 ("short copy read accepted","SnapshotCore/SnapshotEngine+Copies.swift","if fault == nil, byteCount < copyLength(copies[index]) {","if fault == nil, byteCount < copyLength(copies[index]), byteCount == 0 {"),
@@ -41,6 +41,7 @@ MUTANTS = [
     ("answer goes on behind where it stopped","SnapshotCore/SnapshotEngine+Queries.swift","result.finish(at: stop * chunkByteCount)","result.finish(at: (stop + 1) * chunkByteCount)"),
     ("deadline ignored","SnapshotCore/SnapshotEngine+Copies.swift","if let deadline, deadline <= now {","if let deadline, deadline <= now, newestLive < 0 {"),
     ("snapshot gone while an extent is on its way","SnapshotCore/SnapshotEngine+Layers.swift","            && sources[index].isAskingAny\n","            && sources[index].isAskingAny && index > 100\n"),
+    ("record of another chunk","CopyOnWrite/DifferenceLayer.swift","        recentRecord = index\n","        if recentRecord == ChunkRecord.none { recentRecord = index }\n"),
     ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
 ]
 

@@ -54,7 +54,8 @@ let benchmarks: @Sendable () -> Void = {
 
     Benchmark("look a chunk up in a layer") { benchmark in
         var layer = DifferenceLayer(byteCountMax: 256 << 20)
-        for number in 0..<Int(chunkCount) where layer.insert(chunk(number), savedEntry: 0) == nil {
+        for number in 0..<Int(chunkCount)
+        where layer.findOrInsert(chunk(number), savedEntry: 0) == nil {
             benchmark.error("the layer is full")
             return
         }
