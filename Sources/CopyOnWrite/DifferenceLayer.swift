@@ -70,13 +70,13 @@
     }
 
     /// Where `find` begins, for a processor to fetch it early.
-    package func bucketAddress(of chunk: UInt64) -> UnsafeRawPointer {
+    @inlinable package func bucketAddress(of chunk: UInt64) -> UnsafeRawPointer {
         UnsafeRawPointer(buckets.pointer(to: bucket(of: chunk)))
     }
 
     /// The first record that `find` would look at, for a processor to fetch it early; nil when there
     /// is none.
-    package func firstRecord(besides chunk: UInt64) -> UnsafePointer<ChunkRecord>? {
+    @inlinable package func firstRecord(besides chunk: UInt64) -> UnsafePointer<ChunkRecord>? {
         let index = buckets.pointer(to: bucket(of: chunk)).pointee
         return index == ChunkRecord.none ? nil : UnsafePointer(records.pointer(to: index))
     }
