@@ -236,7 +236,7 @@ package final class EventLoop {
         if window > 0 {
             check(cl_ring_turn(ring, false, 0))
             while true {
-                if cl_ring_has_news(ring) { return }
+                if cl_ring_has_news(ring) { return waiting.found() }
                 if cl_now_nanoseconds() - start >= window { break }
                 cl_relax()
             }

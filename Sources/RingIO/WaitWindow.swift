@@ -1,21 +1,36 @@
 /// How long a loop looks for its clients' requests before it sleeps. To be woken costs more than a
 /// small request: where the next one comes soon, as from a client that has one request under way,
 /// looking for it halves the latency; where it does not, time would be burnt.
+///
+/// A sleep says little of when a request came: where processors are shared, being woken can take
+/// longer than the window is. So looking is tried, and given up the longer the more often it was in
+/// vain.
 package struct WaitWindow {
     /// Longest time to look, nanoseconds.
     package static let max: UInt64 = 50_000
-    /// Sleeps in a row that looking would have spared before it begins.
-    private static let trial = 4
+    /// Sleeps longer than this, nanoseconds, say that nobody is in a hurry.
+    package static let nearMax: UInt64 = 1_000_000
+    /// Sleeps in a row before looking is tried: at first, and after it was in vain many times.
+    package static let trialMin = 4, trialMax = 256
 
-    private var shortSleeps = 0
+    private var nearSleeps = 0
+    private var trial = Self.trialMin
 
     package init() {}
 
     /// Nanoseconds to look; 0: sleep at once.
-    package var window: UInt64 { shortSleeps >= Self.trial ? Self.max : 0 }
+    package var window: UInt64 { nearSleeps >= trial ? Self.max : 0 }
 
-    /// Nothing came within the window, then the loop slept: `nanoseconds` in all.
+    /// Something came within the window.
+    package mutating func found() { trial = Self.trialMin }
+
+    /// Nothing came within the window, if there was one, then the loop slept: `nanoseconds` in all.
     package mutating func slept(for nanoseconds: UInt64) {
-        shortSleeps = nanoseconds > Self.max ? 0 : min(shortSleeps + 1, Self.trial)
+        if window > 0 {
+            trial = min(trial * 2, Self.trialMax)
+            nearSleeps = 0
+        } else {
+            nearSleeps = nanoseconds > Self.nearMax ? 0 : nearSleeps + 1
+        }
     }
 }

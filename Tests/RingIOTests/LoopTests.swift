@@ -36,22 +36,40 @@ import RingIO
         #expect(bytes == Array("through the ring".utf8))
     }
 
-    @Test func `looks for a request before it sleeps once four in a row came soon`() {
+    @Test func `looks for a request before it sleeps once four sleeps in a row were short`() {
         var waiting = WaitWindow()
+        for _ in 0..<3 { waiting.slept(for: WaitWindow.nearMax) }
+        // Nobody was in a hurry: it begins anew.
+        waiting.slept(for: WaitWindow.nearMax + 1)
         for _ in 0..<4 {
             #expect(waiting.window == 0)
-            waiting.slept(for: WaitWindow.max)
+            waiting.slept(for: WaitWindow.nearMax)
         }
         #expect(waiting.window == WaitWindow.max)
-        waiting.slept(for: WaitWindow.max)
+        waiting.found()
         #expect(waiting.window == WaitWindow.max)
-        // One that took longer, and it has to be seen again that looking pays.
+    }
+
+    @Test func `looks the more seldom the more often it was in vain, until it finds something`() {
+        var waiting = WaitWindow()
+        func sleepsUntilItLooks() -> Int {
+            var count = 0
+            while waiting.window == 0, count < 1000 {
+                waiting.slept(for: WaitWindow.max)
+                count += 1
+            }
+            return count
+        }
+        var trials: [Int] = []
+        for _ in 0..<8 {
+            trials.append(sleepsUntilItLooks())
+            waiting.slept(for: WaitWindow.max + 1)
+        }
+        #expect(trials == [4, 8, 16, 32, 64, 128, 256, 256])
+        #expect(sleepsUntilItLooks() == 256)
+        waiting.found()
         waiting.slept(for: WaitWindow.max + 1)
-        for _ in 0..<4 {
-            #expect(waiting.window == 0)
-            waiting.slept(for: 1)
-        }
-        #expect(waiting.window == WaitWindow.max)
+        #expect(sleepsUntilItLooks() == 8)
     }
 
     @Test func `runs messages in order and wakes once for many`() async throws {
