@@ -1,5 +1,6 @@
 """Stillpoint and its peers as processes with an NBD socket, each started and ended by its id."""
 
+import http.client
 import json
 import os
 import select
@@ -145,6 +146,24 @@ class Stillpoint(Server):
             command += ["--loops", str(loops)]
         super().__init__(
             name, command, socket, f"{directory}/stillpoint.log", prints_ready=True)
+
+    def post(self, path, document):
+        """Answer of the control socket to a document, and the milliseconds it took, connecting included."""
+        connection = http.client.HTTPConnection("localhost")
+        body = json.dumps(document)
+        begin = time.monotonic()
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.connect(self.control)
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read()
+        finally:
+            connection.close()
+        milliseconds = (time.monotonic() - begin) * 1000
+        if response.status >= 300:
+            raise RuntimeError(f"POST {path}: {response.status} {answer.decode()}")
+        return json.loads(answer), milliseconds
 
     def call(self, *arguments):
         """A client command's JSON document."""
