@@ -231,7 +231,7 @@ package final class EventLoop {
         guard wait, features.contains(.deferTaskRun), fileOperationsInFlight == 0 else {
             return check(cl_ring_turn(ring, wait, timeout))
         }
-        let window = timeout < 0 ? waiting.window : min(waiting.window, UInt64(timeout))
+        let window = waiting.window(within: timeout)
         let start = cl_now_nanoseconds()
         if window > 0 {
             check(cl_ring_turn(ring, false, 0))
@@ -242,7 +242,7 @@ package final class EventLoop {
             }
         }
         check(cl_ring_turn(ring, true, timeout < 0 ? timeout : timeout - Int64(window)))
-        waiting.slept(for: cl_now_nanoseconds() - start)
+        waiting.slept(for: cl_now_nanoseconds() - start, looked: window > 0)
     }
 
     private func check(_ result: Int32) {

@@ -18,15 +18,18 @@ package struct WaitWindow {
 
     package init() {}
 
-    /// Nanoseconds to look; 0: sleep at once.
-    package var window: UInt64 { nearSleeps >= trial ? Self.max : 0 }
+    /// Nanoseconds to look where the next timer is due in `timeout` nanoseconds (negative: there is
+    /// none); 0: sleep at once, also where the timer would end the look before anything is learnt.
+    package func window(within timeout: Int64) -> UInt64 {
+        nearSleeps >= trial && (timeout < 0 || timeout >= Int64(Self.max)) ? Self.max : 0
+    }
 
     /// Something came within the window.
     package mutating func found() { trial = Self.trialMin }
 
-    /// Nothing came within the window, if there was one, then the loop slept: `nanoseconds` in all.
-    package mutating func slept(for nanoseconds: UInt64) {
-        if window > 0 {
+    /// The loop slept: `nanoseconds` in all; with `looked`, nothing had come within the window before.
+    package mutating func slept(for nanoseconds: UInt64, looked: Bool) {
+        if looked {
             trial = min(trial * 2, Self.trialMax)
             nearSleeps = 0
         } else {

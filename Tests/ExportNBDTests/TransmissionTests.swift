@@ -141,15 +141,14 @@ private let mebibyte = 1 << 20
         let harness = try await ServerHarness()
         let device = try await harness.add()
         let client = try harness.connect(headers)
-        let write = { (offset: UInt64) in
-            NBDRequest(
-                .write, offset: offset, length: 512, payload: [UInt8](repeating: 1, count: 512)
-            )
-            .encoded(headers)
+        func write(_ offset: UInt64) -> [UInt8] {
+            let payload = [UInt8](repeating: 1, count: 512)
+            return NBDRequest(.write, offset: offset, length: 512, payload: payload)
+                .encoded(headers)
         }
         // One piece: all arrive with one receive. The last header stands alone: nothing follows it.
         let trim = NBDRequest(.trim, offset: 7 * 4096, length: 512).encoded(headers)
-        try client.send(write(4096) + write(2 * 4096) + trim + write(3 * 4096))
+        try client.send([write(4096), write(2 * 4096), trim, write(3 * 4096)].flatMap { $0 })
         for _ in 0..<4 { #expect(try client.receiveChunk().error == nil) }
         let seen = try await device.with { ($0.expected, $0.foreseen) }
         #expect(seen.0 == [4096, 2 * 4096, 3 * 4096])
@@ -240,7 +239,7 @@ private let mebibyte = 1 << 20
         let harness = try await ServerHarness()
         let device = try await harness.add()
         let client = try harness.connect()
-        let all = UInt16(1 << 0 | 1 << 1 | 1 << 4)
+        let all: UInt16 = 0b1_0011
         try client.succeed(NBDRequest(.writeZeroes, flags: all, length: 512))
         try client.succeed(NBDRequest(.write, flags: 1, length: 1, payload: [9]))
         try client.succeed(NBDRequest(.trim, flags: 1, length: 512))

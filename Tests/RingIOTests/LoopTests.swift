@@ -38,24 +38,24 @@ import RingIO
 
     @Test func `looks for a request before it sleeps once four sleeps in a row were short`() {
         var waiting = WaitWindow()
-        for _ in 0..<3 { waiting.slept(for: WaitWindow.nearMax) }
+        for _ in 0..<3 { waiting.slept(for: WaitWindow.nearMax, looked: false) }
         // Nobody was in a hurry: it begins anew.
-        waiting.slept(for: WaitWindow.nearMax + 1)
+        waiting.slept(for: WaitWindow.nearMax + 1, looked: false)
         for _ in 0..<4 {
-            #expect(waiting.window == 0)
-            waiting.slept(for: WaitWindow.nearMax)
+            #expect(waiting.window(within: -1) == 0)
+            waiting.slept(for: WaitWindow.nearMax, looked: false)
         }
-        #expect(waiting.window == WaitWindow.max)
+        #expect(waiting.window(within: -1) == WaitWindow.max)
         waiting.found()
-        #expect(waiting.window == WaitWindow.max)
+        #expect(waiting.window(within: -1) == WaitWindow.max)
     }
 
     @Test func `looks the more seldom the more often it was in vain, until it finds something`() {
         var waiting = WaitWindow()
         func sleepsUntilItLooks() -> Int {
             var count = 0
-            while waiting.window == 0, count < 1000 {
-                waiting.slept(for: WaitWindow.max)
+            while waiting.window(within: -1) == 0, count < 1000 {
+                waiting.slept(for: WaitWindow.max, looked: false)
                 count += 1
             }
             return count
@@ -63,13 +63,23 @@ import RingIO
         var trials: [Int] = []
         for _ in 0..<8 {
             trials.append(sleepsUntilItLooks())
-            waiting.slept(for: WaitWindow.max + 1)
+            waiting.slept(for: WaitWindow.max + 1, looked: true)
         }
         #expect(trials == [4, 8, 16, 32, 64, 128, 256, 256])
         #expect(sleepsUntilItLooks() == 256)
         waiting.found()
-        waiting.slept(for: WaitWindow.max + 1)
+        waiting.slept(for: WaitWindow.max + 1, looked: true)
         #expect(sleepsUntilItLooks() == 8)
+    }
+
+    @Test func `does not look where a timer would end it, and learns nothing from that`() {
+        var waiting = WaitWindow()
+        for _ in 0..<100 {
+            #expect(waiting.window(within: Int64(WaitWindow.max) - 1) == 0)
+            waiting.slept(for: WaitWindow.max - 1, looked: false)
+        }
+        #expect(waiting.window(within: 0) == 0)
+        #expect(waiting.window(within: Int64(WaitWindow.max)) == WaitWindow.max)
     }
 
     @Test func `runs messages in order and wakes once for many`() async throws {
