@@ -145,16 +145,16 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
-            swiftSettings: strictTests),
+            swiftSettings: strict),
         .testTarget(
             name: "BlockTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
-            swiftSettings: strictTests),
+            swiftSettings: strict),
         .testTarget(
             name: "ImageCopyTests",
             dependencies: [
                 "BlockModel", "ImageCopy", "NBDAccess", "TestSupport", "nbd-load", "stillpoint",
             ],
-            swiftSettings: strictTests),
+            swiftSettings: strict),
         .testTarget(
             name: "ControlTests",
             dependencies: ["Control", "TestSupport", "manual", "powercut-fs", "stillpoint"],
@@ -164,7 +164,7 @@ let package = Package(
             dependencies: [
                 "BlockModel", "CTestSupport", "ChangeTracking", "TestSupport", "stillpoint",
             ],
-            swiftSettings: strictTests),
+            swiftSettings: strict),
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
             swiftSettings: strict),
