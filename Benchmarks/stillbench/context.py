@@ -24,6 +24,8 @@ class Context:
         self.memory_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
         self.disk_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
         self.cuts = 20 if is_quick else 100
+        # Less than 368 do not tell a 99th percentile.
+        self.judged_cuts = self.cuts if is_quick else 1000
 
     def origin_bytes(self, place):
         return self.memory_bytes if place == "tmpfs" else self.disk_bytes

@@ -8,6 +8,7 @@ import re
 import statistics
 
 from .numbers import short
+from .results import span
 
 _COLOURS = {"met": "#2e7d32", "missed": "#c62828", "undecided": "#8d6e00"}
 _STYLE = """
@@ -67,9 +68,8 @@ def _markdown(results, machine, command):
         sign = "at least" if entry["at_least"] else "at most"
         unit = entry["unit"]
         lines.append(
-            f"| {entry['what']} | {short(entry['median'])}{unit} | {short(entry['low'])} to "
-            f"{short(entry['high'])} | {sign} {short(entry['limit'])}{unit} | "
-            f"**{entry['verdict']}** |")
+            f"| {entry['what']} | {short(entry['measured'])}{unit} | {span(entry, 'to')} | {sign} "
+            f"{short(entry['limit'])}{unit} | **{entry['verdict']}** |")
     for row in results.rows:
         lines += ["", f"**{row['section']}: {row['workload']}** [{row['unit']}]", ""]
         details = list(row["details"])
@@ -126,8 +126,8 @@ def _target_table(results):
     for entry in results.targets:
         sign = "&ge;" if entry["at_least"] else "&le;"
         rows.append(
-            f"<tr><td>{html.escape(entry['what'])}<td class=number>{short(entry['median'])}"
-            f"{entry['unit']}<td class=number>{short(entry['low'])} .. {short(entry['high'])}"
+            f"<tr><td>{html.escape(entry['what'])}<td class=number>{short(entry['measured'])}"
+            f"{entry['unit']}<td class=number>{span(entry, '..')}"
             f"<td class=number>{sign} {short(entry['limit'])}{entry['unit']}"
             f"<td style='color:{_COLOURS[entry['verdict']]};font-weight:600'>{entry['verdict']}")
     return "".join(rows) + "</table>"
@@ -199,10 +199,10 @@ def draw_comparison(entries, width=9.0):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(width, 1.0 + 0.34 * len(entries)))
-    middles = [entry["median"] for entry in entries]
+    middles = [entry["measured"] for entry in entries]
     spans = [
-        [max(entry["median"] - entry["low"], 0) for entry in entries],
-        [max(entry["high"] - entry["median"], 0) for entry in entries],
+        [max(entry["measured"] - entry["low"], 0) for entry in entries],
+        [max(entry["high"] - entry["measured"], 0) for entry in entries],
     ]
     axes.barh(
         [entry["what"].replace(", ratio to ", " / ") for entry in entries], middles, xerr=spans, color="#1565c0",

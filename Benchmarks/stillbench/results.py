@@ -1,8 +1,15 @@
 """What was measured: rows of a table, targets with their verdicts, failures, notes."""
 
+import math
 import statistics
 
-from .numbers import interval, short, verdict
+from .numbers import interval, percentile, percentile_interval, short, verdict
+
+
+def span(entry, word):
+    """The interval of a target, its ends with `word` between them."""
+    ends = ["?" if entry[end] is None else short(entry[end]) for end in ("low", "high")]
+    return f"{ends[0]} {word} {ends[1]}"
 
 
 class Results:
@@ -33,15 +40,20 @@ class Results:
                 f" ({short(min(runs))} .. {short(max(runs))}){more}", flush=True,
             )
 
-    def target(self, what, values, limit, at_least=True, unit=""):
-        """Judges figures against a target of design.md section 7."""
+    def target(self, what, values, limit, at_least=True, unit="", part=None):
+        """Judges figures against a target of design.md section 7: their middle, or with `part` (0 to 1)
+        that percentile of them."""
         if not values:
             return
-        low, high = interval(values)
+        low, high = interval(values) if part is None else percentile_interval(values, part)
         entry = {
-            "what": what, "values": values, "median": statistics.median(values), "low": low,
-            "high": high, "limit": limit, "at_least": at_least, "unit": unit,
-            "verdict": verdict(values, limit, at_least),
+            "what": what, "values": values,
+            "measured": statistics.median(values) if part is None else percentile(values, part),
+            # JSON has no infinity.
+            "low": low if math.isfinite(low) else None,
+            "high": high if math.isfinite(high) else None,
+            "limit": limit, "at_least": at_least, "unit": unit,
+            "verdict": verdict(low, high, limit, at_least),
         }
         self.targets.append(entry)
         print(f"  {self.sentence(entry)}", flush=True)
@@ -50,8 +62,8 @@ class Results:
     def sentence(entry):
         sign = "at least" if entry["at_least"] else "at most"
         return (
-            f"{entry['what']}: {short(entry['median'])}{entry['unit']} (95 %: "
-            f"{short(entry['low'])} .. {short(entry['high'])}), target {sign} "
+            f"{entry['what']}: {short(entry['measured'])}{entry['unit']} (95 %: "
+            f"{span(entry, '..')}), target {sign} "
             f"{short(entry['limit'])}{entry['unit']}: {entry['verdict']}"
         )
 

@@ -147,23 +147,23 @@ class Stillpoint(Server):
         super().__init__(
             name, command, socket, f"{directory}/stillpoint.log", prints_ready=True)
 
-    def post(self, path, document):
-        """Answer of the control socket to a document, and the milliseconds it took, connecting included."""
+    def request(self, method, path, document=None):
+        """The control socket's answer, and the milliseconds it took, connecting included."""
         connection = http.client.HTTPConnection("localhost")
-        body = json.dumps(document)
+        body = json.dumps(document) if document else None
         begin = time.monotonic()
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
             connection.sock.connect(self.control)
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             answer = response.read()
         finally:
             connection.close()
         milliseconds = (time.monotonic() - begin) * 1000
         if response.status >= 300:
-            raise RuntimeError(f"POST {path}: {response.status} {answer.decode()}")
-        return json.loads(answer), milliseconds
+            raise RuntimeError(f"{method} {path}: {response.status} {answer.decode()}")
+        return json.loads(answer) if answer else None, milliseconds
 
     def call(self, *arguments):
         """A client command's JSON document."""
