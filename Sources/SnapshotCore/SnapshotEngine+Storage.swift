@@ -135,13 +135,10 @@ extension SnapshotEngine {
     }
 
     /// Gives queued blocks to storage: full batches as they come, smaller ones at the end of a
-    /// turn while little is in flight and no copy in progress will add to them, so that storage
-    /// sees large writes.
+    /// turn while little is in flight, so that slow storage sees large writes.
     func pumpStorage(isTurnEnd: Bool) {
         let size = Self.batchBlockCountMax
-        while storeCount >= size
-            || (storeCount > 0 && isTurnEnd && preservingBatches < 2 && copiesInUse == 0)
-        {
+        while storeCount >= size || (storeCount > 0 && isTurnEnd && preservingBatches < 2) {
             guard freeBatch != .max, preservingBatches < limits.batchCount * 3 / 4 else { return }
             guard let (slot, count) = takeSlotsForPreserving(min(storeCount, size)) else {
                 storageShort()

@@ -115,34 +115,6 @@ import Testing
         #expect(harness.engine.unstoredBlockCount == 0)
     }
 
-    @Test func `blocks wait for copies in progress, to be stored together`() {
-        let harness = Harness()
-        _ = harness.take()
-        harness.write(0, 0, 4096)
-        harness.write(1, 65536, 4096)
-        harness.copyDone(0, 4096)
-        harness.engine.turnEnded(now: 0)
-        #expect(!harness.drain().contains("extent 0 preserving"))
-        harness.copyDone(1, 4096)
-        harness.engine.turnEnded(now: 1)
-        #expect(harness.drain().contains("extent 0 preserving"))
-        harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
-        #expect(harness.drain() == ["writeStorage 0 to 0 at 0 blocks 2"])
-    }
-
-    @Test func `a full batch waits for nothing`() {
-        let harness = Harness()
-        _ = harness.take()
-        harness.write(0, 0, 4096)
-        for block in 1...UInt32(SnapshotEngine.batchBlockCountMax) {
-            harness.write(block, UInt64(block) * 4096, 4096)
-            harness.copyDone(1, 4096)
-        }
-        #expect(harness.drain().contains("extent 0 preserving"))
-        harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
-        #expect(harness.drain() == ["writeStorage 0 to 0 at 0 blocks 64"])
-    }
-
     @Test func `a source that fails with ENOSPC is left alone, and the loss says ENOSPC`() {
         let harness = Harness()
         _ = harness.take()
