@@ -47,7 +47,8 @@ package final class ChildProcess: @unchecked Sendable {
     deinit {
         if ending == nil {
             kill(processID, SIGKILL)
-            _ = try? wait(deadline: 60)
+            // The kernel keeps one that waits in it, for example for a frozen filesystem.
+            do { _ = try wait(deadline: 60) } catch { print("after SIGKILL: \(error)") }
         }
         close(output)
         close(process)

@@ -1,5 +1,6 @@
 import Foundation
 import Glibc
+import Synchronization
 
 /// A filesystem of its own on a loop device, mounted: thawed and unmounted when the object goes, and
 /// by the undertaker when the test process dies.
@@ -19,6 +20,8 @@ package final class MountedDisk: Sendable {
     private let directory: TemporaryDirectory
     private let loop: LoopDevice?
     private let ticket: Int
+    /// Writers that were waited for in vain: the kernel lets them end only when it is thawed.
+    private let blocked = Mutex<[ChildProcess]>([])
 
     /// Makes one on a loop device of its own, over a sparse file or over `file`.
     package convenience init(_ kind: Kind = .ext4, over file: String? = nil) throws {
@@ -58,6 +61,7 @@ package final class MountedDisk: Sendable {
     deinit {
         // Mostly it is not frozen, which is what this says then.
         _ = try? Command.run("fsfreeze", ["--unfreeze", path], deadline: 60)
+        blocked.withLock { $0.removeAll() }
         umount2(path, Int32(MNT_DETACH))
         Undertaker.shared.withdraw(ticket)
     }
@@ -75,7 +79,10 @@ package final class MountedDisk: Sendable {
         let writer = try writer()
         do {
             return try writer.readLine(deadline: seconds) == "done"
-        } catch is TestFailure { return false }
+        } catch is TestFailure {
+            blocked.withLock { $0.append(writer) }
+            return false
+        }
     }
 }
 

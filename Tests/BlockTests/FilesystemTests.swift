@@ -37,7 +37,7 @@ struct `Filesystems on block devices` {
                 == "\(disk.sectorSize)\n\(Filesystem.byteCount)\n")
         try disk.filesystem.make(on: block)
         let mount = try Mount(block)
-        let seconds = loadSeconds("\(disk)", soak: 60, otherwise: 10)
+        let seconds = loadSeconds("\(disk)", soak: 60, otherwise: 3)
         var files = FileLoad(
             in: mount.path, seed: SeededGenerator.announced("\(disk)").seed)
         let verified = Background { try Self.verify(in: mount.path, seconds: seconds) }
