@@ -69,6 +69,7 @@ extension Device {
         case .snapshotGone(let snapshot):
             let part = parts[Int(snapshot.rawValue)]
             parts[Int(snapshot.rawValue)] = nil
+            preservation.snapshotGone(of: self)
             part?.gone()
         case .timer(let time): setTimer(at: time)
         }

@@ -73,6 +73,9 @@ final class Device: BlockTarget {
     var origin: Origin { originStorage.unsafelyUnwrapped }
     var preserver: Preserver { preserverStorage.unsafelyUnwrapped }
 
+    /// A snapshot is prepared, held or not yet gone.
+    var hasSnapshots: Bool { parts.contains { $0 != nil } }
+
     /// Enters its handlers on the loop; false when the loop is full.
     func register() -> Bool {
         guard loop.register(origin) else { return false }
@@ -203,6 +206,7 @@ final class Device: BlockTarget {
             drainEffects()
         }
         preservation.wakeWaiting(except: self)
+        preservation.turnEnded(of: self)
         if engine.hasWork { callAtEndOfTurn() }
         if closing != nil { continueClosing() }
     }
@@ -226,7 +230,7 @@ final class Device: BlockTarget {
     private func continueClosing() {
         guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
             origin.scanCount == 0, awaitedExtentCount == 0,
-            parts.allSatisfy({ $0 == nil }), preserver.operationsInFlight == 0, !engine.hasWork
+            !hasSnapshots, preserver.operationsInFlight == 0, !engine.hasWork
         else { return }
         let finish = current.finish
         closing = Closing(finish: nil, isFlushing: true)

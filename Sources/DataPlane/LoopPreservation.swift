@@ -7,30 +7,35 @@ internal import SnapshotCore
 /// The memory for data not yet stored, shared by the devices of a loop.
 ///
 /// Preserved data is private: the memory is neither dumped nor, where the limit of locked memory
-/// allows, swapped.
+/// allows, swapped. Its pages are touched when storage lags behind, and go back to the kernel when
+/// no device of the loop has a snapshot any more.
 final class LoopPreservation {
     /// Blocks in memory at a time: 64 MiB.
     static let bufferCount = 16384
+    private static let byteCount = bufferCount * 4096
+    /// What one turn gives back: some 50 us of work.
+    private static let bytesPerSlice = 1 << 20
 
     let buffers = BlockBuffers(capacity: bufferCount)
     private let memory: UnsafeMutableRawPointer
     private var devices: [Device] = []
+    /// Pages before it are with the kernel again, those from it on are still to be given back.
+    private var givenBackByteCount = byteCount
 
     private init() {
-        let byteCount = Self.bufferCount * 4096
         let mapping = mmap(
-            nil, byteCount, PROT_READ | PROT_WRITE,
+            nil, Self.byteCount, PROT_READ | PROT_WRITE,
             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         guard let mapping, mapping != UnsafeMutableRawPointer(bitPattern: -1) else {
             preconditionFailure("no address space for 64 MiB of block buffers")
         }
-        madvise(mapping, byteCount, MADV_DONTDUMP)
+        madvise(mapping, Self.byteCount, MADV_DONTDUMP)
         // Without the right to lock memory, swap is the operator's decision.
-        _ = cl_lock_on_fault(mapping, byteCount)
+        _ = cl_lock_on_fault(mapping, Self.byteCount)
         memory = mapping
     }
 
-    deinit { munmap(memory, Self.bufferCount * 4096) }
+    deinit { munmap(memory, Self.byteCount) }
 
     /// The loop's own; made at first use.
     static func of(_ loop: EventLoop) -> LoopPreservation {
@@ -47,7 +52,45 @@ final class LoopPreservation {
 
     func deviceAdded(_ device: Device) { devices.append(device) }
 
-    func deviceRemoved(_ device: Device) { devices.removeAll { $0 === device } }
+    func deviceRemoved(_ device: Device) {
+        devices.removeAll { $0 === device }
+        if let other = devices.first {
+            if givenBackByteCount < Self.byteCount { other.callAtEndOfTurn() }
+        } else {
+            while givenBackByteCount < Self.byteCount { giveSliceBack() }
+        }
+    }
+
+    /// A snapshot of the device is gone: if it was the loop's last, the memory goes back, a slice
+    /// at the end of each turn.
+    func snapshotGone(of device: Device) {
+        guard !devices.contains(where: \.hasSnapshots) else { return }
+        givenBackByteCount = 0
+        device.callAtEndOfTurn()
+    }
+
+    /// Goes on with giving back, unless there are snapshots again. Buffers of the last one may
+    /// still be read or written; the turn in which they are freed ends here too.
+    func turnEnded(of device: Device) {
+        guard givenBackByteCount < Self.byteCount, buffers.freeCount == buffers.capacity else {
+            return
+        }
+        guard !devices.contains(where: \.hasSnapshots) else {
+            givenBackByteCount = Self.byteCount
+            return
+        }
+        giveSliceBack()
+        if givenBackByteCount < Self.byteCount { device.callAtEndOfTurn() }
+    }
+
+    private func giveSliceBack() {
+        let start = memory + givenBackByteCount
+        // Locked pages need the newer call; older kernels drop only what is not locked.
+        if cl_drop_pages(start, Self.bytesPerSlice) != 0 {
+            madvise(start, Self.bytesPerSlice, MADV_DONTNEED)
+        }
+        givenBackByteCount += Self.bytesPerSlice
+    }
 
     /// Buffers may have become free: those who wait for one try again at the end of the turn.
     func wakeWaiting(except device: Device) {

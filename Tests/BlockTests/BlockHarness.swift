@@ -97,7 +97,7 @@ final class BlockHarness: @unchecked Sendable {
 
     /// Its mounts, as the kernel tells.
     func mounts() throws -> [String] {
-        try String(contentsOfFile: "/proc/self/mountinfo", encoding: .utf8)
+        try kernelText("/proc/self/mountinfo")
             .split(separator: "\n").map { String($0.split(separator: " ")[4]) }
             .filter { $0.hasPrefix(mountDirectory + "/") }
     }

@@ -91,4 +91,36 @@ struct `Destroying a snapshot` {
                 + "\(longest) s (target 1 s), memory grew by \(grown) KiB from \(settled)")
         #expect(grown < 8192)
     }
+
+    @Test func `gives back the memory that its blocks passed through, when it was the last`()
+        throws
+    {
+        let harness = try SnapshotHarness(loops: 2)
+        let folder = try TemporaryDirectory(inMemory: true)
+        for name in ["a", "b"] {
+            try makeSparseFile(folder.path(name), byteCount: Self.byteCount)
+            try harness.attach(name, folder.path(name))
+            try harness.fill(name, 1, byteCount: Self.byteCount)
+        }
+        let limit = 64 * mebibyte
+        let storage = [folder.root]
+        try harness.take("first", of: ["a", "b"], storage: storage, limit: limit)
+        try harness.take("second", of: ["a"], storage: storage, limit: limit)
+        for name in ["a", "b"] { try harness.fill(name, 2, byteCount: Self.byteCount) }
+        let used = try harness.unstoredMemoryKibibytes()
+        #expect(used > 0, "no block was held before it was stored")
+        try harness.destroy("first")
+        try harness.destroy("second")
+        // It goes a slice a turn, after the answer.
+        let end = monotonicSeconds() + 60
+        while try harness.unstoredMemoryKibibytes() > 0, monotonicSeconds() < end { sched_yield() }
+        #expect(try harness.unstoredMemoryKibibytes() == 0)
+        // What was given back serves the next snapshot.
+        try harness.take("third", of: ["a", "b"], storage: storage, limit: limit)
+        for name in ["a", "b"] {
+            try harness.fill(name, 3, byteCount: Self.byteCount)
+            let image = try harness.contents(of: "\(name)@third")
+            #expect(image == [UInt8](repeating: 2, count: Self.byteCount))
+        }
+    }
 }
