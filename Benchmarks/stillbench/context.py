@@ -19,8 +19,8 @@ class Context:
         self.untracked = untracked
         self.rounds = 3 if is_quick else 9
         # Of contenders that a target compares, where a run takes a second or so.
-        self.judged_rounds = self.rounds if is_quick else 18
-        self.seconds = 0.25 if is_quick else 0.6
+        self.judged_rounds = self.rounds if is_quick else 15
+        self.seconds = 0.2 if is_quick else 0.5
         self.memory_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
         self.disk_bytes = 256 * MEBIBYTE if is_quick else GIBIBYTE
         self.cuts = 20 if is_quick else 100
