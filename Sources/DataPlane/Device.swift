@@ -76,6 +76,8 @@ final class Device: BlockTarget {
     /// A snapshot is prepared, held or not yet gone.
     var hasSnapshots: Bool { parts.contains { $0 != nil } }
 
+    var isClosing: Bool { closing != nil }
+
     /// Enters its handlers on the loop; false when the loop is full.
     func register() -> Bool {
         guard loop.register(origin) else { return false }

@@ -54,9 +54,12 @@ final class LoopPreservation {
 
     func deviceRemoved(_ device: Device) {
         devices.removeAll { $0 === device }
-        if let other = devices.first {
-            if givenBackByteCount < Self.byteCount { other.callAtEndOfTurn() }
-        } else {
+        guard givenBackByteCount < Self.byteCount else { return }
+        if let other = devices.first(where: { !$0.isClosing }) {
+            other.callAtEndOfTurn()
+        } else if buffers.freeCount == buffers.capacity,
+            !devices.contains(where: \.hasSnapshots)
+        {
             while givenBackByteCount < Self.byteCount { giveSliceBack() }
         }
     }
@@ -80,7 +83,8 @@ final class LoopPreservation {
             return
         }
         giveSliceBack()
-        if givenBackByteCount < Self.byteCount { device.callAtEndOfTurn() }
+        // A closing device may be gone by the next turn: whoever stays goes on.
+        if givenBackByteCount < Self.byteCount, !device.isClosing { device.callAtEndOfTurn() }
     }
 
     private func giveSliceBack() {
