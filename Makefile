@@ -4,8 +4,6 @@ SHELL := /bin/bash
 SCRATCH ?= .build
 PREFIX ?= /usr/local
 BUILD := -c release --scratch-path $(SCRATCH)
-# Testable imports would compile every dependency a second time; `package` access needs none.
-TEST := $(BUILD) --disable-testable-imports
 PROGRAM := $(SCRATCH)/release/stillpoint
 
 .PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms format lint install clean
@@ -29,14 +27,14 @@ else
 	@swift package --scratch-path $(SCRATCH) resolve >/dev/null 2>&1 & \
 		Scripts/ensure-packages build test; status=$$?; wait; exit $$status
 	@$(MAKE) --no-print-directory lint build-tests
-	@Scripts/test $(SCRATCH) $(TEST)
+	@Scripts/test $(SCRATCH)
 endif
 
 soak: ## Run all tests at their stated size, planted bugs and a long simulation
 	@Scripts/ensure-swift
 	@Scripts/ensure-packages build test
 	@$(MAKE) --no-print-directory build-tests
-	@STILLPOINT_SOAK=1 Scripts/run-tests $(TEST)
+	@STILLPOINT_SOAK=1 Scripts/run-tests $(SCRATCH)
 	@Tests/Mutants/durability.sh $(SCRATCH)-mutants/service
 	@$(MAKE) --no-print-directory mutants
 	@$(MAKE) --no-print-directory simulate SECONDS=600
