@@ -22,6 +22,10 @@ extension Device {
         isDraining = true
         while let effect = engine.nextEffect() { perform(effect) }
         isDraining = false
+        guard !goneParts.isEmpty else { return }
+        let gone = goneParts
+        goneParts = []
+        for part in gone { part.gone() }
     }
 
     private func perform(_ effect: Effect) {
@@ -67,10 +71,9 @@ extension Device {
         case .overlayCorrupted(let snapshot, let fault):
             parts[Int(snapshot.rawValue)]?.overlayCorrupted(fault)
         case .snapshotGone(let snapshot):
-            let part = parts[Int(snapshot.rawValue)]
+            if let part = parts[Int(snapshot.rawValue)] { goneParts.append(part) }
             parts[Int(snapshot.rawValue)] = nil
             preservation.snapshotGone(of: self)
-            part?.gone()
         case .timer(let time): setTimer(at: time)
         }
     }

@@ -27,6 +27,9 @@ final class Device: BlockTarget {
     var lossPage: UInt64 = 0
     /// The snapshots of this device by their index in the engine.
     var parts: [SnapshotPart?]
+    /// Those that are gone, to be told once the effects that came with it are performed: whoever
+    /// hears of it expects the storage to be given back.
+    var goneParts: [SnapshotPart] = []
     /// The storage sources by their index in the engine.
     var sources: [StorageSource?]
     /// Called once, when the closed gate has drained.

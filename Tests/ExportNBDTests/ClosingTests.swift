@@ -63,8 +63,12 @@ import Testing
     @Test func `when the server stops, after what is under way is answered and the rest refused`()
         async throws
     {
-        // The limit of a stop is no part of this: other tests may hold this one up for long.
-        let harness = try await ServerHarness { $0.stopNanoseconds = 1_000_000_000_000 }
+        // Limits are no part of this: other tests may hold this one up for long, with half a write
+        // sent.
+        let harness = try await ServerHarness {
+            $0.stopNanoseconds = 1_000_000_000_000
+            $0.session.stallNanoseconds = 1_000_000_000_000
+        }
         let device = try await harness.add()
         try await device.with { $0.mode = .held }
         let client = try harness.connect()
