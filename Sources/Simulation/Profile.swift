@@ -44,8 +44,8 @@ struct Profile {
         if random.oneIn(4) { copyReadFault = 300 }
         if random.oneIn(3) { imageReadFault = 100 }
         if random.oneIn(3) { storageWriteFault = 25 }
-        if random.oneIn(4) { storageReadFault = 200 }
-        if random.oneIn(4) { bitRot = 200 }
+        if random.oneIn(4) { storageReadFault = 40 }
+        if random.oneIn(4) { bitRot = 40 }
         if random.oneIn(12) { mapFault = 2 }
     }
 
