@@ -55,6 +55,15 @@ private let target: @Sendable (inout FuzzInput) -> Void = {
     }
 }()
 
+/// Where a target keeps a file or a socket: in the directory that `STILLPOINT_FUZZ_FILES` names,
+/// which whoever started the fuzzer takes away.
+func fuzzPath(_ name: String) -> String {
+    guard let directory = getenv("STILLPOINT_FUZZ_FILES") else {
+        fatalError("STILLPOINT_FUZZ_FILES names no directory")
+    }
+    return String(cString: directory) + "/" + name
+}
+
 /// Bytes taken one after the other; zeroes behind their end.
 struct FuzzInput {
     private var bytes: Slice<UnsafeBufferPointer<UInt8>>

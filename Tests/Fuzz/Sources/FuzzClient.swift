@@ -148,7 +148,7 @@ private func chunk(
 
 // MARK: The copy
 
-private let targetPath: String = "/tmp/stillpoint-fuzz-copy-\(getpid())"
+private let targetPath: String = fuzzPath("copy")
 
 private func copy(_ bytes: [UInt8], isFresh: Bool) {
     var ends: [Int32] = [0, 0]

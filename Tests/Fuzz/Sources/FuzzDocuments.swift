@@ -82,7 +82,7 @@ private func decode<Document: Codable & Equatable>(
 }
 
 private let stateDirectory: String = {
-    let path = "/tmp/stillpoint-fuzz-state-\(getpid())"
+    let path = fuzzPath("state")
     mkdir(path, 0o700)
     return path
 }()

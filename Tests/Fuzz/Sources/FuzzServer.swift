@@ -15,8 +15,7 @@ final class FuzzServer: Sendable {
     private let exports: [String: ExportDescription]
 
     private init() {
-        let directory = getenv("STILLPOINT_FUZZ_SOCKETS").map { String(cString: $0) } ?? "/tmp"
-        path = "\(directory)/stillpoint-fuzz-\(getpid()).sock"
+        path = fuzzPath("server.sock")
         let box = Mutex<(NBDServer, [String: ExportDescription])?>(nil)
         let path = path
         let done = Semaphore()
