@@ -35,6 +35,14 @@ private final class ChangesRun {
     }
 
     func run(_ count: Int) throws {
+        do { try perform(count) } catch {
+            // Says why an image is lost, if one is.
+            let snapshots = try? harness.http("GET", "/v1/snapshots").document
+            throw TestFailure("\(place): \(error)\nsnapshots: \(snapshots ?? "no answer")")
+        }
+    }
+
+    private func perform(_ count: Int) throws {
         while operationCount < count {
             operationCount += 1
             switch Int.random(in: 0..<1000, using: &generator) {
