@@ -131,6 +131,9 @@ private final class ChangesRun {
         guard !chosen.isEmpty else { return }
         var body: [String: Any] = [
             "devices": chosen.map { devices[$0].name }, "storage": ["memory:64M"],
+            // On a busy machine a disk may take longer for a read than the default allows: no
+            // snapshot is to be lost to that here.
+            "on_overflow": "throttle:60",
         ]
         let base = Bool.random(using: &generator) ? freshName() : nil
         if let base { body["name"] = base }
