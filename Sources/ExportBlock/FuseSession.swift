@@ -38,8 +38,6 @@ final class FuseSession: RequestOwner, TargetUser {
     private static let receiveByteCount = 2 << 20
     /// Messages read in one go, then others have their turn.
     private static let messageCountMax = 64
-    /// Operations that wait for the end of the turn at most.
-    private static let eagerCount: UInt32 = 8
 
     let loop: EventLoop
     let requests: RequestPool
@@ -262,8 +260,6 @@ final class FuseSession: RequestOwner, TargetUser {
         requests[index].ownerNote = UInt64(place)
         submittedCount += 1
         target.submit(index)
-        // The disk works while further messages are read.
-        loop.submitNow(from: Self.eagerCount)
     }
 
     /// A buffer for `byteCount` bytes: one of that size, else the one that was read into, which
@@ -364,8 +360,6 @@ final class FuseSession: RequestOwner, TargetUser {
             handler, tag: FuseSessionHandler.Step.reply.rawValue, token: place,
             descriptor: channel.descriptor, vectors: message.vectors, count: message.count,
             offset: 0)
-        // Those who asked go on while further requests of the same turn are worked on.
-        loop.submitNow(from: Self.eagerCount)
     }
 
     fileprivate func replyCompleted(_ place: UInt32, _ result: Int32) {

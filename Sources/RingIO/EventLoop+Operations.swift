@@ -5,6 +5,11 @@ internal import Glibc
 // token that come back with it. Buffers, vectors and messages must stay valid until then.
 
 extension EventLoop {
+    /// Operations that are prepared before the kernel gets them, where another follows. A disk that
+    /// idles until the whole turn is prepared loses 10 % at depth 32; fewer cost more system calls
+    /// and interrupts, and 2 lose 14 % at depth 8.
+    private static let fileBatchCount: UInt32 = 8
+
     /// A free submission entry; hands the full queue to the kernel first where needed.
     @inline(__always)
     private func entry() -> UnsafeMutablePointer<io_uring_sqe> {
@@ -23,11 +28,15 @@ extension EventLoop {
         }
     }
 
-    /// Hands what was prepared to the kernel now instead of at the end of the turn, when it is at
-    /// least `count` operations.
-    package func submitNow(from count: UInt32 = 1) {
-        if cl_ring_unsubmitted(ring) >= count { io_uring_submit(ring) }
+    /// The same for an operation of a file; a batch that waits goes to the kernel first.
+    @inline(__always)
+    private func fileEntry() -> UnsafeMutablePointer<io_uring_sqe> {
+        if cl_ring_unsubmitted(ring) >= Self.fileBatchCount { submitNow() }
+        return entry()
     }
+
+    /// Hands what was prepared to the kernel now instead of at the end of the turn.
+    package func submitNow() { io_uring_submit(ring) }
 
     /// Counts an operation of a file in, for `user_data`.
     @inline(__always)
@@ -42,7 +51,7 @@ extension EventLoop {
         into buffer: UnsafeMutableRawPointer, byteCount: Int, offset: UInt64
     ) {
         cl_prep_read(
-            entry(), descriptor, buffer, UInt32(byteCount), offset,
+            fileEntry(), descriptor, buffer, UInt32(byteCount), offset,
             submittedToFile(handler, tag: tag, token: token))
     }
 
@@ -52,7 +61,7 @@ extension EventLoop {
         from buffer: UnsafeRawPointer, byteCount: Int, offset: UInt64, dataSync: Bool = false
     ) {
         cl_prep_write(
-            entry(), descriptor, buffer, UInt32(byteCount), offset,
+            fileEntry(), descriptor, buffer, UInt32(byteCount), offset,
             dataSync ? Int32(cl_rwf_dsync) : 0,
             submittedToFile(handler, tag: tag, token: token))
     }
@@ -63,7 +72,8 @@ extension EventLoop {
         vectors: UnsafePointer<iovec>, count: Int, offset: UInt64, dataSync: Bool = false
     ) {
         cl_prep_writev(
-            entry(), descriptor, vectors, UInt32(count), offset, dataSync ? Int32(cl_rwf_dsync) : 0,
+            fileEntry(), descriptor, vectors, UInt32(count), offset,
+            dataSync ? Int32(cl_rwf_dsync) : 0,
             submittedToFile(handler, tag: tag, token: token))
     }
 
@@ -73,7 +83,7 @@ extension EventLoop {
         vectors: UnsafePointer<iovec>, count: Int, offset: UInt64
     ) {
         cl_prep_readv(
-            entry(), descriptor, vectors, UInt32(count), offset,
+            fileEntry(), descriptor, vectors, UInt32(count), offset,
             submittedToFile(handler, tag: tag, token: token))
     }
 
@@ -82,7 +92,7 @@ extension EventLoop {
         _ handler: RingHandler, tag: UInt8, token: UInt32, descriptor: Int32
     ) {
         cl_prep_fdatasync(
-            entry(), descriptor, submittedToFile(handler, tag: tag, token: token))
+            fileEntry(), descriptor, submittedToFile(handler, tag: tag, token: token))
     }
 
     /// fallocate with `mode`.
@@ -91,7 +101,7 @@ extension EventLoop {
         offset: UInt64, byteCount: UInt64
     ) {
         cl_prep_fallocate(
-            entry(), descriptor, mode, offset, byteCount,
+            fileEntry(), descriptor, mode, offset, byteCount,
             submittedToFile(handler, tag: tag, token: token))
     }
 
