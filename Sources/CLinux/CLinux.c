@@ -174,6 +174,11 @@ int cl_watch(int fd) {
 
 int cl_loop_get_free(int control) { return ioctl(control, LOOP_CTL_GET_FREE); }
 
+int cl_loop_add(int control, int number) {
+    int result = ioctl(control, LOOP_CTL_ADD, number);
+    return result < 0 && errno == EEXIST ? number : result;
+}
+
 int cl_loop_configure(int loop, int backing, uint32_t block_size, uint32_t flags, const char *name) {
     struct loop_config config;
     memset(&config, 0, sizeof config);

@@ -21,7 +21,8 @@ struct LoopNode: Sendable {
     /// As the kernel numbers devices.
     let deviceNumber: UInt64
 
-    /// Most loop devices tried: between asking for a free one and taking it, somebody else may.
+    /// Most loop devices tried: between asking for a free one and taking it, somebody else may, and
+    /// one that somebody has open exclusively is called free all the time.
     private static let attemptCountMax = 64
     /// How long users that are not known for keeping it open are waited for, in steps.
     private static let waitStepMicroseconds: UInt32 = 50_000
@@ -48,8 +49,10 @@ struct LoopNode: Sendable {
         var flags = UInt32(cl_loop_direct)
         if request.isReadOnly { flags |= UInt32(cl_loop_read_only) }
         if request.scansPartitions { flags |= UInt32(cl_loop_partitions) }
+        var lowest: Int32 = 0
         for _ in 0..<attemptCountMax {
-            let number = cl_loop_get_free(control)
+            var number = cl_loop_get_free(control)
+            if number >= 0, number < lowest { number = cl_loop_add(control, lowest) }
             guard number >= 0 else { throw failure("/dev/loop-control", errno) }
             let path = "/dev/loop\(number)"
             let node = open(path, access | O_CLOEXEC)
@@ -58,7 +61,10 @@ struct LoopNode: Sendable {
             guard
                 cl_loop_configure(node, backing, request.sectorBytes, flags, request.name) == 0
             else {
-                if errno == EBUSY { continue }
+                if errno == EBUSY {
+                    lowest = number + 1
+                    continue
+                }
                 throw failure(path, errno)
             }
             return try finish(node, path, request)

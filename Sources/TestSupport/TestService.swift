@@ -16,6 +16,7 @@ package final class TestService: @unchecked Sendable {
     package let port: UInt16
     package private(set) var process: ChildProcess
     private let arguments: [String]
+    private let ticket: Int
 
     /// Starts the service for origins by name and returns when it is reachable.
     package init(
@@ -23,6 +24,10 @@ package final class TestService: @unchecked Sendable {
         wrapper: [String] = [], environment: [String: String] = [:]
     ) throws {
         directory = try TemporaryDirectory()
+        let place = directory.path("run/block")
+        ticket = Undertaker.shared.register(
+            "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
+                + "losetup -d /dev/${d##*/}; done; umount -f -l \(place)/*")
         port = try Self.freePort()
         var arguments = Self.baseArguments(directory, port: port)
         for (name, path) in origins.sorted(by: { $0.key < $1.key }) {
@@ -38,6 +43,16 @@ package final class TestService: @unchecked Sendable {
             program, self.arguments, environment: environment,
             diagnostics: directory.path("log"))
         try waitUntilReady()
+    }
+
+    /// Ends a service with block devices as an operator would: its mounts and loop devices would
+    /// outlive it otherwise. Should the test process die, the undertaker does the same.
+    deinit {
+        let mounts = try? FileManager.default.contentsOfDirectory(
+            atPath: directory.path("run/block"))
+        // A test that ended it already has taken care of what was left.
+        if mounts?.isEmpty == false { _ = try? stop() }
+        Undertaker.shared.withdraw(ticket)
     }
 
     private let program: String

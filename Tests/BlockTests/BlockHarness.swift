@@ -32,25 +32,13 @@ func loadSeconds(_ what: String, soak: Int, otherwise: Int) -> Int {
     return isSoak ? soak : otherwise
 }
 
-/// A service of one test with block devices. Ends it as an operator would, so that no mount and no
-/// loop device is left behind; the undertaker does the same should the test process die.
+/// A service of one test with block devices.
 final class BlockHarness: @unchecked Sendable {
     // Driven by one thread at a time.
     let service: TestService
-    private let ticket: Int
 
     init(attaching origins: [String: String] = [:], loops: Int? = nil) throws {
         service = try TestService(attaching: origins, loops: loops)
-        let place = service.directory.path("run/block")
-        ticket = Undertaker.shared.register(
-            "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
-                + "losetup -d /dev/${d##*/}; done; umount -f -l \(place)/*")
-    }
-
-    deinit {
-        // A test that ended it already has taken care of what was left.
-        _ = try? service.stop()
-        Undertaker.shared.withdraw(ticket)
     }
 
     /// Runs a client command that must succeed and returns its output without the last newline.

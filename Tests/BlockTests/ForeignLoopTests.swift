@@ -48,6 +48,21 @@ struct `Loop devices of others` {
         }.count
     }
 
+    @Test func `a free one that somebody has open exclusively is passed over`() throws {
+        let origin = try TestOrigin(.sparseFile, byteCount: mebibyte)
+        let harness = try BlockHarness(attaching: ["disk": origin.path])
+        let free = try Command.check("losetup", ["--find"])
+            .trimmingCharacters(in: .whitespacesAndNewlines)
+        let holder = open(free, O_RDONLY | O_EXCL | O_CLOEXEC)
+        try #require(holder >= 0, "\(free): errno \(errno)")
+        defer { close(holder) }
+        let block = try harness.attachBlock("disk")
+        #expect(block != free)
+        #expect(try readFile(block, 0..<512) == [UInt8](repeating: 0, count: 512))
+        try harness.command("block", "detach", block)
+        #expect(try harness.service.stop() == .exited(0))
+    }
+
     @Test(arguments: [false, true])
     func `partitions of what a loop device was before are none of its new disk`(
         hasOwn: Bool

@@ -292,6 +292,8 @@ enum {
 
 // Number of a loop device nobody uses now; somebody else may be faster.
 int cl_loop_get_free(int control);
+// Sees to it that the loop device of that number exists, used or not. Returns the number.
+int cl_loop_add(int control, int number);
 // Puts `backing` under a loop device; `name` is what losetup shows. Linux 5.8.
 int cl_loop_configure(int loop, int backing, uint32_t block_size, uint32_t flags, const char *name);
 // Takes the backing file away, or once the last other user has closed it.
