@@ -85,7 +85,7 @@ def run_map(bench):
     """Marks and scans of change maps of several sizes, without I/O.
 
     The service fetches the entry of a write from memory while the payload is still to be taken. What is
-    judged does so too; marks that wait for memory are beside it.
+    judged does so too; marks that wait for memory are beside it. Both without the loop's own time.
     """
     section = "The change map alone"
     print(f"\n== {section} ==")

@@ -209,6 +209,7 @@ package final class StillpointService: Service {
         _ registries: Registries, _ exports: ExportTable, socket: ControlSocket,
         loops: [LoopThread]
     ) async -> Result<Void, any Error> {
+        async let _: Void = registries.events.logNotices(to: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registries.blocks.removeLeftovers()

@@ -119,6 +119,17 @@ struct `Events` {
         #expect(try event(follower)["type"] as? String == "destroyed")
         #expect(try follower.wait(deadline: 60) == .exited(0))
         #expect(try follower.readLine(deadline: 60) == nil)
+        // Who reads only the log learns it too.
+        #expect(try harness.service.stop() == .exited(0))
+        let log = harness.service.log.split(separator: "\n")
+        for (level, sentence) in [
+            ("warning", "storage memory:8388608 is nearly full"),
+            ("error", "the image of device a lost data (No space left on device)"),
+        ] {
+            let lines = log.filter { $0.contains(sentence) }
+            #expect(lines.count == 1)
+            #expect(lines.allSatisfy { $0.contains(level) })
+        }
     }
 
     @Test func `end when the service stops`() throws {

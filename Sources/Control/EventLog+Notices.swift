@@ -1,0 +1,40 @@
+internal import Logging
+
+// Loops may not log: what they record is logged from here.
+
+extension EventKind {
+    /// How the log tells it where only the event does; nil where its author logs it himself.
+    fileprivate var level: Logger.Level? {
+        switch self {
+        case .corrupted, .overlayCorrupted: .error
+        case .lowSpace: .warning
+        case .storageGrown: .info
+        case .taken, .destroyed, .hookFailed, .freezeFailed, .deviceAttached, .deviceDetached,
+            .blockAttached, .blockDetached, .deviceResized, .historyNew:
+            nil
+        }
+    }
+}
+
+extension EventLog {
+    /// Logs what loops record, from the first event on, until the task is cancelled; what was
+    /// recorded before that is logged still.
+    func logNotices(to logger: Logger) async {
+        var seen: UInt64 = 0
+        while true {
+            let isLast = Task.isCancelled
+            let page = page(after: seen, of: nil)
+            let missedCount = page.last - seen - UInt64(page.events.count)
+            if missedCount > 0 {
+                logger.error("\(missedCount) event(s) came too fast to be logged")
+            }
+            for event in page.events {
+                guard let level = EventKind(rawValue: event.type)?.level else { continue }
+                logger.log(level: level, "\(event.message)")
+            }
+            seen = page.last
+            if isLast { return }
+            await wait(past: page.version, until: nil)
+        }
+    }
+}
