@@ -56,8 +56,8 @@ struct RandomBlocks {
 }
 
 /// What marking adds to a loop over random blocks, with a cut every `cutInterval` marks: nine rounds,
-/// nanoseconds per mark. Before each round the same loop runs without marks, and its time is taken
-/// off: it is not what a mark costs.
+/// nanoseconds per mark. Before each round the same blocks are drawn without being marked, and that
+/// time is taken off: it is not what a mark costs.
 /// `isForeseen`: the entry is fetched 16 marks ahead, as the service does when it has seen a write's
 /// header and has its payload, about a microsecond of work, still to take.
 func markCosts(deviceBytes: UInt64, cutInterval: Int, isForeseen: Bool) -> [Double] {
@@ -88,7 +88,7 @@ func markCosts(deviceBytes: UInt64, cutInterval: Int, isForeseen: Bool) -> [Doub
         let marked = nanoseconds()
         rounds.append((Double(marked - unmarked) - Double(unmarked - start)) / Double(count))
     }
-    // Else the loop without marks would have no result, and be left out.
+    // Else the blocks that are not marked would have no use, and be left out.
     precondition(sum > 0, "random blocks are not all the first")
     return rounds
 }
