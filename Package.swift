@@ -114,7 +114,7 @@ let package = Package(
             name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strict),
         .testTarget(
             name: "DataPlaneTests",
-            dependencies: ["BlockModel", "CLinux", "DataPlane", "RingIO"],
+            dependencies: ["BlockModel", "CLinux", "CTestSupport", "DataPlane", "RingIO"],
             swiftSettings: strictTests),
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),

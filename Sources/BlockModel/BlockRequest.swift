@@ -172,13 +172,15 @@ open class RequestOwner {
 
 /// Something that serves requests: a device or an image. Confined to one loop.
 open class BlockTarget {
-    /// Bytes; grows when the origin grows.
+    /// Bytes. May change between two turns of the loop, to less too.
     package final var size: UInt64
     /// A power of two. The buffer of a read or write request must cover the request's range
     /// rounded outward to this, and `BlockRequest.buffer` must lie `offset % alignment` bytes
     /// behind the start of an allocation that is itself aligned to it. 1: no rounding.
     package let alignment: UInt64
     private final var users: [TargetUser] = []
+    /// From `closeUsers` on.
+    private final var takesUsers = true
 
     package init(size: UInt64, alignment: UInt64) {
         precondition(
@@ -188,10 +190,24 @@ open class BlockTarget {
         self.alignment = alignment
     }
 
-    /// Takes over the request in slot `index`. The range must lie within the size and flags must
-    /// fit the operation: exports check both. Finishes it by `RequestPool.finish`.
+    /// Takes over the request in slot `index`; its flags must fit the operation. Finishes it by
+    /// `RequestPool.finish`. Exports check the range against `size` when they hear of a request, but
+    /// it may lie beyond the end when it is submitted: a target fails it with `faultBeyondEnd`.
     open func submit(_ index: RequestIndex) {
         preconditionFailure("a block target must serve requests")
+    }
+
+    /// Why a request cannot be performed whose range reaches beyond the end, which may have moved
+    /// since the range was checked: `noSpace` for what would write, `invalid` for the others. Nil when
+    /// it lies within, or has no range.
+    package final func faultBeyondEnd(of request: borrowing BlockRequest) -> Fault? {
+        let (offset, length) = (request.offset, request.length)
+        if length <= size, offset <= size - length { return nil }
+        switch request.operation {
+        case .flush: return nil
+        case .write, .writeZeroes: return .noSpace
+        case .read, .discard, .prefetch, .blockStatus: return .invalid
+        }
     }
 
     /// A write at `offset` will be submitted next, once its payload is there: a chance to fetch into
@@ -202,8 +218,13 @@ open class BlockTarget {
     /// at `offset` yet: it may lie anywhere.
     open func writeForeseen(at offset: UInt64) {}
 
-    /// Enters a user: an open connection or block attachment.
-    package final func addUser(_ user: TargetUser) { users.append(user) }
+    /// Enters a user: an open connection or block attachment. False when the target is closing:
+    /// nobody would send it away, and the end of the target would wait for it.
+    package final func addUser(_ user: TargetUser) -> Bool {
+        guard takesUsers else { return false }
+        users.append(user)
+        return true
+    }
 
     /// Takes a user out.
     package final func removeUser(_ user: TargetUser) {
@@ -223,8 +244,9 @@ open class BlockTarget {
     package final var userCount: Int { users.count }
 
     /// Tells every user that the target is closing; each removes itself when its requests are
-    /// finished.
+    /// finished. No user is taken from now on.
     package final func closeUsers() {
+        takesUsers = false
         for user in users { user.targetIsClosing() }
     }
 }

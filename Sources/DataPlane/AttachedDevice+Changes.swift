@@ -39,7 +39,7 @@ extension AttachedDevice {
             guard slice.generation == collector.page.generation else {
                 return .failure(.historyUnknown)
             }
-            collector.add(buffer.ranges[..<slice.count])
+            buffer.withRanges(slice.count) { collector.add($0) }
             position = slice.resumeOffset
             if collector.isFull || position >= slice.end {
                 return .success(collector.finished())

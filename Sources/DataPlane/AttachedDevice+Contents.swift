@@ -82,6 +82,10 @@ extension AttachedDevice {
 }
 
 /// Asks a target on its loop how a range lies, once.
+///
+/// Invariants
+/// - From `read` until the answer was told the reader is kept by a reference of its own. It ends
+///   with the answer, not before: the extents are the reader's memory.
 private final class StatusReader: RequestOwner {
     private static let extentCountMax = 2048
 
@@ -119,14 +123,16 @@ private final class StatusReader: RequestOwner {
     override func requestFinished(_ index: RequestIndex) {
         let request = requests[index]
         requests.release(index)
-        let count = request.resultByteCount / MemoryLayout<StatusExtent>.stride
-        let finish = finish
-        self.finish = nil
-        request.owner.release()
-        if let fault = request.fault {
-            finish?(.failure(fault == .shutdown ? .notHeld : .failed(fault)))
-        } else {
-            finish?(.success(Array(UnsafeBufferPointer(start: extents, count: count))))
+        let keeper = request.owner.takeRetainedValue()
+        withExtendedLifetime(keeper) {
+            let finish = finish
+            self.finish = nil
+            if let fault = request.fault {
+                finish?(.failure(fault == .shutdown ? .notHeld : .failed(fault)))
+            } else {
+                let count = request.resultByteCount / MemoryLayout<StatusExtent>.stride
+                finish?(.success(Array(UnsafeBufferPointer(start: extents, count: count))))
+            }
         }
     }
 }

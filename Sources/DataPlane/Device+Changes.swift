@@ -5,7 +5,12 @@ internal import SnapshotCore
 /// Room for the ranges of a slice: made by who asks, filled on the loop.
 final class RangeBuffer: @unchecked Sendable {
     // The loop writes it while the asker waits for the loop's answer, which orders the two.
-    let ranges: UnsafeMutableBufferPointer<ByteRange>
+    fileprivate let ranges: UnsafeMutableBufferPointer<ByteRange>
+
+    /// The first `count` ranges, for `body` only: the memory ends with the object.
+    func withRanges(_ count: Int, _ body: (Slice<UnsafeMutableBufferPointer<ByteRange>>) -> Void) {
+        withExtendedLifetime(self) { body(ranges.prefix(count)) }
+    }
 
     init(capacity: Int) {
         ranges = .allocate(capacity: capacity)

@@ -60,10 +60,15 @@ extension Device {
 
     private func take(_ resize: DeviceResize) {
         let old = size
-        keeper.resized(to: resize.size, resize.memory)
-        let larger = resize.memory?.changeMap(
-            current: engine.epoch, newestBase: engine.newestBase)
-        engine.deviceResized(to: resize.size, in: larger, now: loop.now)
+        // The engine marks in it until it is told of the larger one.
+        let former = keeper.memory
+        // It was made before this cut had its turn: another one may have brought more room.
+        let memory = resize.memory.flatMap { $0.chunkCount > former.chunkCount ? $0 : nil }
+        keeper.resized(to: resize.size, memory)
+        let larger = memory?.changeMap(current: engine.epoch, newestBase: engine.newestBase)
+        withExtendedLifetime(former) {
+            engine.deviceResized(to: resize.size, in: larger, now: loop.now)
+        }
         size = resize.size
         notify(.resized(from: old, to: size))
     }

@@ -99,9 +99,7 @@ final class Device: BlockTarget {
         underway += 1
         request.pointee.submittedNanoseconds = loop.now
         guard closing == nil else { return finish(index, .shutdown) }
-        precondition(
-            request.pointee.operation == .flush || request.pointee.range.end <= size,
-            "an export let a request past the end")
+        if let fault = faultBeyondEnd(of: request.pointee) { return finish(index, fault) }
         switch request.pointee.operation {
         case .read:
             counters.reads &+= 1

@@ -32,9 +32,7 @@ final class ImageDevice: BlockTarget {
         let request = device.requests.pointer(to: index)
         request.pointee.submittedNanoseconds = device.loop.now
         guard !isGone else { return finish(index, .shutdown) }
-        precondition(
-            request.pointee.operation == .flush || request.pointee.range.end <= size,
-            "an export let a request past the end")
+        if let fault = faultBeyondEnd(of: request.pointee) { return finish(index, fault) }
         guard request.pointee.length > 0 || request.pointee.operation == .flush else {
             return finish(index, nil)
         }

@@ -24,7 +24,7 @@ package struct OriginProbe: Sendable {
         guard cl_file_facts(descriptor, &found) == 0 else {
             throw AttachError(.failed, "origin \(path): \(OriginOpener.text(of: errno))")
         }
-        let kind = found.mode & UInt32(S_IFMT)
+        let kind = found.mode & UInt32(Glibc.S_IFMT)
         guard kind == UInt32(Glibc.S_IFREG) || kind == UInt32(Glibc.S_IFBLK) else {
             throw AttachError(
                 .unsuitable, "origin \(path) is neither a disk image nor a block device")

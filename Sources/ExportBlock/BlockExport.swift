@@ -91,7 +91,9 @@ package final class BlockExport: Sendable {
         guard let session = await serve(mount, request, pools, ended) else {
             await unmount(mount.directory, pools, closing: mount.channel)
             throw BlockExportError(
-                .busy, "the loop of \(request.name) has as many users as it may; close one")
+                .busy,
+                "\(request.name) is being detached, or its loop has as many users as it may; try "
+                    + "again, or close one")
         }
         let wish = LoopNodeRequest(
             file: mount.file, name: request.name, sectorBytes: request.sectorBytes,

@@ -95,10 +95,18 @@ final class FuseSession: RequestOwner, TargetUser {
         seeks.deallocate()
     }
 
-    /// Begins to serve; false when the loop is full, and then the channel is the caller's.
+    /// Begins to serve; false when the loop is full or the target is closing, and then the channel
+    /// is the caller's.
     func start() -> Bool {
-        guard loop.register(handler) else { return false }
-        target.addUser(self)
+        guard loop.register(handler) else {
+            handler.session = nil
+            return false
+        }
+        guard target.addUser(self) else {
+            loop.remove(handler)
+            handler.session = nil
+            return false
+        }
         poll()
         return true
     }
@@ -328,8 +336,16 @@ final class FuseSession: RequestOwner, TargetUser {
         let count = seekCount
         seekCount = 0
         for position in 0..<count {
+            let request = requests.pointer(to: seeks[position])
             submittedCount += 1
-            target.submit(seeks[position])
+            // The end may have moved since the search began: there is nothing behind it.
+            if request.pointee.offset < target.size {
+                request.pointee.length = min(
+                    request.pointee.length, target.size - request.pointee.offset)
+                target.submit(seeks[position])
+            } else {
+                requests.finish(seeks[position], .deviceGone)
+            }
         }
     }
 

@@ -131,10 +131,18 @@ final class NBDSession: RequestOwner, TargetUser {
         backlog?.deallocate()
     }
 
-    /// Begins to serve; `input` came in with the handshake. False when the loop is full.
+    /// Begins to serve; `input` came in with the handshake. False when the loop is full or the
+    /// target is closing.
     func start(input: [UInt8]) -> Bool {
-        guard loop.register(handler) else { return false }
-        target.addUser(self)
+        guard loop.register(handler) else {
+            handler.session = nil
+            return false
+        }
+        guard target.addUser(self) else {
+            loop.remove(handler)
+            handler.session = nil
+            return false
+        }
         if !input.isEmpty {
             input.withUnsafeBytes { take($0.baseAddress.unsafelyUnwrapped, $0.count) }
         }

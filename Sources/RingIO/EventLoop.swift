@@ -288,15 +288,17 @@ package final class EventLoop {
             swap(&waitingForRoom, &waitingSpare)
             for handler in waitingSpare {
                 handler.isWaitingForRoom = false
-                handler.roomMade()
+                // It may have left since it asked.
+                if handler.isRegistered { handler.roomMade() }
             }
             waitingSpare.removeAll(keepingCapacity: true)
         }
         swap(&deferred, &deferredSpare)
         for handler in deferredSpare {
             handler.isDeferred = false
-            handler.turnEnded()
+            if handler.isRegistered { handler.turnEnded() }
         }
         deferredSpare.removeAll(keepingCapacity: true)
+        handlers.releaseRemoved()
     }
 }

@@ -52,7 +52,9 @@ package struct HandlerSlot: Equatable, Sendable {
 /// The table of a loop's handlers.
 ///
 /// Invariants
-/// - A slot holds a handler from `add` to `remove`; the table keeps it alive between the two.
+/// - A slot holds a handler from `add` to `remove`; the table keeps it alive from `add` until
+///   `releaseRemoved`, which no handler is inside of: one that leaves while it is told of a
+///   completion does not end under its own feet.
 /// - A slot is given away again only after its handler's last operation completed.
 struct HandlerTable {
     /// Most handlers of one loop: connections, devices, images and the loop's own.
@@ -60,6 +62,7 @@ struct HandlerTable {
 
     private let entries: UnsafeMutablePointer<Unmanaged<RingHandler>?>
     private var freeSlots: [UInt16]
+    private var removed: [Unmanaged<RingHandler>] = []
     /// In `user_data`: the operation is one of a file or disk.
     static let ofFile: UInt64 = 1 << 32
 
@@ -67,11 +70,22 @@ struct HandlerTable {
         entries = .allocate(capacity: Self.capacity)
         entries.initialize(repeating: nil, count: Self.capacity)
         freeSlots = (0..<UInt16(Self.capacity)).reversed()
+        removed.reserveCapacity(64)
     }
 
     func deallocate() {
         for index in 0..<Self.capacity { entries[index]?.release() }
+        for entry in removed { entry.release() }
         entries.deallocate()
+    }
+
+    /// Lets go of the handlers that were removed; at the end of a turn.
+    mutating func releaseRemoved() {
+        guard !removed.isEmpty else { return }
+        // One that ends may take others out.
+        let leaving = removed
+        removed.removeAll(keepingCapacity: true)
+        for entry in leaving { entry.release() }
     }
 
     /// False when the table is full.
@@ -89,9 +103,8 @@ struct HandlerTable {
         precondition(slot != .none, "a handler that is not registered leaves")
         handler.slot = .none
         freeSlots.append(slot.rawValue)
-        let entry = entries[Int(slot.rawValue)]
+        if let entry = entries[Int(slot.rawValue)] { removed.append(entry) }
         entries[Int(slot.rawValue)] = nil
-        entry?.release()
     }
 
     /// Counts an operation in, for `user_data`.

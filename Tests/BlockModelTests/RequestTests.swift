@@ -57,7 +57,7 @@ private final class LeavingUser: TargetUser {
         let target = CountingTarget(size: 1 << 20, alignment: 512)
         #expect(target.size == 1 << 20 && target.alignment == 512)
         let users = (0..<3).map { _ in LeavingUser(target) }
-        for user in users { target.addUser(user) }
+        for user in users { #expect(target.addUser(user)) }
         #expect(target.userCount == 3)
         target.removeUser(users[0])
         #expect(target.userCount == 2 && target.leftCount == 1)
@@ -66,10 +66,46 @@ private final class LeavingUser: TargetUser {
         #expect(users.map(\.closings) == [0, 1, 1])
     }
 
+    @Test func `take nobody any more once they close`() {
+        let target = CountingTarget(size: 1 << 20, alignment: 512)
+        target.closeUsers()
+        let late = LeavingUser(target)
+        #expect(!target.addUser(late))
+        #expect(target.userCount == 0 && late.closings == 0)
+    }
+
+    @Test(arguments: RequestOperation.allCases)
+    func `say why a request cannot be performed that their end has moved away from`(
+        operation: RequestOperation
+    ) {
+        let owner = CountingOwner()
+        let target = BlockTarget(size: 8192, alignment: 512)
+        func fault(_ offset: UInt64, _ length: UInt64) -> Fault? {
+            target.faultBeyondEnd(
+                of: BlockRequest(
+                    operation: operation, offset: offset, length: length,
+                    owner: Unmanaged.passUnretained(owner)))
+        }
+        let expected: Fault? =
+            switch operation {
+            case .flush: nil
+            case .write, .writeZeroes: .noSpace
+            case .read, .discard, .prefetch, .blockStatus: .invalid
+            }
+        #expect(fault(0, 8192) == nil && fault(8192, 0) == nil)
+        target.size = 4096
+        #expect(fault(0, 4096) == nil)
+        for (offset, length) in [(4096, 1), (0, 4097), (8192, 0), (UInt64.max - 1, 1)]
+            as [(UInt64, UInt64)]
+        {
+            #expect(fault(offset, length) == expected)
+        }
+    }
+
     @Test func `without an interest in users bear their coming and going`() {
         let target = BlockTarget(size: 0, alignment: 1)
         let user = LeavingUser(target)
-        target.addUser(user)
+        #expect(target.addUser(user))
         target.removeUser(user)
         #expect(target.userCount == 0)
     }

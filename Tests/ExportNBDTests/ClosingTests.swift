@@ -126,6 +126,18 @@ import Testing
         await harness.stop()
     }
 
+    @Test func `at once when their device is closing already`() async throws {
+        let harness = try await ServerHarness()
+        let device = try await harness.add()
+        // An export that was looked up just before it was withdrawn.
+        try await device.with { $0.closeUsers() }
+        let late = try harness.connect()
+        try late.drainUntilClosed()
+        try await harness.waitForConnections(0)
+        #expect(try await device.with { $0.userCount } == 0)
+        await harness.stop()
+    }
+
     @Test func `in bounded time when clients do not let go`() async throws {
         let harness = try await ServerHarness { $0.stopNanoseconds = 200_000_000 }
         _ = try await harness.add()

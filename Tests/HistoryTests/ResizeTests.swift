@@ -78,6 +78,29 @@ struct `A device that is resized` {
         #expect(try harness.changedBlocks(since: "small") == [1023])
     }
 
+    @Test(arguments: NBDClient.Headers.allCases)
+    func `refuses a write that was announced before it shrank`(headers: NBDClient.Headers) throws {
+        let harness = try HistoryHarness()
+        let path = try harness.attachImage(byteCount: 16 << 20)
+        let client = try NBDClient(
+            harness.service.address(), export: "vm", headers: headers)
+        let payload = [UInt8](repeating: 7, count: 4096)
+        let request = NBDRequest(
+            .write, cookie: 7, offset: 16 << 20 - 4096, length: 4096, payload: payload
+        ).encoded(headers)
+        // The header and the first bytes of the payload.
+        try client.send(Array(request.dropLast(4000)))
+        #expect(truncate(path, 8 << 20) == 0)
+        try harness.done(["device", "resize", "vm"])
+        try client.send(Array(request.suffix(4000)))
+        let answer = try client.receiveChunk()
+        #expect(answer.cookie == 7 && answer.error == NBD.ErrorNumber.noSpace)
+        // The connection goes on, with the size of now.
+        #expect(throws: TestFailure.self) { _ = try client.read(8 << 20, 4096) }
+        try client.write(8 << 20 - 4096, payload)
+        #expect(try client.read(8 << 20 - 4096, 4096) == payload)
+    }
+
     @Test func `stays as it is when the origin's size is of no use`() throws {
         let harness = try HistoryHarness()
         let path = try harness.attachImage(byteCount: 8 << 20)

@@ -82,6 +82,25 @@ import RingIO
         #expect(waiting.window(within: Int64(WaitWindow.max)) == WaitWindow.max)
     }
 
+    @Test func `keeps a handler that leaves while it is told of a completion until the turn ends`()
+        async throws
+    {
+        let thread = try LoopThread(index: 0, configuration: LoopConfiguration())
+        defer { thread.stopAndJoin() }
+        let end = Collected()
+        let endedInside = await withCheckedContinuation { continuation in
+            let accepted = thread.mailbox.post { loop in
+                LeavingHandler.leave(loop, end) { continuation.resume(returning: $0) }
+            }
+            #expect(accepted)
+        }
+        #expect(!endedInside)
+        // The turn in which it left is over.
+        _ = await thread.mailbox.run { _ in }
+        _ = await thread.mailbox.run { _ in }
+        #expect(end.values == [1])
+    }
+
     @Test func `runs messages in order and wakes once for many`() async throws {
         let thread = try LoopThread(index: 3, configuration: LoopConfiguration())
         defer { thread.stopAndJoin() }
@@ -138,6 +157,34 @@ private final class Collected: Sendable {
     private let storage = Mutex<[Int]>([])
     func append(_ value: Int) { storage.withLock { $0.append(value) } }
     var values: [Int] { storage.withLock { $0 } }
+}
+
+/// Leaves its loop as soon as it is told of a completion; only the loop keeps it.
+private final class LeavingHandler: RingHandler {
+    private let loop: EventLoop
+    private let end: Collected
+    private let finish: (Bool) -> Void
+
+    private init(_ loop: EventLoop, _ end: Collected, _ finish: @escaping (Bool) -> Void) {
+        self.loop = loop
+        self.end = end
+        self.finish = finish
+        super.init()
+    }
+
+    static func leave(_ loop: EventLoop, _ end: Collected, _ finish: @escaping (Bool) -> Void) {
+        let handler = LeavingHandler(loop, end, finish)
+        guard loop.register(handler) else { return finish(true) }
+        loop.poll(handler, tag: 0, token: 0, descriptor: -1, events: UInt32(POLLIN))
+    }
+
+    deinit { end.append(1) }
+
+    override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+        let (end, finish) = (end, finish)
+        loop.remove(self)
+        finish(!end.values.isEmpty)
+    }
 }
 
 /// Writes into a pipe and reads from it, both through the ring.

@@ -10,10 +10,14 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fuse.h>
+#include <malloc.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/// Memory that is freed is filled with `byte` from now on, 0: left alone.
+static inline void stillpoint_test_perturb_freed_memory(int byte) { mallopt(M_PERTURB, byte); }
 
 static inline int stillpoint_test_pidfd_open(pid_t process) {
     return (int)syscall(SYS_pidfd_open, process, 0);
