@@ -12,6 +12,7 @@ package final class Coverage {
         case storageReadFault, bitRot, mapRefused, extentRefused, imageReadChecked
         case imageWriteFailed, changesMarked, storageAppended, spaceAdded, fastPath, wouldBlock
         case destroyed, cutUndone, cutMade, cutFailed, changesChecked, frozenChangesChecked
+        case outage
         case changesDeclared, changesDeclaredToSnapshot
         case serviceKilled, machineCrashed, generationBegun
     }

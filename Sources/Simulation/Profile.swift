@@ -23,6 +23,8 @@ struct Profile {
     var layerByteCountMax: UInt64 = 1 << 20
     var crashes: Bool
     var copyCount: Int
+    /// At times all storage of a device fails at once.
+    var outages = false
 
     init(_ random: inout SeededGenerator) {
         deviceCount = 1 + random.below(3)
@@ -47,11 +49,12 @@ struct Profile {
         if random.oneIn(4) { storageReadFault = 40 }
         if random.oneIn(4) { bitRot = 40 }
         if random.oneIn(12) { mapFault = 2 }
+        if random.oneIn(3) { outages = true }
     }
 
     /// True when nothing in this world may cost a snapshot its data.
     var isHarmless: Bool {
         copyReadFault == 0 && storageWriteFault == 0 && storageReadFault == 0 && bitRot == 0
-            && extentsPerSource > 8 && isPatient && layerByteCountMax > 100_000
+            && extentsPerSource > 8 && isPatient && layerByteCountMax > 100_000 && !outages
     }
 }

@@ -100,6 +100,8 @@ final class SimulatedDevice {
     var wasNewestBaseDisturbed = false
     var isTrackingLost = false
     var timer: UInt64 = .max
+    /// Until this tick every storage write and every wish for room fails.
+    var outageEnd: UInt64 = 0
     var mapAnswersUnderWay = Set<UInt64>()
 
     var blockCount: Int { Int((size + 4095) / 4096) }

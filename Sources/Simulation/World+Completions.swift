@@ -21,6 +21,11 @@ extension World {
 
     private func isFaulty(_ oneIn: Int) -> Bool { !isWindingDown && random.oneIn(oneIn) }
 
+    /// All storage of the device fails now.
+    private func isOut(_ device: SimulatedDevice) -> Bool {
+        !isWindingDown && tick <= device.outageEnd
+    }
+
     func complete(_ number: Int, _ what: Pending) {
         let device = devices[number]
         switch what {
@@ -31,7 +36,7 @@ extension World {
         case .storageWrite(let batch, let source, let byteOffset, let isFetched):
             let count = device.engine.buffers(of: batch).count
             let full = UInt64(count) * 4096
-            if isFaulty(profile.storageWriteFault) {
+            if isFaulty(profile.storageWriteFault) || isOut(device) {
                 coverage.hit(.storageWriteFault)
                 spoil(device.sources[Int(source.rawValue)]!.pointer(at: byteOffset), 0, full)
                 device.engine.storageWriteFinished(
@@ -190,6 +195,11 @@ extension World {
     ) {
         let storage = device.sources[Int(source.rawValue)]!
         storage.askedCount -= 1
+        if isOut(device) {
+            coverage.hit(.outage)
+            device.engine.extentRefused(source, purpose, fault: .inputOutput)
+            return
+        }
         switch storage.space.extentWanted(for: purpose) {
         case .granted(let byteOffset):
             let base = UnsafeMutableRawPointer.allocate(

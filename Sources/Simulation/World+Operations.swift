@@ -48,6 +48,33 @@ extension World {
         perform(number)
     }
 
+    /// All storage of a device fails, now and then while much is on its way to it: that at once, and
+    /// what comes for a while.
+    func failAllStorage() {
+        let busy = devices.indices.filter { number in
+            let writes = pending.count { entry in
+                guard case .storageWrite = entry.what else { return false }
+                return entry.device == number
+            }
+            return writes > 1 || random.oneIn(50)
+        }
+        guard let number = busy.randomElement(using: &random) else { return }
+        devices[number].outageEnd = tick + UInt64(random.below(400))
+        for _ in 0..<100 {
+            let concerned = pending.indices.filter { index in
+                guard pending[index].device == number else { return false }
+                switch pending[index].what {
+                case .storageWrite, .extent: return true
+                case .originWrite, .copyRead, .imageOriginRead, .imageStorageRead, .fill, .mapPage:
+                    return false
+                }
+            }
+            guard let index = concerned.randomElement(using: &random) else { return }
+            complete(at: index)
+            if random.oneIn(8) { endTurn(number) }
+        }
+    }
+
     func pick(_ device: SimulatedDevice) -> SimulatedSnapshot? {
         guard !device.snapshots.isEmpty else { return nil }
         let keys = device.snapshots.keys.sorted()

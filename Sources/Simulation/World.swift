@@ -102,6 +102,7 @@ final class World {
             crash()
             return
         }
+        if profile.outages, random.oneIn(40) { failAllStorage() }
         // Sometimes much is under way, sometimes little.
         let wantsCompletion = pending.count > random.below(60)
         if wantsCompletion, !pending.isEmpty {
@@ -143,6 +144,10 @@ final class World {
         if profile.isStorageSlow, case .storageWrite = pending[index].what, !random.oneIn(20) {
             index = random.below(pending.count)
         }
+        complete(at: index)
+    }
+
+    func complete(at index: Int) {
         let (number, what) = pending[index]
         pending.swapAt(index, pending.count - 1)
         pending.removeLast()

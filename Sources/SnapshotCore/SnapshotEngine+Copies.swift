@@ -344,14 +344,14 @@ extension SnapshotEngine {
     }
 
     func updateTimer() {
-        let wanted = deadline ?? .max
+        let wanted = min(deadline ?? .max, imageDeadline ?? .max)
         guard wanted != lastTimer else { return }
         lastTimer = wanted
         effects.append(.timer(at: wanted))
     }
 
     /// It is `now`: a writer that waited longer than its snapshots may delay it goes on, and the
-    /// snapshots are given up.
+    /// snapshots are given up; an image write that waited as long for memory gets ENOSPC.
     package func timeReached(_ now: UInt64) {
         timeAdvanced(to: now)
         if let deadline, deadline <= now {
@@ -359,6 +359,7 @@ extension SnapshotEngine {
             let reason = storeCount > 0 ? shortage : nil
             giveUp(upTo: newestLive, fault: reason ?? Fault(errnoValue: 110))
         }
+        endOverdueImageWrites()
         settle()
     }
 }

@@ -165,6 +165,7 @@ extension SnapshotEngine {
         var wanted = record.pointee.operation == .write ? touched : partial
         guard wanted == 0 || buffers.canTakeForImage(16) else {
             record.pointee.phase = .imageWaitingForMemory
+            record.pointee.waitedSince = now
             append(index, to: &imageMemoryWaiters)
             return false
         }
@@ -244,6 +245,24 @@ extension SnapshotEngine {
             return false
         }
         return true
+    }
+
+    /// When the image write that waits for memory for longest has waited as long as its snapshot's
+    /// policy says: storage that takes nothing must not hold it up without limit.
+    var imageDeadline: UInt64? {
+        guard !imageMemoryWaiters.isEmpty else { return nil }
+        let record = requests[Int(imageMemoryWaiters.head)]
+        let (time, overflow) = record.waitedSince.addingReportingOverflow(
+            snapshots[Int(record.snapshot)].limitNanoseconds)
+        return overflow ? .max : time
+    }
+
+    /// The image writes that waited for memory for too long find no room.
+    func endOverdueImageWrites() {
+        while let deadline = imageDeadline, deadline <= now, let index = pop(&imageMemoryWaiters) {
+            requests[Int(index)].fault = Fault.noSpace.errnoValue
+            endWrite(index)
+        }
     }
 
     /// A batch of an overlay was stored, or not.

@@ -96,6 +96,7 @@ extension SnapshotEngine {
         chainCount -= 1
         orphanCopies(of: layer)
         purgeStorageQueue(of: layer)
+        orphanBuffersWriting(of: layer)
         layerUses[Int(layer)].role = .freeing
         layerUses[Int(layer)].cursor = 0
         freeingCount += 1
@@ -120,6 +121,21 @@ extension SnapshotEngine {
                 buffers.free(BufferIndex(index))
             }
             index = note.next
+        }
+    }
+
+    /// Nobody wants these blocks stored any more. Their slots and buffers are the storage write's
+    /// until it ends, and however it ends nothing looks for their layer in the chain again.
+    private func orphanBuffersWriting(of layer: UInt16) {
+        guard preservingBatches > 0 else { return }
+        for index in 0..<limits.batchCount
+        where batches[index].isUsed && batches[index].purpose == .preserving {
+            for buffer in buffers(of: BatchIndex(UInt32(index))) {
+                let note = buffers.records + Int(buffer.rawValue)
+                guard note.pointee.state == .writing, note.pointee.layer == layer else { continue }
+                layers[Int(layer)].forget(Int(note.pointee.position), of: note.pointee.record)
+                note.pointee.state = .orphaned
+            }
         }
     }
 

@@ -42,6 +42,7 @@ MUTANTS = [
     ("deadline ignored","SnapshotCore/SnapshotEngine+Copies.swift","if let deadline, deadline <= now {","if let deadline, deadline <= now, newestLive < 0 {"),
     ("snapshot gone while an extent is on its way","SnapshotCore/SnapshotEngine+Layers.swift","            && sources[index].isAskingAny\n","            && sources[index].isAskingAny && index > 100\n"),
     ("record of another chunk","CopyOnWrite/DifferenceLayer.swift","        recentRecord = index\n","        if recentRecord == ChunkRecord.none { recentRecord = index }\n"),
+    ("blocks on their way to storage survive their layer","SnapshotCore/SnapshotEngine+Layers.swift","        orphanBuffersWriting(of: layer)\n","        \n"),
     ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
 ]
 

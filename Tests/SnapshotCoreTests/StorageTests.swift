@@ -148,6 +148,58 @@ import Testing
         #expect(!effects.contains { $0.hasPrefix("corrupted") })
     }
 
+    @Test func `what is on its way to storage is dropped with the layer it belongs to`() {
+        let harness = Harness()
+        _ = harness.take()
+        overwrite(harness)
+        harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
+        // A second storage write beside the first.
+        harness.write(1, 65536, 4096)
+        harness.copyDone(0, 4096)
+        _ = harness.originDone(1, 4096)
+        harness.engine.turnEnded(now: 1)
+        let writes = harness.drain().filter { $0.hasPrefix("writeStorage") }
+        #expect(writes.count == 2)
+        _ = harness.take()
+        harness.engine.storageWriteFinished(BatchIndex(0), byteCount: 0, fault: .inputOutput)
+        harness.engine.turnEnded(now: 2)
+        #expect(harness.drain().contains("extent 1 preserving"))
+        harness.engine.extentRefused(SourceIndex(1), .preserving, fault: .inputOutput)
+        #expect(harness.drain().contains("corrupted 0 errno 5"))
+        // The newer snapshot needs nothing of it and is held on.
+        harness.engine.storageWriteFinished(BatchIndex(1), byteCount: 0, fault: .inputOutput)
+        harness.engine.turnEnded(now: 3)
+        let effects = harness.drain()
+        #expect(!effects.contains { $0.hasPrefix("corrupted") || $0.hasPrefix("writeStorage") })
+        #expect(harness.engine.unstoredBlockCount == 0)
+        #expect(harness.buffers.freeCount == harness.buffers.capacity)
+        #expect(harness.engine.report(on: SnapshotIndex(1)).isCorrupted == false)
+    }
+
+    @Test func `an image write waits for memory at most as long as the policy says`() {
+        let harness = Harness(bufferCount: 256)
+        let snapshot = harness.take(
+            policy: OverflowPolicy(kind: .throttle, limitNanoseconds: 1000))
+        for block in 0..<UInt32(127) {
+            harness.write(block, UInt64(block) * 4096, 4096)
+            harness.copyDone(0, 4096)
+        }
+        harness.engine.turnEnded(now: 1)
+        harness.engine.extentRefused(SourceIndex(0), .preserving, fault: .inputOutput)
+        _ = harness.drain()
+        let admission = harness.engine.imageWriteArrived(
+            RequestIndex(200), snapshot: snapshot, operation: .write, offset: 0, length: 4096,
+            now: 5)
+        #expect(admission == .taken)
+        harness.engine.turnEnded(now: 5)
+        #expect(harness.drain() == ["timer 1005"])
+        harness.engine.timeReached(1004)
+        #expect(harness.drain() == [])
+        harness.engine.timeReached(1005)
+        #expect(harness.drain() == ["finish 200 errno 28"])
+        #expect(harness.engine.report(on: snapshot).isCorrupted == false)
+    }
+
     @Test func `reaching the metadata limit is overflow`() {
         let harness = Harness(limits: EngineLimits(layerByteCountMax: 250))
         _ = harness.take()
