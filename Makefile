@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 BUILD := -c release --scratch-path $(SCRATCH)
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms format lint install clean
+.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -103,12 +103,29 @@ lint: ## Check the format of all Swift sources
 format: ## Format all Swift sources in place
 	swift format -i --parallel -r Sources Tests Benchmarks/Micro/Benchmarks Package.swift
 
-install: build ## Install program, manual pages, completions and systemd units under PREFIX (default /usr/local)
-	swift build $(BUILD) --product manual
-	install -D -m 0755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/stillpoint
-	$(SCRATCH)/release/manual $(PROGRAM) $(DESTDIR)$(PREFIX)/share/man/man1
-	@Scripts/install-completions $(PROGRAM) $(DESTDIR)$(PREFIX)/share
-	@Scripts/install-units $(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
+# The programs that an installation consists of.
+.PHONY: build-install
+build-install: build
+	@swift build $(BUILD) --product manual
+
+install: build-install ## Install program, manual pages, completions and systemd units under PREFIX (default /usr/local)
+	@Scripts/install-tree $(SCRATCH) $(PREFIX) $(DESTDIR)
+
+uninstall: build-install ## Remove what `make install` installed; state and configuration stay
+	@Scripts/install-tree --list $(SCRATCH) $(PREFIX) $(DESTDIR) | while read -r file; do \
+		rm -fv -- "$$file"; done
+
+deb: build-install ## Build stillpoint_VERSION_ARCH.deb in PACKAGES (default .build/packages)
+	@Scripts/ensure-packages package
+	@Scripts/package deb $(SCRATCH) $(VERSION) $(PACKAGES)
+
+tarball: build-install ## Build an archive for any distribution in PACKAGES
+	@Scripts/ensure-packages package
+	@Scripts/package tarball $(SCRATCH) $(VERSION) $(PACKAGES)
+
+PACKAGES ?= $(SCRATCH)/packages
+# The one place that says it is the program's source.
+VERSION = $(shell sed -nE 's/^package let stillpointVersion = "(.*)"/\1/p' Sources/Control/*.swift)
 
 clean: ## Remove what was built
 	rm -rf $(SCRATCH)

@@ -20,6 +20,17 @@ let tracking: [SwiftSetting] =
     Context.environment["STILLPOINT_WITHOUT_TRACKING"] == nil
     ? [] : [.define("BENCHMARK_WITHOUT_TRACKING")]
 
+// The program carries the Swift runtime, so it runs where no toolchain is. Only its link differs, so
+// everything is still compiled once: the linker is told what the static FoundationEssentials needs,
+// which modules that were compiled against the shared one do not say. Tests must not depend on the
+// target, or they would be linked with two runtimes.
+let selfContained: [LinkerSetting] = [
+    .unsafeFlags(["-static-stdlib"]),
+    .linkedLibrary("_FoundationCShims"),
+    .linkedLibrary("_FoundationCollections"),
+    .linkedLibrary("swiftSynchronization"),
+]
+
 let package = Package(
     name: "stillpoint",
     products: [
@@ -31,17 +42,19 @@ let package = Package(
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
         .package(
             url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
-        .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/apple/swift-nio-extras", from: "1.35.2"),
         .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
-        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
-        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     ],
     targets: [
         .target(
             name: "CLinux",
-            linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
+            linkerSettings: [.linkedLibrary(":liburing.a"), .linkedLibrary(":libblkid.a")]),
+        // The archives, so that the program needs no package of theirs where it is installed.
+        .systemLibrary(name: "CYAML"),
+        .target(
+            name: "YAMLReading", dependencies: ["CYAML"], swiftSettings: strict,
+            linkerSettings: [.linkedLibrary(":libyaml.a")]),
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", swiftSettings: strict),
@@ -99,14 +112,13 @@ let package = Package(
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "Control", "ImageCopy", "NBDAccess", "RingIO",
+                "BlockModel", "Control", "ImageCopy", "NBDAccess", "RingIO", "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
-                .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
-                .product(name: "Yams", package: "Yams"),
+                .product(name: "NIOPosix", package: "swift-nio"),
             ],
-            swiftSettings: strict),
+            swiftSettings: strict, linkerSettings: selfContained),
         .executableTarget(name: "manual", swiftSettings: strict),
         .testTarget(
             name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strictTests),
@@ -130,39 +142,38 @@ let package = Package(
             name: "InteropTests",
             dependencies: [
                 "CTestSupport", "TestSupport", "count-work", "nbd-load", "powercut-fs",
-                "stillpoint",
             ],
             swiftSettings: strictTests),
         .testTarget(
-            name: "EncryptionTests", dependencies: ["Encryption", "TestSupport", "stillpoint"],
+            name: "EncryptionTests", dependencies: ["Encryption", "TestSupport"],
             swiftSettings: strictTests),
         .testTarget(
-            name: "HostileClientTests", dependencies: ["TestSupport", "stillpoint"],
+            name: "HostileClientTests", dependencies: ["TestSupport"],
             swiftSettings: strictTests),
         .testTarget(
             name: "ExportNBDTests",
             dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
             swiftSettings: strictTests),
         .testTarget(
-            name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
+            name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs"],
             swiftSettings: strict),
         .testTarget(
-            name: "BlockTests", dependencies: ["TestSupport", "powercut-fs", "stillpoint"],
+            name: "BlockTests", dependencies: ["TestSupport", "powercut-fs"],
             swiftSettings: strict),
         .testTarget(
             name: "ImageCopyTests",
             dependencies: [
-                "BlockModel", "ImageCopy", "NBDAccess", "TestSupport", "nbd-load", "stillpoint",
+                "BlockModel", "ImageCopy", "NBDAccess", "TestSupport", "nbd-load",
             ],
             swiftSettings: strict),
         .testTarget(
             name: "ControlTests",
-            dependencies: ["Control", "TestSupport", "manual", "powercut-fs", "stillpoint"],
+            dependencies: ["Control", "TestSupport", "manual", "powercut-fs"],
             swiftSettings: strictTests),
         .testTarget(
             name: "HistoryTests",
             dependencies: [
-                "BlockModel", "CTestSupport", "ChangeTracking", "TestSupport", "stillpoint",
+                "BlockModel", "CTestSupport", "ChangeTracking", "TestSupport",
             ],
             swiftSettings: strict),
         .testTarget(

@@ -1,9 +1,9 @@
 import Control
-import Foundation
-import Yams
+import Glibc
+import YAMLReading
 
 // The configuration file of `serve`: YAML, one key for each option of the command line, named as
-// the option without its dashes. What is wrong is collected and told all at once, each problem with
+// the option without its dashes. What is wrong is collected and reported together, each problem with
 // the file and the line.
 
 /// A configuration file that has been read; see the head of this file.
@@ -15,12 +15,12 @@ final class ConfigurationFile {
     ]
     /// Largest file that is read.
     static let byteCountMax = 1 << 20
-    /// Most aliases (`*name`). Each may stand for all before it, so with every three more a key
-    /// made of them takes three times as long to compare: a hundred of them would take for ever.
+    /// Most aliases (`*name`). Each may stand for everything before it, so the number of values that
+    /// a text stands for grows exponentially with their number.
     static let aliasCountMax = 8
 
     private let path: String
-    private var values: [String: Node] = [:]
+    private var values: [String: YAMLNode] = [:]
     private var problems: [String] = []
 
     /// Reads the file.
@@ -36,26 +36,26 @@ final class ConfigurationFile {
                 path,
                 ["\(path):\(line): more than \(Self.aliasCountMax) aliases; write values out"])
         }
-        let root: Node?
-        do {
-            root = try compose(yaml: text)
+        let root: YAMLNode?
+        do throws(YAMLError) {
+            root = try YAMLComposer.compose(text)
         } catch {
-            throw Self.refusal(path, [Self.sentence(of: error, path)])
+            throw Self.refusal(path, ["\(path):\(error.line): \(error.problem)"])
         }
-        guard let root, root.tag.description != "tag:yaml.org,2002:null" else { return }
+        guard let root, !root.isNull else { return }
         guard let mapping = root.mapping else {
             throw Self.refusal(
-                path, ["\(path):\(root.mark?.line ?? 1): give keys and values, like loops: 2"])
+                path, ["\(path):\(root.line): give keys and values, like loops: 2"])
         }
-        for (key, value) in mapping {
-            guard let name = key.string, Self.keys.contains(name) else {
+        for entry in mapping {
+            guard let name = entry.key.text, Self.keys.contains(name) else {
                 problem(
-                    key,
-                    "there is no option \"\(key.string ?? "?")\"; known are "
+                    entry.key,
+                    "unknown option \"\(entry.key.text ?? "?")\"; known options are "
                         + Self.keys.joined(separator: ", "))
                 continue
             }
-            values[name] = value
+            values[name] = entry.value
         }
     }
 
@@ -91,7 +91,7 @@ final class ConfigurationFile {
         if let word = Word(rawValue: text) { return word }
         problem(
             node,
-            "\(key): \"\(text)\" is none of \(words.map(\.rawValue).joined(separator: ", "))")
+            "\(key): \"\(text)\" is not one of \(words.map(\.rawValue).joined(separator: ", "))")
         return nil
     }
 
@@ -125,8 +125,9 @@ final class ConfigurationFile {
             problem(node, "\(key): give devices as NAME: PATH")
             return nil
         }
-        return devices.compactMap { name, value in
-            guard let name = text(name, of: key) else { return nil }
+        return devices.compactMap { entry in
+            let value = entry.value
+            guard let name = text(entry.key, of: key) else { return nil }
             guard let options = value.mapping else {
                 return path(value, of: name).flatMap { request(value, name: name, path: $0) }
             }
@@ -135,14 +136,15 @@ final class ConfigurationFile {
     }
 
     private func device(
-        _ options: Node.Mapping, name: String, at place: Node
+        _ options: [YAMLEntry], name: String, at place: YAMLNode
     ) -> AttachRequest? {
         var origin: String?
         var isReadOnly = false
         var sectorBytes: UInt32?
         var isExclusive = false
-        for (key, value) in options {
-            switch key.string {
+        for entry in options {
+            let value = entry.value
+            switch entry.key.text {
             case "path": origin = path(value, of: "path")
             case "exclusive": isExclusive = flag(value, of: "exclusive") ?? false
             case "read-only": isReadOnly = flag(value, of: "read-only") ?? false
@@ -150,8 +152,8 @@ final class ConfigurationFile {
                 sectorBytes = number(value, of: "sector-size")
             default:
                 problem(
-                    key,
-                    "device \(name): there is no option \"\(key.string ?? "?")\"; known are "
+                    entry.key,
+                    "device \(name): unknown option \"\(entry.key.text ?? "?")\"; known options are "
                         + "exclusive, path, read-only, sector-size")
             }
         }
@@ -165,7 +167,7 @@ final class ConfigurationFile {
     }
 
     private func request(
-        _ place: Node, name: String, path: String, isReadOnly: Bool = false,
+        _ place: YAMLNode, name: String, path: String, isReadOnly: Bool = false,
         sectorBytes: UInt32? = nil, isExclusive: Bool = false
     ) -> AttachRequest? {
         do throws(ControlError) {
@@ -180,43 +182,42 @@ final class ConfigurationFile {
 
     // -- helpers
 
-    private func text(_ node: Node, of key: String) -> String? {
-        guard let scalar = node.scalar, node.tag.description != "tag:yaml.org,2002:null" else {
+    private func text(_ node: YAMLNode, of key: String) -> String? {
+        guard let text = node.text, !node.isNull else {
             problem(node, "\(key): give one value")
-            return nil
-        }
-        return scalar.string
-    }
-
-    private func path(_ node: Node, of key: String) -> String? {
-        guard let text = text(node, of: key) else { return nil }
-        guard text.hasPrefix("/") else {
-            problem(node, "\(key): \"\(text)\" is no absolute path")
             return nil
         }
         return text
     }
 
-    /// In decimal digits: YAML's other forms (`1_0`, `0x10`, `9:59`) mean nothing for an option, and the
-    /// library traps on those of base 60 that are too large.
-    private func number<Value: FixedWidthInteger>(_ node: Node, of key: String) -> Value? {
-        guard let number = node.scalar.flatMap({ Value($0.string) }) else {
+    private func path(_ node: YAMLNode, of key: String) -> String? {
+        guard let text = text(node, of: key) else { return nil }
+        guard text.hasPrefix("/") else {
+            problem(node, "\(key): \"\(text)\" is not an absolute path")
+            return nil
+        }
+        return text
+    }
+
+    /// In decimal digits: YAML's other forms (`1_0`, `0x10`, `9:59`) mean nothing for an option.
+    private func number<Value: FixedWidthInteger>(_ node: YAMLNode, of key: String) -> Value? {
+        guard let number = node.text.flatMap({ Value($0) }) else {
             problem(node, "\(key): give a whole number from \(Value.min) to \(Value.max)")
             return nil
         }
         return number
     }
 
-    private func flag(_ node: Node, of key: String) -> Bool? {
-        guard let flag = node.bool else {
+    private func flag(_ node: YAMLNode, of key: String) -> Bool? {
+        guard let flag = node.flag else {
             problem(node, "\(key): give true or false")
             return nil
         }
         return flag
     }
 
-    private func problem(_ node: Node, _ message: String) {
-        problems.append("\(path):\(node.mark?.line ?? 1): \(message)")
+    private func problem(_ node: YAMLNode, _ message: String) {
+        problems.append("\(path):\(node.line): \(message)")
     }
 
     private static func refusal(_ path: String, _ problems: [String]) -> ControlError {
@@ -243,19 +244,6 @@ final class ConfigurationFile {
         return nil
     }
 
-    private static func sentence(of error: any Error, _ path: String) -> String {
-        guard let error = error as? YamlError else { return "\(path): \(error)" }
-        switch error {
-        case .scanner(_, let problem, let mark, _), .parser(_, let problem, let mark, _),
-            .composer(_, let problem, let mark, _):
-            return "\(path):\(mark.line): \(problem)"
-        case .duplicatedKeysInMapping(let duplicates, let context):
-            let names = duplicates.map { "\"\($0)\"" }.joined(separator: ", ")
-            return "\(path):\(context.mark.line): given twice: \(names)"
-        default: return "\(path): it is no YAML"
-        }
-    }
-
     private static func text(of path: String) throws(ControlError) -> String {
         let file = fopen(path, "re")
         let reason = errno
@@ -272,7 +260,7 @@ final class ConfigurationFile {
         else {
             throw ControlError(
                 .invalid,
-                "configuration file \(path) is no text of at most \(byteCountMax) bytes")
+                "configuration file \(path) is not a UTF-8 text of at most \(byteCountMax) bytes")
         }
         return text
     }

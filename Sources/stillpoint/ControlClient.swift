@@ -1,5 +1,4 @@
 import ArgumentParser
-import AsyncHTTPClient
 import BlockModel
 import Control
 import FoundationEssentials
@@ -52,12 +51,9 @@ struct ControlClient {
         timeLimit: TimeAmount = Self.timeLimit,
         as type: Document.Type = Document.self
     ) async throws -> Document {
-        var request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
-        request.method = method
-        if let body {
-            request.headers.add(name: "content-type", value: "application/json")
-            request.body = .bytes(try DocumentCoding.encoder().encode(body))
-        }
+        let request = ControlRequest(
+            method: method, target: target,
+            body: try body.map { Array(try DocumentCoding.encoder().encode($0)) })
         let (status, bytes) = try await exchange(request, timeLimit)
         guard (200..<300).contains(status.code) else { throw refusal(status, bytes) }
         do {
@@ -71,8 +67,7 @@ struct ControlClient {
     func changes(
         _ target: String
     ) async throws -> (document: ChangesDocument, ranges: [ByteRange]) {
-        var request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
-        request.headers.add(name: "accept", value: CompactChanges.mediaType)
+        let request = ControlRequest(target: target, accept: CompactChanges.mediaType)
         let (status, bytes) = try await exchange(request, Self.timeLimit)
         guard (200..<300).contains(status.code) else { throw refusal(status, bytes) }
         do {
@@ -92,24 +87,28 @@ struct ControlClient {
 
     /// Calls `body` with every event of a stream of server-sent events, until it ends.
     func events(_ target: String, _ body: (EventDocument) throws -> Void) async throws {
-        let request = HTTPClientRequest(url: "http+unix://\(Self.escaped(path))\(target)")
-        try await reaching { http in
-            let response = try await http.execute(request, deadline: .distantFuture)
-            guard (200..<300).contains(response.status.code) else {
-                let answer = try await response.body.collect(upTo: Self.answerByteCountMax)
-                throw refusal(response.status, Data(answer.readableBytesView))
-            }
-            var line: [UInt8] = []
-            for try await piece in response.body {
-                for byte in piece.readableBytesView {
-                    guard byte == UInt8(ascii: "\n") else {
-                        line.append(byte)
-                        continue
-                    }
-                    if line.starts(with: Self.dataField) { try body(try Self.event(line)) }
-                    line = []
+        try await reaching { () async throws in
+            try await ControlConnection.exchange(
+                path, ControlRequest(target: target), timeLimit: nil
+            ) { head, answer in
+                guard (200..<300).contains(head.status.code) else {
+                    let bytes = try await answer.collect(upTo: Self.answerByteCountMax)
+                    throw refusal(head.status, Data(bytes.readableBytesView))
                 }
-                guard line.count <= Self.answerByteCountMax else { throw Self.notUnderstood(path) }
+                var line: [UInt8] = []
+                while let piece = try await answer.next() {
+                    for byte in piece.readableBytesView {
+                        guard byte == UInt8(ascii: "\n") else {
+                            line.append(byte)
+                            continue
+                        }
+                        if line.starts(with: Self.dataField) { try body(try Self.event(line)) }
+                        line = []
+                    }
+                    guard line.count <= Self.answerByteCountMax else {
+                        throw Self.notUnderstood(path)
+                    }
+                }
             }
         }
     }
@@ -122,24 +121,28 @@ struct ControlClient {
     }
 
     private func exchange(
-        _ request: HTTPClientRequest, _ timeLimit: TimeAmount
+        _ request: ControlRequest, _ timeLimit: TimeAmount
     ) async throws -> (HTTPResponseStatus, Data) {
-        try await reaching { http in
-            let response = try await http.execute(request, timeout: timeLimit)
-            let body = try await response.body.collect(upTo: Self.answerByteCountMax)
-            return (response.status, Data(body.readableBytesView))
+        try await reaching { () async throws in
+            try await ControlConnection.exchange(path, request, timeLimit: timeLimit) {
+                head, answer in
+                let bytes = try await answer.collect(upTo: Self.answerByteCountMax)
+                return (head.status, Data(bytes.readableBytesView))
+            }
         }
     }
 
-    /// Calls `body` with an HTTP client; says so when the service cannot be reached.
-    private func reaching<Value>(_ body: (HTTPClient) async throws -> Value) async throws -> Value {
+    /// Calls `body`, and says so when the service cannot be reached.
+    private func reaching<Value>(_ body: () async throws -> Value) async throws -> Value {
         do {
-            return try await Self.withHTTP(body)
+            return try await body()
         } catch let error as ControlError {
             throw error
         } catch is DecodingError {
             throw Self.notUnderstood(path)
-        } catch let error as HTTPClientError where error == .deadlineExceeded {
+        } catch ControlConnection.Failure.tooLarge {
+            throw Self.notUnderstood(path)
+        } catch ControlConnection.Failure.deadlineExceeded {
             throw ControlError(
                 .failed,
                 "the service at \(path) did not answer in time; its log may say why")
@@ -148,21 +151,6 @@ struct ControlClient {
                 message: "the service at \(path) is not reachable (\(Self.reason(error))); start "
                     + "it with `stillpoint serve`, or name its socket with --control")
         }
-    }
-
-    /// Calls `body` with an HTTP client that takes the first failure to connect for an answer: the
-    /// shared one tries again for a minute, and a socket nobody listens on stays like that.
-    private static func withHTTP<Value>(
-        _ body: (HTTPClient) async throws -> Value
-    ) async throws -> Value {
-        var configuration = HTTPClient.Configuration()
-        configuration.connectionPool.retryConnectionEstablishment = false
-        let http = HTTPClient(
-            eventLoopGroupProvider: .singleton, configuration: configuration)
-        let outcome: Result<Value, any Error>
-        do { outcome = .success(try await body(http)) } catch { outcome = .failure(error) }
-        try await http.shutdown()
-        return try outcome.get()
     }
 
     private func refusal(_ status: HTTPResponseStatus, _ bytes: Data) -> ControlError {
@@ -177,6 +165,9 @@ struct ControlClient {
 
     private static func reason(_ error: any Error) -> String {
         if let error = error as? IOError { return String(cString: strerror(error.errnoCode)) }
+        if case ControlConnection.Failure.ended = error {
+            return "it closed the connection without an answer"
+        }
         return "\(error)"
     }
 

@@ -9,11 +9,14 @@ let instrumented: [SwiftSetting] = [
 
 let package = Package(
     name: "fuzz",
-    dependencies: [.package(url: "https://github.com/jpsim/Yams", from: "6.2.2")],
     targets: [
         .target(
             name: "CLinux",
-            linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("blkid")]),
+            linkerSettings: [.linkedLibrary(":liburing.a"), .linkedLibrary(":libblkid.a")]),
+        .systemLibrary(name: "CYAML"),
+        .target(
+            name: "YAMLReading", dependencies: ["CYAML"], swiftSettings: instrumented,
+            linkerSettings: [.linkedLibrary(":libyaml.a")]),
         .target(name: "BlockModel", swiftSettings: instrumented),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(name: "CopyOnWrite", swiftSettings: instrumented),
@@ -58,7 +61,7 @@ let package = Package(
             dependencies: [
                 "BlockModel", "ChangeTracking", "Control", "DataPlane", "Encryption", "ExportNBD",
                 "ImageCopy", "NBDAccess", "RingIO", "SnapshotCore",
-                .product(name: "Yams", package: "Yams"),
+                "YAMLReading",
             ],
             swiftSettings: instrumented + [.enableExperimentalFeature("Extern")],
             linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address"])]),
