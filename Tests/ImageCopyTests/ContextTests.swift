@@ -214,13 +214,13 @@ struct `Changes over NBD` {
     }
 
     @Test(.enabled(if: pythonHasNBD, "needs Debian's python3-libnbd"))
-    func `are enough to bring a copy forward with the script of the README`() throws {
-        let readme = try String(contentsOfFile: Self.readmePath, encoding: .utf8)
-        let begin = try #require(readme.range(of: "```python\n"))
-        let end = try #require(readme[begin.upperBound...].range(of: "```"))
+    func `are enough to bring a copy forward with the script of the guide`() throws {
+        let guide = try String(contentsOfFile: Self.guidePath, encoding: .utf8)
+        let begin = try #require(guide.range(of: "```python pull.py\n"))
+        let end = try #require(guide[begin.upperBound...].range(of: "```"))
         let harness = try harness()
         let script = harness.files.path("pull.py")
-        try String(readme[begin.upperBound..<end.lowerBound])
+        try String(guide[begin.upperBound..<end.lowerBound])
             .write(toFile: script, atomically: true, encoding: .utf8)
         let copy = harness.files.path("pulled")
         try Command.check("nbdcopy", [harness.service.uri("disk@b"), copy])
@@ -235,6 +235,6 @@ struct `Changes over NBD` {
         #expect(refused.status != 0 && refused.diagnostics.contains("make a full copy"))
     }
 
-    private static let readmePath = #filePath.replacing(
-        "/Tests/ImageCopyTests/ContextTests.swift", with: "/README.md")
+    private static let guidePath = #filePath.replacing(
+        "/Tests/ImageCopyTests/ContextTests.swift", with: "/docs/client.md")
 }
