@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 BUILD := -c release --scratch-path $(SCRATCH)
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball clean
+.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -122,6 +122,11 @@ deb: build-install ## Build stillpoint_VERSION_ARCH.deb in PACKAGES (default .bu
 tarball: build-install ## Build an archive for any distribution in PACKAGES
 	@Scripts/ensure-packages package
 	@Scripts/package tarball $(SCRATCH) $(VERSION) $(PACKAGES)
+
+test-package: deb ## Install, use, upgrade and purge the package in fresh Debians 12 and 13
+	@Scripts/ensure-packages package test
+	@for suite in bookworm trixie; do Scripts/test-package \
+		$(PACKAGES)/stillpoint_$(VERSION)_$$(dpkg --print-architecture).deb $$suite || exit; done
 
 PACKAGES ?= $(SCRATCH)/packages
 # The one place that says it is the program's source.

@@ -45,6 +45,7 @@ struct ManualPage {
         }
         exitStatus()
         environment()
+        files()
         if path.count > 1 {
             section("SEE ALSO")
             let parents = (1..<path.count).map { path[..<$0].joined(separator: "-") }
@@ -72,6 +73,19 @@ struct ManualPage {
             if let preset = argument.defaultValue { help += " Default: \(preset)." }
             line(Self.escaped(help))
         }
+    }
+
+    private mutating func files() {
+        section("FILES")
+        let files = [
+            ("/run/stillpoint/control.sock", "control socket of a service of root"),
+            ("/run/stillpoint/nbd.sock", "its NBD socket"),
+            ("/var/lib/stillpoint", "its state: histories, checkpoints, attached devices"),
+            ("/etc/stillpoint/stillpoint.yaml", "configuration that the packaged unit reads"),
+        ]
+        for (path, meaning) in files { line(".TP\n.I \(Self.escaped(path))\n\(meaning)") }
+        line(".PP")
+        line("Services of other users keep theirs under XDG_RUNTIME_DIR and XDG_STATE_HOME.")
     }
 
     private mutating func exitStatus() {
