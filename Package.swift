@@ -57,7 +57,7 @@ let package = Package(
             linkerSettings: [.linkedLibrary(":libyaml.a")]),
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
-        .target(name: "CopyOnWrite", swiftSettings: strict),
+        .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
             swiftSettings: strict + tracking),
@@ -94,8 +94,8 @@ let package = Package(
         .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "DataPlane", "Encryption", "ExportBlock",
-                "ExportNBD", "RingIO",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "DataPlane", "Encryption",
+                "ExportBlock", "ExportNBD", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -126,7 +126,9 @@ let package = Package(
             name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strict),
         .testTarget(
             name: "DataPlaneTests",
-            dependencies: ["BlockModel", "CLinux", "CTestSupport", "DataPlane", "RingIO"],
+            dependencies: [
+                "BlockModel", "CLinux", "CTestSupport", "CopyOnWrite", "DataPlane", "RingIO",
+            ],
             swiftSettings: strictTests),
         .target(name: "CTestSupport"),
         .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),

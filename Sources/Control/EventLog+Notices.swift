@@ -6,7 +6,7 @@ extension EventKind {
     /// How the log tells it where only the event does; nil where its author logs it himself.
     fileprivate var level: Logger.Level? {
         switch self {
-        case .corrupted, .overlayCorrupted: .error
+        case .corrupted, .overlayCorrupted, .storageNotErased: .error
         case .lowSpace: .warning
         case .storageGrown: .info
         case .taken, .destroyed, .hookFailed, .freezeFailed, .deviceAttached, .deviceDetached,

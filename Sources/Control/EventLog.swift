@@ -17,6 +17,7 @@ package enum EventKind: String, CaseIterable, Sendable {
     case overlayCorrupted = "overlay-corrupted"
     case lowSpace = "low-space"
     case storageGrown = "storage-grown"
+    case storageNotErased = "storage-not-erased"
     case hookFailed = "hook-failed"
     case freezeFailed = "freeze-failed"
     case deviceAttached = "device-attached"

@@ -24,7 +24,9 @@ final class HeldSnapshot {
     let account: UInt16
     var phase = Phase.making
     var parts: [Part] = []
-    var storages: [SnapshotStorage] = []
+    let storages = HeldStorage()
+    /// Remarks about its storage for the client.
+    var warnings: [String] = []
     var takenAt: Date?
     var outcome: CutOutcome?
     var freeze = FreezeSummary()
@@ -79,17 +81,17 @@ final class HeldSnapshot {
                     generation: outcome?.generations[index].description,
                     epoch: outcome?.epochs[index].rawValue,
                     size: outcome?.sizes[index] ?? part.device.facts.size,
-                    image: part.exports.first, error: loss.map { errnoText($0.fault.errnoValue) },
+                    image: part.exports.first, error: loss?.reason,
                     corruptedAt: loss?.time, copiedBytes: report?.copiedBytes ?? 0,
                     storedBytes: (report?.storedBlocks ?? 0) * blockByteCount,
                     unstoredBytes: (report?.unstoredBlocks ?? 0) * blockByteCount,
                     zeroBlocks: report?.zeroBlocks ?? 0))
         }
-        let sources = storages.flatMap(\.sources).map { source in
+        let sources = storages.all.flatMap(\.sources).map { source in
             let report = source.report
             return SnapshotDocument.Source(
                 name: report.name, used: report.granted, capacity: report.capacity,
-                limit: report.limit)
+                limit: report.limit, available: report.available)
         }
         return SnapshotDocument(
             id: label.id.description, name: label.name?.text, state: state, createdAt: createdAt,
@@ -101,16 +103,26 @@ final class HeldSnapshot {
             storage: SnapshotDocument.Storage(
                 used: sources.reduce(0) { $0 + $1.used },
                 capacity: sources.reduce(0) { $0 + $1.capacity },
-                limit: sources.reduce(0) { $0 + $1.limit },
+                limit: Self.sum(sources.map(\.limit)),
+                available: Self.sum(sources.map(\.available)),
                 storedBytes: devices.reduce(0) { $0 + $1.storedBytes },
-                zeroBlocks: devices.reduce(0) { $0 + $1.zeroBlocks }, sources: sources))
+                zeroBlocks: devices.reduce(0) { $0 + $1.zeroBlocks }, sources: sources),
+            warnings: warnings)
     }
+
+    /// Limits may be as large as numbers go in JSON.
+    private static func sum(_ values: [UInt64]) -> UInt64 {
+        values.reduce(0) { sum, value in min(sum + min(value, most), most) }
+    }
+
+    private static let most = UInt64(Int64.max)
 }
 
 /// When and why an image lost data; written on the device's loop, once.
 final class LossRecord: Sendable {
     struct Loss: Sendable {
         let fault: Fault
+        let reason: String
         let time: Date
     }
 
@@ -120,7 +132,19 @@ final class LossRecord: Sendable {
     var loss: Loss? { state.withLock { $0 } }
 
     /// The image lost data.
-    func lost(_ fault: Fault) {
-        state.withLock { $0 = $0 ?? Loss(fault: fault, time: Date()) }
+    func lost(_ fault: Fault, _ reason: String) {
+        state.withLock { $0 = $0 ?? Loss(fault: fault, reason: reason, time: Date()) }
     }
+}
+
+/// The storage of a snapshot, in the order in which it was added; read on loops too, where images
+/// are given up.
+final class HeldStorage: Sendable {
+    private let state = Mutex<[SnapshotStorage]>([])
+
+    /// All that was added.
+    var all: [SnapshotStorage] { state.withLock { $0 } }
+
+    /// There is more.
+    func add(_ storage: SnapshotStorage) { state.withLock { $0.append(storage) } }
 }

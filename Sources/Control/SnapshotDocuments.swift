@@ -38,6 +38,8 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
     package var onOverflow: String
     package var devices: [Device]
     package var storage: Storage
+    /// Remarks about its storage for people, such as a limit beyond the free space.
+    package var warnings: [String]
 
     /// One device's part of a snapshot.
     package struct Device: Codable, Equatable, Sendable {
@@ -64,10 +66,12 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
 
     /// The difference storage of a snapshot, in bytes.
     package struct Storage: Codable, Equatable, Sendable {
-        /// Handed out to devices, in extents of 4 MiB.
+        /// Handed out to devices, in extents of up to 4 MiB.
         package var used: UInt64
         package var capacity: UInt64
         package var limit: UInt64
+        /// What can still be handed out, as far as limits and filesystems allow.
+        package var available: UInt64
         /// Preserved blocks without overhead, nothing for zeroes and holes.
         package var storedBytes: UInt64
         package var zeroBlocks: UInt64
@@ -80,6 +84,7 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         package var used: UInt64
         package var capacity: UInt64
         package var limit: UInt64
+        package var available: UInt64
     }
 
     /// What exports and people call it.

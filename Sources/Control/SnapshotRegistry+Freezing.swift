@@ -17,7 +17,7 @@ extension SnapshotRegistry {
     private func protectedGround() async throws -> [ProtectedGround] {
         var grounds = await devices.grounds()
         for entry in entries.values {
-            for storage in entry.storages {
+            for storage in entry.storages.all {
                 grounds.append(
                     ProtectedGround(
                         what: "storage of snapshot \(entry.label)", devices: storage.ground))

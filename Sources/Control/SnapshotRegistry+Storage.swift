@@ -1,8 +1,10 @@
 internal import BlockModel
+internal import CopyOnWrite
 internal import DataPlane
 internal import RingIO
+internal import SnapshotCore
 
-// Where a snapshot keeps what it preserves.
+// Where a snapshot keeps what it preserves, and what is told about it.
 
 extension SnapshotRegistry {
     /// More room for a snapshot.
@@ -14,8 +16,7 @@ extension SnapshotRegistry {
         }
         let entry = try begin(text)
         defer { entry.operationEnded() }
-        let storage = try await open(
-            wish, for: entry.parts.map(\.device), holder: entry.label)
+        let storage = try await open(wish, for: entry.parts.map(\.device), of: entry)
         defer { storage.release() }
         var refusing: [String] = []
         for part in entry.parts where !(await part.snapshot.append(storage)) {
@@ -26,7 +27,7 @@ extension SnapshotRegistry {
                 .busy,
                 "snapshot \(entry.label): its devices have as many storage sources as they may")
         }
-        entry.storages.append(storage)
+        entry.storages.add(storage)
         if !refusing.isEmpty {
             throw ControlError(
                 .busy,
@@ -38,39 +39,80 @@ extension SnapshotRegistry {
         return await entry.document()
     }
 
+    /// Opens what a snapshot of `devices` asks for. Without a limit files may grow to what the
+    /// devices can need at most. A limit beyond what is free is warned about.
     func open(
-        _ wish: StorageWish, for devices: [AttachedDevice], holder: SnapshotLabel
+        _ wish: StorageWish, for devices: [AttachedDevice], of entry: HeldSnapshot
     ) async throws -> SnapshotStorage {
+        let holder = entry.label
         let requests = wish.requests.isEmpty ? [.path(defaultStorage)] : wish.requests
-        // A tenth of what could be overwritten; more room can be appended.
-        let tenth = devices.reduce(0) { $0 + $1.facts.size / 10 }
-        let limit = wish.limit ?? max(tenth, 64 << 20)
-        for case .path(let path) in requests { try await checkRoom(at: path) }
-        do throws(AttachError) {
-            return try await SnapshotStorage.open(
-                requests, limit: limit, isForced: wish.isForced, for: devices, blocking: blocking
-            ) { [events] notice, source in
-                switch notice {
-                case .lowSpace:
-                    events.record(
-                        .lowSpace, snapshot: holder,
-                        "snapshot \(holder): storage \(source) is nearly full; append some")
-                case .grown(let byteCount):
-                    events.record(
-                        .storageGrown, snapshot: holder,
-                        "snapshot \(holder): storage \(source) grew by \(byteCount) bytes")
-                }
+        let limit = wish.limit ?? StorageNeed.byteCount(of: devices.map(\.facts.size))
+        var warnings: [String] = []
+        for case .path(let path) in requests {
+            let room = await blocking.run { roomForFile(at: path) }
+            guard let room, let room else { continue }
+            guard room.usable >= StorageNeed.sourceLeast else {
+                throw ControlError(.noSpace, StorageTexts.noRoom(path, room))
             }
+            guard wish.limit != nil else { continue }
+            if let warning = StorageTexts.limitWarning(path, limit: limit, room: room) {
+                warnings.append(warning)
+            }
+        }
+        do throws(AttachError) {
+            let storage = try await SnapshotStorage.open(
+                requests, limit: limit, isForced: wish.isForced, for: devices, blocking: blocking,
+                notify: storageNotices(of: holder))
+            for warning in warnings { logger.warning("snapshot \(holder): \(warning)") }
+            entry.warnings += warnings
+            return storage
         } catch { throw ControlError(error) }
     }
 
-    /// A filesystem without room for one extent is refused now rather than at the first write.
-    private func checkRoom(at path: String) async throws(ControlError) {
-        let free = await blocking.run { freeBytesForFile(at: path) }
-        guard let free, let free, free < StorageWish.byteCountMin else { return }
-        throw ControlError(
-            .noSpace,
-            "storage \(path): its filesystem has \(free) bytes left, less than one extent of 4 "
-                + "MiB; name other storage")
+    /// What sources tell; called on any thread.
+    private func storageNotices(
+        of holder: SnapshotLabel
+    ) -> @Sendable (StorageSource.Notice, String) -> Void {
+        { [events] notice, source in
+            switch notice {
+            case .lowSpace(let report):
+                events.record(
+                    .lowSpace, snapshot: holder, StorageTexts.lowSpace(report, of: "\(holder)"))
+            case .grown(let byteCount):
+                events.record(
+                    .storageGrown, snapshot: holder,
+                    StorageTexts.grown(byteCount, source, of: "\(holder)"))
+            case .notErased(let byteCount, let fault):
+                events.record(
+                    .storageNotErased, snapshot: holder, errno: fault.errnoValue,
+                    StorageTexts.notErased(byteCount, fault, source, of: "\(holder)"))
+            }
+        }
+    }
+
+    /// What the loops tell about a device's part; called on the device's loop.
+    func notices(
+        of entry: HeldSnapshot, device: ObjectName, _ loss: LossRecord
+    ) -> @Sendable (SnapshotNotice) -> Void {
+        let label = entry.label
+        let policy = entry.policy.text
+        return { [events, storages = entry.storages] notice in
+            let reports = storages.all.flatMap(\.sources).map(\.report)
+            switch notice {
+            case .corrupted(let fault):
+                let reason = StorageTexts.loss(fault, policy, reports)
+                loss.lost(fault, reason)
+                events.record(
+                    .corrupted, snapshot: label, device: device, errno: fault.errnoValue,
+                    StorageTexts.corrupted(
+                        fault, reason: reason, device: "\(device)", of: "\(label)"))
+            case .overlayCorrupted(let fault):
+                let reason = StorageTexts.loss(fault, policy, reports)
+                events.record(
+                    .overlayCorrupted, snapshot: label, device: device, errno: fault.errnoValue,
+                    StorageTexts.overlayCorrupted(
+                        fault, reason: reason, device: "\(device)", of: "\(label)"))
+            }
+        }
     }
 }

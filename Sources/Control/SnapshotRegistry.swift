@@ -126,43 +126,21 @@ package actor SnapshotRegistry {
     /// Does everything that can fail: storage, and a part on each device.
     private func prepare(_ entry: HeldSnapshot, _ request: SnapshotRequest) async throws {
         let held = try await devices.hold(request.devices, by: entry.label)
-        let storage = try await open(
-            request.storage, for: held.map(\.device), holder: entry.label)
+        let storage = try await open(request.storage, for: held.map(\.device), of: entry)
         // From here on the devices keep it open, or nobody does.
         defer { storage.release() }
-        entry.storages.append(storage)
+        entry.storages.add(storage)
         for (name, device) in held {
             let loss = LossRecord()
             do throws(AttachError) {
                 let snapshot = try await DeviceSnapshot.prepare(
                     device, policy: request.policy, account: entry.account, storage: storage,
-                    notify: notices(of: entry.label, device: name, loss))
+                    notify: notices(of: entry, device: name, loss))
                 entry.parts.append(
                     HeldSnapshot.Part(name: name, device: device, snapshot: snapshot, loss: loss))
             } catch { throw ControlError(error) }
         }
         entry.phase = .prepared
-    }
-
-    /// What the loops tell about a device's part; called on the device's loop.
-    private func notices(
-        of label: SnapshotLabel, device: ObjectName, _ loss: LossRecord
-    ) -> @Sendable (SnapshotNotice) -> Void {
-        { [events] notice in
-            switch notice {
-            case .corrupted(let fault):
-                loss.lost(fault)
-                events.record(
-                    .corrupted, snapshot: label, device: device, errno: fault.errnoValue,
-                    "snapshot \(label): the image of device \(device) lost data "
-                        + "(\(errnoText(fault.errnoValue))) and fails from now on; destroy it")
-            case .overlayCorrupted(let fault):
-                events.record(
-                    .overlayCorrupted, snapshot: label, device: device, errno: fault.errnoValue,
-                    "snapshot \(label): what was written to \(device)@\(label):rw is lost "
-                        + "(\(errnoText(fault.errnoValue))); the read-only image is not concerned")
-            }
-        }
     }
 
     /// The cut between its hooks. `post` runs whenever the take got as far as its hooks.
@@ -324,7 +302,7 @@ package actor SnapshotRegistry {
         await withTaskGroup(of: Void.self) { group in
             for part in entry.parts { group.addTask { await part.snapshot.destroy() } }
         }
-        for storage in entry.storages { await storage.closed() }
+        for storage in entry.storages.all { await storage.closed() }
         await devices.release(entry.label)
     }
 

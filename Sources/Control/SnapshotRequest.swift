@@ -1,4 +1,5 @@
 package import BlockModel
+internal import CopyOnWrite
 package import DataPlane
 internal import FoundationEssentials
 internal import Glibc
@@ -32,8 +33,8 @@ package struct StorageWish: Equatable, Sendable {
     /// Take block devices whatever is on them.
     package let isForced: Bool
 
-    /// Least bytes of a source: space is used in extents of 4 MiB.
-    package static let byteCountMin: UInt64 = 4 << 20
+    /// Least bytes of a source.
+    package static let byteCountMin = StorageNeed.sourceLeast
     /// Most sources named at a time.
     package static let sourceCountMax = 64
 
@@ -46,8 +47,8 @@ package struct StorageWish: Equatable, Sendable {
         if let limit, limit < Self.byteCountMin {
             throw ControlError(
                 .invalid,
-                "a limit of \(limit) bytes: space is used in extents of 4 MiB, so give at least 4M"
-            )
+                "a limit of \(limit) bytes is too small to preserve anything; give at least "
+                    + "\(Self.byteCountMin >> 10)K")
         }
         if let limit, limit > UInt64(Int64.max) {
             throw ControlError(.invalid, "a limit of \(limit) bytes is beyond any storage")
@@ -76,7 +77,8 @@ package struct StorageWish: Equatable, Sendable {
         guard size >= byteCountMin else {
             throw ControlError(
                 .invalid,
-                "storage \(text): space is used in extents of 4 MiB, so give at least 4M")
+                "storage \(text) is too small to preserve anything; give at least "
+                    + "memory:\(byteCountMin >> 10)K")
         }
         let machine = UInt64(sysconf(Int32(_SC_PHYS_PAGES))) * UInt64(sysconf(Int32(_SC_PAGESIZE)))
         guard size <= machine else {

@@ -1,4 +1,5 @@
 internal import CLinux
+internal import CopyOnWrite
 internal import Glibc
 
 // Plain calls of the system that the control plane needs. All of them can block: callers run them
@@ -123,9 +124,9 @@ func readWhole(_ path: String, byteCountMax: Int) throws(SystemFailure) -> [UInt
 /// What an errno value says.
 func errnoText(_ errnoValue: Int32) -> String { String(cString: strerror(errnoValue)) }
 
-/// Bytes left for ordinary files in the directory at `path`, or in the one a new file at `path`
-/// would be in; nil for anything else, and when the system does not say.
-func freeBytesForFile(at path: String) -> UInt64? {
+/// What the filesystem has of the directory at `path`, or of the one a new file at `path` would be
+/// in; nil for anything else, and when the system does not say.
+func roomForFile(at path: String) -> FilesystemRoom? {
     var facts = stat()
     var directory = path
     if stat(path, &facts) != 0 {
@@ -135,6 +136,8 @@ func freeBytesForFile(at path: String) -> UInt64? {
         return nil
     }
     var space = statvfs()
-    guard statvfs(directory, &space) == 0 else { return nil }
-    return UInt64(space.f_bavail) * UInt64(space.f_frsize)
+    guard statvfs(directory, &space) == 0, space.f_blocks > 0 else { return nil }
+    return FilesystemRoom(
+        free: UInt64(space.f_bavail) * UInt64(space.f_frsize),
+        size: UInt64(space.f_blocks) * UInt64(space.f_frsize))
 }

@@ -6,6 +6,7 @@
 // - An extent without used slots, resting slots, readers and appender is released at once.
 // - The checksum of a slot is set before the slot's place is known to a layer.
 // - An extent whose slots are all in use has no bits: most extents are like that.
+// - Small sources have small extents: those use the first of the 1024 numbers that each extent has.
 
 /// Index of a storage source of a device's engine.
 package struct SourceIndex: Hashable, Sendable {
@@ -16,13 +17,16 @@ package struct SourceIndex: Hashable, Sendable {
 
 /// Slots, readers and checksums of a device's extents. Confined to one loop.
 package struct ExtentTable {
-    /// Blocks in an extent of 4 MiB.
+    /// Numbers of slots that each extent has: the blocks of the largest one, 4 MiB.
     package static let slotsPerExtent: UInt32 = 1024
-    /// Bytes in an extent.
+    /// Bytes in the largest extent.
     package static let extentByteCount: UInt64 = 4 << 20
+    /// Most extents: slots have 31 bits, and those that were asked for must find a number too.
+    package static let extentCountMax = (1 << 21) - 1024
 
     private struct Extent: BitwiseCopyable {
         var source: UInt16
+        var slotCount: UInt16
         var isLive: Bool
         var isOpen: Bool
         var readers: UInt32
@@ -35,7 +39,7 @@ package struct ExtentTable {
         var bits: UInt32
         var nextFree: UInt32
 
-        var restingCount: UInt32 { ExtentTable.slotsPerExtent - usedCount - freeCount }
+        var restingCount: UInt32 { UInt32(slotCount) - usedCount - freeCount }
     }
 
     /// Which slots are free, in 16 words, and which are resting, in 16 more.
@@ -52,16 +56,24 @@ package struct ExtentTable {
 
     package init() {}
 
-    /// An extent at `byteOffset` of `source` was granted. It is open: it stays although unused.
-    package mutating func add(source: SourceIndex, byteOffset: UInt64) -> UInt32 {
-        let checksums = UnsafeMutablePointer<UInt32>.allocate(capacity: Int(Self.slotsPerExtent))
-        checksums.initialize(repeating: 0, count: Int(Self.slotsPerExtent))
+    /// An extent of `slotCount` blocks at `byteOffset` of `source` was granted. It is open: it stays
+    /// although unused.
+    package mutating func add(
+        source: SourceIndex, byteOffset: UInt64, slotCount: UInt32 = slotsPerExtent
+    ) -> UInt32 {
+        precondition(
+            slotCount > 0 && slotCount <= Self.slotsPerExtent, "an extent has 1 to 1024 blocks")
+        let checksums = UnsafeMutablePointer<UInt32>.allocate(capacity: Int(slotCount))
+        checksums.initialize(repeating: 0, count: Int(slotCount))
         let bits = takeBits()
-        for word in 0..<16 { self.bits.pointer(to: bits).pointee[word] = .max }
+        for slot in stride(from: 0, to: Int(slotCount), by: 64) {
+            let count = min(Int(slotCount) - slot, 64)
+            self.bits.pointer(to: bits).pointee[slot >> 6] = .max >> UInt64(64 - count)
+        }
         let extent = Extent(
-            source: source.rawValue, isLive: true, isOpen: true, readers: 0, usedCount: 0,
-            freeCount: Self.slotsPerExtent, byteOffset: byteOffset, checksums: checksums,
-            bits: bits, nextFree: .max)
+            source: source.rawValue, slotCount: UInt16(slotCount), isLive: true, isOpen: true,
+            readers: 0, usedCount: 0, freeCount: slotCount, byteOffset: byteOffset,
+            checksums: checksums, bits: bits, nextFree: .max)
         extentCount += 1
         guard freeExtent != .max else { return extents.append(extent) }
         let index = freeExtent
@@ -80,7 +92,7 @@ package struct ExtentTable {
         while words.pointee[first >> 6] == 0 { first += 64 }
         first += words.pointee[first >> 6].trailingZeroBitCount
         var count = 0
-        while count < limit, first + count < Int(Self.slotsPerExtent),
+        while count < limit, first + count < Int(extent.pointee.slotCount),
             words.pointee[(first + count) >> 6] & 1 << UInt64((first + count) & 63) != 0
         {
             words.pointee[(first + count) >> 6] &= ~(1 << UInt64((first + count) & 63))
@@ -89,13 +101,19 @@ package struct ExtentTable {
         extent.pointee.freeCount -= UInt32(count)
         extent.pointee.usedCount += UInt32(count)
         usedCount += UInt64(count)
-        if extent.pointee.usedCount == Self.slotsPerExtent { dropBits(of: extent) }
+        if extent.pointee.usedCount == UInt32(extent.pointee.slotCount) { dropBits(of: extent) }
         return (StorageSlot(index * Self.slotsPerExtent + UInt32(first)), count)
     }
 
     /// Free slots of an extent.
     package func freeCount(of index: UInt32) -> UInt32 {
         extents.pointer(to: index).pointee.freeCount
+    }
+
+    /// True when hardly any block of an open extent is free: the next one is to be asked for.
+    package func isNearlyFull(_ index: UInt32) -> Bool {
+        let extent = extents.pointer(to: index).pointee
+        return extent.freeCount < UInt32(extent.slotCount) / 4
     }
 
     /// The slot's block is no longer needed. Returns true when its extent can be released.

@@ -9,7 +9,17 @@ internal import SnapshotCore
 // origins, memory storage) feed their outcome back while the queue is being drained, which
 // adds to its end.
 
+/// What a timer of a `Preserver` is for; its token.
+enum PreserverTimer: UInt32 {
+    /// The engine's.
+    case engine
+    /// Extents are asked for again.
+    case extents
+}
+
 extension Device {
+    private static let askAgainNanoseconds: UInt64 = 20_000_000
+
     /// An event reached the engine: perform its effects now, and its batched work at the end of
     /// the turn.
     func engineTouched() {
@@ -167,19 +177,46 @@ extension Device {
 
     private func requestExtent(_ index: SourceIndex, _ purpose: StoragePurpose) {
         let back = LoopConfined(self, on: loop)
+        let mailbox = loop.mailbox
         let answer = source(index).extentWanted(
-            for: purpose, isFirst: engine.extentCount(of: index) == 0, mailbox: loop.mailbox
-        ) { loop, answer in
-            let device = back.get(on: loop)
-            device.awaitedExtentCount -= 1
-            device.extentAnswered(index, purpose, answer)
-            device.engineTouched()
+            for: purpose, isFirst: engine.extentCount(of: index) == 0
+        ) { answer in
+            let isHeard = mailbox.postWhenRoom { loop in
+                let device = back.get(on: loop)
+                device.awaitedExtentCount -= 1
+                device.extentAnswered(index, purpose, answer)
+                device.engineTouched()
+            }
+            precondition(isHeard, "a loop does not stop while a device waits for an extent")
         }
-        if let answer {
-            extentAnswered(index, purpose, answer)
-        } else {
+        guard let answer else {
             awaitedExtentCount += 1
+            return
         }
+        guard answer == .failure(.wouldBlock) else {
+            return extentAnswered(index, purpose, answer)
+        }
+        askAgainSoon(index, purpose)
+    }
+
+    /// No thread could be had for what the source has to do first: it is asked again in a moment,
+    /// and nothing is called full.
+    private func askAgainSoon(_ index: SourceIndex, _ purpose: StoragePurpose) {
+        if wishesPutOff.isEmpty {
+            _ = loop.schedule(
+                at: loop.now + Self.askAgainNanoseconds, preserver,
+                token: PreserverTimer.extents.rawValue)
+        }
+        wishesPutOff.append((index, purpose))
+        awaitedExtentCount += 1
+    }
+
+    /// The moment is over.
+    func askForExtentsAgain() {
+        let wishes = wishesPutOff
+        wishesPutOff = []
+        awaitedExtentCount -= wishes.count
+        for (index, purpose) in wishes { requestExtent(index, purpose) }
     }
 
     private func extentAnswered(

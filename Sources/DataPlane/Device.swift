@@ -37,6 +37,8 @@ final class Device: BlockTarget {
     var isDraining = false
     /// Extents asked for whose storage must grow first: the answer comes to the loop.
     var awaitedExtentCount = 0
+    /// Those of them that are asked for again in a moment.
+    var wishesPutOff: [(SourceIndex, StoragePurpose)] = []
     var timer: TimerID?
     private var originStorage: Origin?
     private var preserverStorage: Preserver?

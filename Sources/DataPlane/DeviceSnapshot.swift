@@ -11,7 +11,7 @@ package struct SnapshotStorage: Sendable {
 
     /// Opens everything that `requests` name, for use on behalf of `devices`: all or nothing. Each
     /// source that can grow uses at most `limit` bytes. Whoever opened it says `release` once,
-    /// when the devices have it.
+    /// when the devices have it. `notify` is called on any thread.
     package static func open(
         _ requests: [StorageRequest], limit: UInt64, isForced: Bool, for devices: [AttachedDevice],
         blocking: BlockingPool,
@@ -27,9 +27,10 @@ package struct SnapshotStorage: Sendable {
                         try check(storage, liesOutside: origins)
                         let name = storage.name
                         opened.append(
-                            try StorageSource(storage, limit: limit, blocking: blocking) {
-                                notify($0, name)
-                            })
+                            try StorageSource.over(
+                                storage, limit: limit, deviceCount: devices.count,
+                                blocking: blocking
+                            ) { notify($0, name) })
                     } catch {
                         storage.close()
                         throw error

@@ -91,8 +91,13 @@ final class Preserver: RingHandler {
     override func turnEnded() { device.turnEnded() }
 
     override func timerFired(token: UInt32) {
-        device.timer = nil
-        device.engine.timeReached(device.loop.now)
+        switch PreserverTimer(rawValue: token) {
+        case .engine:
+            device.timer = nil
+            device.engine.timeReached(device.loop.now)
+        case .extents: device.askForExtentsAgain()
+        case nil: preconditionFailure("a timer of an unknown purpose")
+        }
         device.engineTouched()
     }
 }

@@ -126,7 +126,9 @@ extension Device {
 
     /// More room for a snapshot; false at the bound of sources.
     func addSource(_ source: StorageSource, to snapshot: SnapshotIndex) -> Bool {
-        guard let index = engine.sourceAdded(to: snapshot) else { return false }
+        guard
+            let index = engine.sourceAdded(to: snapshot, extentByteCount: source.extentByteCount)
+        else { return false }
         sources[Int(index.rawValue)] = source
         source.userAdded()
         engineTouched()

@@ -1,28 +1,51 @@
-internal import BlockModel
-internal import CLinux
-internal import CopyOnWrite
-internal import Glibc
+package import BlockModel
+package import CopyOnWrite
 internal import RingIO
 internal import Synchronization
 
 // One source of difference storage: performs what `StorageSpace` decides. Shared by the devices
-// of a snapshot, which may live on several loops; they meet here once per extent of 4 MiB.
+// of a snapshot, which may live on several loops; they meet here once per extent.
 //
 // Invariants
 // - The descriptor or mapping lives until the last user is gone: whoever opened the source, devices,
-//   and what runs on the blocking pool. A number or address that was closed may belong to somebody
-//   else by the time a late job uses it.
-// - Bytes are read and written by the loops themselves; only growing, giving back and closing,
-//   which may block, run on the blocking pool.
+//   and what runs elsewhere. A number or address that was closed may belong to somebody else by the
+//   time a late job uses it.
+// - Bytes are read and written by the loops themselves; growing, erasing and closing, which may
+//   block, run on other threads.
+// - A medium that others can read afterwards is closed when what was stored on it is erased, or
+//   when it was told that it could not be.
+// - Answers to waiting wishes are sent by jobs, never by loops: a loop must not wait for another.
+
+/// Finds threads for what a source has to do; tests plan refusals and delays here.
+package protocol StorageJobs: Sendable {
+    /// Runs `job` on another thread, soon; false when no thread can be had. `isLong`: it may take
+    /// minutes.
+    func start(isLong: Bool, _ job: @escaping @Sendable () -> Void) -> Bool
+}
+
+/// The blocking pool, and threads of their own for what would keep its threads for long.
+struct PoolJobs: StorageJobs {
+    let blocking: BlockingPool
+
+    func start(isLong: Bool, _ job: @escaping @Sendable () -> Void) -> Bool {
+        if !isLong, blocking.submit(job) { return true }
+        do throws(RingError) {
+            try ServiceThread.start("storage", job)
+            return true
+        } catch { return isLong && blocking.submit(job) }
+    }
+}
 
 /// One source of difference storage.
 package final class StorageSource: Sendable {
     /// What the events of a source tell.
     package enum Notice: Sendable {
-        /// Less than a tenth of the limit or one growth step is left.
-        case lowSpace
+        /// Less than a tenth of what there is to be had is left.
+        case lowSpace(Report)
         /// It grew by that many bytes.
         case grown(UInt64)
+        /// It was closed with so many bytes of preserved data on it that could not be erased.
+        case notErased(UInt64, Fault)
     }
 
     /// Bytes the source is made of, for reports.
@@ -31,127 +54,81 @@ package final class StorageSource: Sendable {
         package var capacity: UInt64
         package var limit: UInt64
         package var granted: UInt64
+        /// Bytes that can still be handed out, growth included, as far as is known.
+        package var available: UInt64
+        /// What would have to be raised for more room.
+        package var bound: StorageSpace.Bound
     }
 
-    /// Where the bytes are.
-    enum Access: Sendable {
-        case ring(descriptor: Int32)
-        case inline(descriptor: Int32)
-        case memory(address: UInt)
-    }
-
-    typealias Reply = @Sendable (EventLoop, Result<UInt64, Fault>) -> Void
+    package typealias Reply = @Sendable (Result<UInt64, Fault>) -> Void
 
     private struct Wish {
+        let number: UInt64
         let purpose: StoragePurpose
-        let mailbox: LoopMailbox
+        let isFirst: Bool
         let reply: Reply
     }
 
     private struct State {
         var space: StorageSpace
         var wishes: [Wish] = []
+        var wishCount: UInt64 = 0
         /// Whoever opened the source is its first user.
         var userCount = 1
         /// Users that may still want extents.
         var askerCount = 1
-        /// Of the blocking pool.
+        /// Growth, erasure and population on other threads.
         var jobCount = 0
+        /// Why something could not be erased.
+        var erasureFault: Fault?
+        var hasGrown = false
         var isClosed = false
         var closeWaiters: [@Sendable () -> Void] = []
     }
 
-    /// Bytes that are allocated page by page at a time, some 30 and 60 us: then a loop that shares
-    /// the file or the processor gets its turn.
-    private static let pagedGrowthPiece: UInt64 = 128 << 10
-    private static let residencePiece = 256 << 10
-    /// Bytes that other files grow by at a time: the end of a snapshot waits for one of them, and a
-    /// filesystem may have to write them.
-    private static let growthPiece: UInt64 = 64 << 20
+    /// Extents smaller than this are granted as they are: making them resident elsewhere would take
+    /// longer than the faults of the loop.
+    private static let populatedByteCountMin: UInt64 = 256 << 10
 
     package let name: String
-    let access: Access
+    /// Bytes of its extents.
+    package let extentByteCount: UInt64
+    let access: StorageAccess
+    /// What it lies on.
     let foundations: Set<Foundation>
-    private let medium: OpenedStorage.Medium
-    private let mappedByteCount: Int
-    private let blocking: BlockingPool
+    private let medium: any StorageMedium
+    private let jobs: any StorageJobs
     private let notify: @Sendable (Notice) -> Void
     private let state: Mutex<State>
 
-    /// Takes over what was opened, which stays the caller's when this throws. What can grow uses at
-    /// most `limit` bytes.
-    init(
-        _ opened: OpenedStorage, limit: UInt64, blocking: BlockingPool,
+    /// Takes over the medium, and begins to grow if it can.
+    package convenience init(
+        name: String, medium: any StorageMedium, space: StorageSpace, jobs: any StorageJobs,
         notify: @escaping @Sendable (Notice) -> Void
-    ) throws(AttachError) {
-        name = opened.name
-        medium = opened.medium
-        foundations = opened.foundations
-        self.blocking = blocking
+    ) {
+        self.init(
+            name: name, medium: medium, foundations: [], space: space, jobs: jobs, notify: notify)
+    }
+
+    /// The same for one that lies on something.
+    init(
+        name: String, medium: any StorageMedium, foundations: Set<Foundation>,
+        space: StorageSpace, jobs: any StorageJobs, notify: @escaping @Sendable (Notice) -> Void
+    ) {
+        self.name = name
+        self.foundations = foundations
+        self.medium = medium
+        self.jobs = jobs
         self.notify = notify
-        let space: StorageSpace
-        try Self.checkSize(of: opened, limit: limit)
-        switch opened.medium {
-        case .file(let descriptor, let isInline):
-            access = isInline ? .inline(descriptor: descriptor) : .ring(descriptor: descriptor)
-            mappedByteCount = 0
-            // tmpfs allocates page by page, about 1 us each: a step that took long would have
-            // writers wait for it.
-            let step = isInline ? 32 << 20 : min(max(limit / 16, 16 << 20), 1 << 30)
-            space = StorageSpace(capacity: 0, limit: limit, growthStep: min(step, limit))
-        case .blockDevice(let descriptor, let byteCount):
-            access = .ring(descriptor: descriptor)
-            mappedByteCount = 0
-            space = StorageSpace(capacity: byteCount, limit: byteCount, growthStep: 0)
-        case .memory(let byteCount):
-            mappedByteCount = Int(byteCount)
-            access = .memory(address: try Self.map(mappedByteCount))
-            space = StorageSpace(capacity: byteCount, limit: byteCount, growthStep: 0)
-        }
+        access = medium.access
+        extentByteCount = space.extentByteCount
         state = Mutex(State(space: space))
         // The first writer after the cut finds room instead of waiting for the first step.
-        if let growth = state.withLock({ $0.space.growthDue() }) { grow(by: growth) }
-    }
-
-    /// Space is handed out in extents: less than one is none at all.
-    private static func checkSize(of opened: OpenedStorage, limit: UInt64) throws(AttachError) {
-        let byteCount =
-            switch opened.medium {
-            case .file: limit
-            case .blockDevice(_, let byteCount), .memory(let byteCount): byteCount
-            }
-        guard byteCount >= ExtentTable.extentByteCount else {
-            throw AttachError(
-                .unsuitable,
-                "storage \(opened.name) would have \(byteCount) bytes; space is used in extents of "
-                    + "4 MiB, so give at least 4M")
-        }
-    }
-
-    /// Memory that is neither dumped nor swapped, resident only where used.
-    private static func map(_ byteCount: Int) throws(AttachError) -> UInt {
-        let mapping = mmap(
-            nil, byteCount, PROT_READ | PROT_WRITE,
-            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        guard let mapping, mapping != UnsafeMutableRawPointer(bitPattern: -1) else {
-            throw AttachError(
-                .failed, "storage memory:\(byteCount): \(OriginOpener.text(of: errno))")
-        }
-        guard madvise(mapping, byteCount, MADV_DONTDUMP) == 0,
-            cl_lock_on_fault(mapping, byteCount) == 0
-        else {
-            let failure = errno
-            munmap(mapping, byteCount)
-            throw AttachError(
-                .failed,
-                "storage memory:\(byteCount) cannot be kept out of swap: "
-                    + "\(OriginOpener.text(of: failure)); raise the limit of locked memory")
-        }
-        return UInt(bitPattern: mapping)
+        startWork()
     }
 
     /// There is another user, until it says `userAsksNoMore`, then `drained`.
-    func userAdded() {
+    package func userAdded() {
         state.withLock { state in
             state.userCount += 1
             state.askerCount += 1
@@ -160,178 +137,204 @@ package final class StorageSource: Sendable {
 
     /// A user wants no more extents. After the last one growth under way breaks off, so that
     /// whoever waits for it and for the end does not wait long.
-    func userAsksNoMore() { state.withLock { $0.askerCount -= 1 } }
+    package func userAsksNoMore() { state.withLock { $0.askerCount -= 1 } }
 
-    package var report: Report {
-        state.withLock {
-            Report(
-                name: name, capacity: $0.space.capacity, limit: $0.space.limit,
-                granted: $0.space.grantedByteCount)
-        }
+    package var report: Report { state.withLock { report(of: $0.space) } }
+
+    private func report(of space: StorageSpace) -> Report {
+        Report(
+            name: name, capacity: space.capacity, limit: space.limit,
+            granted: space.grantedByteCount, available: space.availableByteCount,
+            bound: space.bound)
     }
 
     // MARK: Extents
 
     /// A device wants an extent, its first one here or more room ahead of need. The answer comes at
-    /// once, or by `reply` on the loop (then nil is returned): when the source must grow, or when
-    /// memory is made resident.
-    func extentWanted(
-        for purpose: StoragePurpose, isFirst: Bool, mailbox: LoopMailbox,
-        reply: @escaping Reply
+    /// once, or by `reply` on another thread (then nil is returned): when the source must grow or
+    /// be erased first, or when memory is made resident. EAGAIN: ask again in a moment.
+    package func extentWanted(
+        for purpose: StoragePurpose, isFirst: Bool, reply: @escaping Reply
     ) -> Result<UInt64, Fault>? {
-        let (answer, growth, isLow) = state.withLock { state in
-            let answer = state.space.extentWanted(for: purpose)
-            if answer == .growing {
-                state.wishes.append(Wish(purpose: purpose, mailbox: mailbox, reply: reply))
+        let (wish, answer, low) = state.withLock { state in
+            state.wishCount += 1
+            let wish = Wish(
+                number: state.wishCount, purpose: purpose, isFirst: isFirst, reply: reply)
+            var answer = state.space.extentWanted(for: purpose)
+            if answer == .coming {
+                if state.askerCount > 0 { state.wishes.append(wish) } else { answer = .full }
             }
-            return (answer, state.space.growthDue(), state.space.lowSpaceDue())
+            return (wish, answer, state.space.lowSpaceDue() ? report(of: state.space) : nil)
         }
-        if isLow { notify(.lowSpace) }
-        if let growth { grow(by: growth) }
+        if let low { notify(.lowSpace(low)) }
+        startWork()
         switch answer {
         case .granted(let byteOffset):
-            let wish = Wish(purpose: purpose, mailbox: mailbox, reply: reply)
-            if !isFirst, populate(byteOffset, for: wish) { return nil }
-            return .success(byteOffset)
+            return populate(byteOffset, for: wish) ? nil : .success(byteOffset)
         case .full: return .failure(.noSpace)
-        case .growing: return nil
+        case .coming: return isAnswered(wish) ? nil : .failure(.wouldBlock)
         }
+    }
+
+    /// True when a job has answered the wish or will; false when no thread could be had for one: it
+    /// is forgotten then, and what others wait for is begun when it is asked again.
+    private func isAnswered(_ wish: Wish) -> Bool {
+        state.withLock { state in
+            guard !state.space.isWorking,
+                let place = state.wishes.firstIndex(where: { $0.number == wish.number })
+            else { return true }
+            state.wishes.remove(at: place)
+            return false
+        }
+    }
+
+    /// A device gives an extent back: what is in it is dropped or overwritten, then it is free.
+    package func extentReleased(byteOffset: UInt64) {
+        state.withLock { $0.space.extentReleased(byteOffset: byteOffset) }
+        startWork()
     }
 
     /// Makes an extent of memory resident before it is granted: faults of the loop would cost it as
     /// much as copying. Not for the first extent of a device: many at once, right after a cut, took
-    /// the processors from the next one. Large pages are not asked for: compaction for them took
-    /// 7 ms per extent of fragmented memory. False when it is not done.
+    /// the processors from the next one. False when it is not done.
     private func populate(_ byteOffset: UInt64, for wish: Wish) -> Bool {
-        guard case .memory(let address) = access else { return false }
+        guard medium.isPopulated, !wish.isFirst, extentByteCount >= Self.populatedByteCountMin
+        else { return false }
         state.withLock { $0.jobCount += 1 }
-        let accepted = blocking.submit { [self] in
-            guard let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
-            else { preconditionFailure("memory storage has an address") }
-            // Where it is refused, faults at first use do.
-            for offset in stride(
-                from: 0, to: Int(ExtentTable.extentByteCount), by: Self.residencePiece)
-            {
-                _ = cl_populate(start + offset, Self.residencePiece)
-                sched_yield()
-            }
-            let isHeard = wish.mailbox.postWhenRoom { loop in
-                wish.reply(loop, .success(byteOffset))
-            }
-            precondition(isHeard, "a loop does not stop while a device waits for an extent")
+        let isStarted = jobs.start(isLong: false) { [self] in
+            medium.populate(ByteRange(offset: byteOffset, length: extentByteCount))
+            wish.reply(.success(byteOffset))
             jobEnded()
         }
-        if !accepted { jobEnded() }
-        return accepted
+        if !isStarted { jobEnded() }
+        return isStarted
     }
 
-    private func grow(by byteCount: UInt64) {
-        guard case .file(let descriptor, let isInline) = medium else {
-            preconditionFailure("only files grow")
-        }
-        // tmpfs allocates page by page with the file locked: a loop that stores blocks meanwhile
-        // would wait for the whole step.
-        let piece = isInline ? Self.pagedGrowthPiece : Self.growthPiece
-        let start = state.withLock { state in
-            state.jobCount += 1
-            return state.space.capacity
-        }
-        let accepted = blocking.submit { [self] in
-            var done: UInt64 = 0
-            while done < byteCount, state.withLock({ $0.askerCount > 0 }) {
-                let length = min(piece, byteCount - done)
-                let result = posix_fallocate(
-                    descriptor, off_t(start + done), off_t(length))
-                if result == EINTR { continue }
-                guard result == 0 else { break }
-                done += length
-                sched_yield()
+    // MARK: Growth and erasure
+
+    /// Starts the growth and the erasure that are due. What no thread can be had for stays due.
+    private func startWork() {
+        let (growth, erasure) = takeWork()
+        if let growth {
+            let isStarted = jobs.start(isLong: false) { [self] in
+                performGrowth(growth)
+                continueWork()
             }
-            grown(by: done == byteCount ? byteCount : 0)
+            if !isStarted {
+                state.withLock { $0.space.growthPutOff(growth) }
+                jobEnded()
+            }
         }
-        if !accepted { grown(by: 0) }
+        if let erasure {
+            let isStarted = jobs.start(isLong: medium.outlivesUs) { [self] in
+                performErasure(erasure)
+                continueWork()
+            }
+            if !isStarted {
+                state.withLock { $0.space.erasurePutOff(erasure) }
+                jobEnded()
+            }
+        }
     }
 
-    private func grown(by byteCount: UInt64) {
-        // The first step belongs to opening the source: only what follows is news.
-        let isFirst = state.withLock { $0.space.capacity == 0 }
-        if byteCount > 0, !isFirst { notify(.grown(byteCount)) }
-        let answers = state.withLock { state -> [(Wish, Result<UInt64, Fault>)] in
-            if byteCount > 0 {
-                state.space.grown(by: byteCount)
+    /// Each of what it returns is a job.
+    private func takeWork() -> (GrowthRun?, [UInt64]?) {
+        state.withLock { state in
+            let growth = state.askerCount > 0 ? state.space.growthDue() : nil
+            let erasure = state.space.erasureDue()
+            state.jobCount += (growth == nil ? 0 : 1) + (erasure == nil ? 0 : 1)
+            return (growth, erasure)
+        }
+    }
+
+    /// A job goes on with what became due meanwhile, and ends.
+    private func continueWork() {
+        while true {
+            let (growth, erasure) = takeWork()
+            if let growth {
+                performGrowth(growth)
+                jobEnded()
+            }
+            if let erasure {
+                performErasure(erasure)
+                jobEnded()
+            }
+            if growth == nil, erasure == nil { return jobEnded() }
+        }
+    }
+
+    private func performGrowth(_ planned: GrowthRun) {
+        var run = planned
+        while state.withLock({ $0.askerCount > 0 }),
+            let piece = run.next(room: medium.room()?.usable)
+        {
+            let range = ByteRange(offset: piece.byteOffset, length: piece.byteCount)
+            if medium.allocate(range) == 0 {
+                run.succeeded(piece)
             } else {
-                state.space.growthRefused()
+                medium.giveBack(range, isTail: piece.isTail)
+                run.failed(piece)
             }
+        }
+        let (gained, isNews) = state.withLock { [run] state in
+            let before = state.space.capacity
+            state.space.growthEnded(run)
+            defer { state.hasGrown = true }
+            return (state.space.capacity - min(before, state.space.capacity), state.hasGrown)
+        }
+        // The first step belongs to opening the source: only what follows is news.
+        if gained > 0, isNews { notify(.grown(gained)) }
+        answerWishes()
+    }
+
+    private func performErasure(_ offsets: [UInt64]) {
+        for piece in ErasurePlan.pieces(of: offsets, extentByteCount: extentByteCount) {
+            // What nobody can read after the end needs no erasing at the end.
+            let isNeeded = medium.outlivesUs || state.withLock { $0.userCount > 0 }
+            if !isNeeded || medium.erase(piece) == 0 {
+                erased(piece, nil)
+                continue
+            }
+            // One place that cannot be written does not keep the others from being erased.
+            for extent in ErasurePlan.extents(of: piece, extentByteCount: extentByteCount) {
+                let failure = medium.erase(extent)
+                erased(extent, failure == 0 ? nil : Fault(errnoValue: failure))
+            }
+        }
+        state.withLock { $0.space.erasureEnded() }
+        answerWishes()
+    }
+
+    private func erased(_ piece: ByteRange, _ fault: Fault?) {
+        state.withLock { state in
+            state.space.erased(piece, isClean: fault == nil)
+            if let fault { state.erasureFault = fault }
+        }
+        answerWishes()
+    }
+
+    /// Answers those who waited for growth or erasure. On the thread of a job.
+    private func answerWishes() {
+        let answers = state.withLock { state -> [(Wish, Result<UInt64, Fault>)] in
             var answers: [(Wish, Result<UInt64, Fault>)] = []
             var waiting: [Wish] = []
             for wish in state.wishes {
-                switch state.space.extentWanted(for: wish.purpose) {
+                switch state.space.extentAwaited(for: wish.purpose) {
                 case .granted(let byteOffset): answers.append((wish, .success(byteOffset)))
-                case .full: answers.append((wish, .failure(.noSpace)))
-                case .growing: waiting.append(wish)
+                case .coming where state.askerCount > 0: waiting.append(wish)
+                case .full, .coming: answers.append((wish, .failure(.noSpace)))
                 }
             }
             state.wishes = waiting
             return answers
         }
-        for (wish, answer) in answers {
-            let accepted = wish.mailbox.postWhenRoom { loop in wish.reply(loop, answer) }
-            precondition(accepted, "a loop does not stop while a device waits for an extent")
-        }
-        let growth = state.withLock { $0.space.growthDue() }
-        if let growth { grow(by: growth) }
-        jobEnded()
-    }
-
-    /// A device gives an extent back: what is in it is dropped or overwritten, then it is free.
-    func extentReleased(byteOffset: UInt64) {
-        state.withLock { $0.jobCount += 1 }
-        let accepted = blocking.submit { [self] in
-            erase(byteOffset: byteOffset, byteCount: ExtentTable.extentByteCount)
-            state.withLock { $0.space.extentReleased(byteOffset: byteOffset) }
-            jobEnded()
-        }
-        guard !accepted else { return }
-        state.withLock { $0.space.extentReleased(byteOffset: byteOffset) }
-        jobEnded()
-    }
-
-    private func erase(byteOffset: UInt64, byteCount: UInt64) {
-        switch medium {
-        case .file(let descriptor, _):
-            // Space given back early is a courtesy: the file ends with its last descriptor.
-            _ = cl_punch_hole(descriptor, byteOffset, byteCount)
-        case .blockDevice(let descriptor, _):
-            if cl_punch_hole(descriptor, byteOffset, byteCount) != 0 {
-                overwrite(descriptor, byteOffset: byteOffset, byteCount: byteCount)
-            }
-        case .memory:
-            guard case .memory(let address) = access,
-                let start = UnsafeMutableRawPointer(bitPattern: address + UInt(byteOffset))
-            else { preconditionFailure("memory storage has an address") }
-            // It is locked in memory; older kernels drop only what is not.
-            if cl_drop_pages(start, Int(byteCount)) != 0 {
-                madvise(start, Int(byteCount), MADV_DONTNEED)
-            }
-        }
-    }
-
-    private func overwrite(_ descriptor: Int32, byteOffset: UInt64, byteCount: UInt64) {
-        var done: UInt64 = 0
-        while done < byteCount {
-            let piece = min(byteCount - done, UInt64(ZeroMemory.byteCount))
-            let result = pwrite(
-                descriptor, ZeroMemory.address, Int(piece), off_t(byteOffset + done))
-            // A device that no longer takes writes cannot be cleaned; it is failing anyway.
-            guard result > 0 || errno == EINTR else { return }
-            if result > 0 { done += UInt64(result) }
-        }
+        for (wish, answer) in answers { wish.reply(answer) }
     }
 
     // MARK: End
 
     /// A user is gone: a device that has no block left here, say. The last one closes the source.
-    func drained() {
+    package func drained() {
         let isLast = state.withLock { state in
             state.userCount -= 1
             return state.userCount == 0 && state.jobCount == 0
@@ -348,11 +351,11 @@ package final class StorageSource: Sendable {
     }
 
     private func closeSoon() {
-        if !blocking.submit({ [self] in close() }) { close() }
+        if !jobs.start(isLong: medium.outlivesUs, { [self] in close() }) { close() }
     }
 
     /// Returns when the source is closed, or at once while a device still uses it.
-    func closed() async {
+    package func closed() async {
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
             let isNow = state.withLock { state in
                 guard state.userCount == 0, !state.isClosed else { return true }
@@ -364,19 +367,23 @@ package final class StorageSource: Sendable {
     }
 
     private func close() {
-        switch medium {
-        case .file(let descriptor, _), .blockDevice(let descriptor, _): Glibc.close(descriptor)
-        case .memory:
-            guard case .memory(let address) = access,
-                let start = UnsafeMutableRawPointer(bitPattern: address)
-            else { preconditionFailure("memory storage has an address") }
-            munmap(start, mappedByteCount)
-        }
+        if medium.outlivesUs { eraseRest() }
+        medium.close()
         let waiters = state.withLock { state in
             state.isClosed = true
             defer { state.closeWaiters = [] }
             return state.closeWaiters
         }
         for waiter in waiters { waiter() }
+    }
+
+    /// What is still dirty because no thread could be had, and once more what could not be erased.
+    private func eraseRest() {
+        while let offsets = state.withLock({ $0.space.erasureDue() }) { performErasure(offsets) }
+        if let offsets = state.withLock({ $0.space.lastErasureDue() }) { performErasure(offsets) }
+        let (count, fault) = state.withLock { ($0.space.unclean.count, $0.erasureFault) }
+        if count > 0 {
+            notify(.notErased(UInt64(count) * extentByteCount, fault ?? .inputOutput))
+        }
     }
 }

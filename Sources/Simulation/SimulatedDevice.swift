@@ -54,18 +54,28 @@ final class SimulatedSource {
     /// Extents asked for and not answered.
     var askedCount = 0
 
-    init(extentCount: Int, of snapshot: SnapshotIndex) {
+    init(extentCount: Int, extentByteCount: UInt64, of snapshot: SnapshotIndex) {
         self.snapshot = snapshot
-        let bytes = UInt64(extentCount) * ExtentTable.extentByteCount
-        space = StorageSpace(capacity: bytes, limit: bytes, growthStep: 0)
+        space = StorageSpace(
+            fixed: UInt64(extentCount) * extentByteCount, extentByteCount: extentByteCount)
     }
 
     func pointer(at byteOffset: UInt64) -> UnsafeMutableRawPointer {
-        let extent = byteOffset / ExtentTable.extentByteCount * ExtentTable.extentByteCount
+        let extent = byteOffset / space.extentByteCount * space.extentByteCount
         guard let base = extents[extent] else {
             preconditionFailure("storage is used within granted extents")
         }
         return base + Int(byteOffset - extent)
+    }
+
+    /// What came back is clean at once.
+    func erase() {
+        guard let offsets = space.erasureDue() else { return }
+        for offset in offsets {
+            space.erased(
+                ByteRange(offset: offset, length: space.extentByteCount), isClean: true)
+        }
+        space.erasureEnded()
     }
 
     deinit { for base in extents.values { base.deallocate() } }

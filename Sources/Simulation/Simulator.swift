@@ -10,6 +10,9 @@ package enum Simulator {
 
     /// Runs the world of `seed` for about `operations` operations, then winds it down.
     package static func run(seed: UInt64, operations: Int, coverage: Coverage) -> Outcome {
+        if let violation = StorageWorld(seed: seed).run(operations: min(operations, 400)) {
+            return Outcome(operationCount: 0, violation: violation)
+        }
         let world = World(seed: seed, coverage: coverage)
         let violation = world.run(operations: operations)
         return Outcome(operationCount: world.operations, violation: violation)

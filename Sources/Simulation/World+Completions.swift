@@ -203,10 +203,10 @@ extension World {
         switch storage.space.extentWanted(for: purpose) {
         case .granted(let byteOffset):
             let base = UnsafeMutableRawPointer.allocate(
-                byteCount: Int(ExtentTable.extentByteCount), alignment: 4096)
+                byteCount: Int(storage.space.extentByteCount), alignment: 4096)
             storage.extents[byteOffset] = base
             device.engine.extentGranted(source, purpose, byteOffset: byteOffset)
-        case .growing, .full:
+        case .coming, .full:
             coverage.hit(.extentRefused)
             device.engine.extentRefused(source, purpose, fault: .noSpace)
         }

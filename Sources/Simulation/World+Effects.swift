@@ -47,6 +47,7 @@ extension World {
                 }
                 base.deallocate()
                 storage.space.extentReleased(byteOffset: byteOffset)
+                storage.erase()
             case .sourceClosed(let source):
                 let storage = device.sources[Int(source.rawValue)]!
                 if storage.isClosed { violate("a source closed twice") }

@@ -269,9 +269,15 @@ extension World {
     }
 
     func addSource(_ device: SimulatedDevice, _ snapshot: SnapshotIndex) {
-        guard let source = device.engine.sourceAdded(to: snapshot) else { return }
+        // Small extents are used up often; four times as many make up for what is left in each.
+        let isSmall = random.oneIn(2)
+        let extentByteCount = isSmall ? ExtentSize.least * 2 : ExtentTable.extentByteCount
+        guard
+            let source = device.engine.sourceAdded(to: snapshot, extentByteCount: extentByteCount)
+        else { return }
         device.sources[Int(source.rawValue)] = SimulatedSource(
-            extentCount: profile.extentsPerSource, of: snapshot)
+            extentCount: profile.extentsPerSource * (isSmall ? 8 : 1),
+            extentByteCount: extentByteCount, of: snapshot)
     }
 
     func destroy(_ number: Int, _ snapshot: SimulatedSnapshot) {

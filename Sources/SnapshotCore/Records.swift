@@ -165,6 +165,8 @@ struct SourceRecord {
     /// The next source of the same snapshot.
     var next: UInt16 = .max
     var extentCount: UInt32 = 0
+    /// Blocks in each of its extents.
+    var slotsPerExtent: UInt32 = 0
     /// By purpose: the extent appended to, the one handed ahead, and whether one is asked for.
     var open: (UInt32, UInt32) = (.max, .max)
     var ahead: (UInt32, UInt32) = (.max, .max)

@@ -28,13 +28,18 @@ extension SnapshotEngine {
     }
 
     /// A source for a prepared or held snapshot, used when those before it are full; nil at the
-    /// bound.
-    package func sourceAdded(to snapshot: SnapshotIndex) -> SourceIndex? {
+    /// bound. Its extents have `extentByteCount` bytes: whole blocks, at most 4 MiB.
+    package func sourceAdded(
+        to snapshot: SnapshotIndex, extentByteCount: UInt64 = ExtentTable.extentByteCount
+    ) -> SourceIndex? {
+        precondition(
+            extentByteCount > 0 && extentByteCount % blockByteCount == 0, "extents have blocks")
         for index in 0..<limits.sourceCount where !sources[index].isUsed {
             sourceEnd = max(sourceEnd, index + 1)
             sources[index] = SourceRecord()
             sources[index].isUsed = true
             sources[index].snapshot = snapshot.rawValue
+            sources[index].slotsPerExtent = UInt32(extentByteCount / blockByteCount)
             let source = UInt16(index)
             var last = snapshots[Int(snapshot.rawValue)].firstSource
             if last == .max {
@@ -66,7 +71,8 @@ extension SnapshotEngine {
         precondition(record.pointee.isUsed, "an asking source is in use")
         setAsking(false, source, purpose)
         record.pointee.extentCount += 1
-        let extent = extents.add(source: source, byteOffset: byteOffset)
+        let extent = extents.add(
+            source: source, byteOffset: byteOffset, slotCount: record.pointee.slotsPerExtent)
         if record.pointee.isClosed {
             releaseIf(extents.setOpen(false, extent), extent)
             finishDestroying(record.pointee.snapshot)
@@ -325,9 +331,7 @@ extension SnapshotEngine {
         let open = get(purpose, of: record.pointee.open)
         if open != .max {
             if let taken = extents.take(upTo: limit, of: open) {
-                if extents.freeCount(of: open) < ExtentTable.slotsPerExtent / 4 {
-                    askForExtent(source, purpose)
-                }
+                if extents.isNearlyFull(open) { askForExtent(source, purpose) }
                 return taken
             }
             set(purpose, of: &record.pointee.open, to: .max)
@@ -358,6 +362,14 @@ extension SnapshotEngine {
         guard record.state == .usable, !isFull(record, purpose),
             get(purpose, of: record.ahead) == .max, !isAsking(source, purpose)
         else { return }
+        guard extents.extentCount < ExtentTable.extentCountMax else {
+            // As many blocks as this device can number: no source has room for more of them.
+            switch purpose {
+            case .preserving: sources[Int(source.rawValue)].state = .full
+            case .overlay: sources[Int(source.rawValue)].isOverlayFull = true
+            }
+            return
+        }
         setAsking(true, source, purpose)
         effects.append(.requestExtent(source, purpose))
     }

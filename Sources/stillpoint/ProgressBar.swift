@@ -1,3 +1,5 @@
+import Control
+
 /// A bar on standard error for work that takes long; nothing when that is no terminal.
 enum ProgressBar {
     private static let interval = Duration.milliseconds(200)

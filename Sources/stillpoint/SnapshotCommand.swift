@@ -65,6 +65,7 @@ struct SnapshotCommand: AsyncParsableCommand {
                 timeLimit: ControlClient.timeLimit(
                     withHooks: take.hookTimeout ?? HookWish.limitSecondsDefault),
                 as: SnapshotDocument.self)
+            warn(of: snapshot, options)
             try options.show(snapshot) { "\(snapshot.id)\n" }
         }
     }
@@ -177,7 +178,8 @@ struct SnapshotCommand: AsyncParsableCommand {
                 ("on overflow", snapshot.onOverflow),
                 (
                     "storage",
-                    "\(sizeText(storage.used)) used, \(sizeText(storage.capacity)) there, limit "
+                    "\(sizeText(storage.used)) used, \(sizeText(storage.capacity)) there, "
+                        + "\(sizeText(storage.available)) available, limit "
                         + sizeText(storage.limit)
                 ),
                 (
@@ -191,6 +193,7 @@ struct SnapshotCommand: AsyncParsableCommand {
                     "\(source.name): \(sizeText(source.used)) of \(sizeText(source.limit)) used"
                 )
             }
+            facts += snapshot.warnings.map { ("warning", $0) }
             var table = Table(
                 [
                     ("DEVICE", .left), ("SIZE", .right), ("EPOCH", .right), ("COPIED", .right),
@@ -234,6 +237,7 @@ struct SnapshotCommand: AsyncParsableCommand {
             _ = try StorageWish(texts: body.storage, limit: body.limit, isForced: storage.force)
             let changed = try await options.client().call(
                 .POST, "\(path(of: snapshot))/storage", body: body, as: SnapshotDocument.self)
+            warn(of: changed, options)
             try options.show(changed) {
                 "\(changed.label) has \(changed.storage.sources.count) storage source(s), limit "
                     + "\(sizeText(changed.storage.limit))\n"
@@ -258,8 +262,9 @@ struct StorageOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Most that each file named with it may grow to, with K, M, G or T. Default: 10 % of "
-                + "the devices' sizes, at least 64M.",
+            "Most that each file named with it may grow to, with K, M, G or T. Default: what the "
+                + "devices can need at most, which is their sizes. A file never takes the last "
+                + "twentieth of its filesystem, or the last 1G of a large one.",
             valueName: "size"))
     var limit: String?
 
@@ -330,6 +335,14 @@ struct TakeOptionGroup: ParsableArguments {
         document.hooks = HooksDocument(
             pre: try pre.map { try Defaults.absolute($0) },
             post: try post.map { try Defaults.absolute($0) }, timeoutSeconds: hookTimeout)
+    }
+}
+
+/// Tells people what the service says about a snapshot's storage; scripts find it in the document.
+private func warn(of snapshot: SnapshotDocument, _ options: ClientOptions) {
+    guard !options.json else { return }
+    for warning in snapshot.warnings {
+        FileHandles.error.write("warning: snapshot \(snapshot.label): \(warning)\n")
     }
 }
 

@@ -54,19 +54,3 @@ struct Table {
         return text.prefix(head) + "…" + text.suffix(width - 1 - head)
     }
 }
-
-/// Bytes for people: powers of 1024, three digits or so.
-func sizeText(_ bytes: UInt64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
-    var unit = 0
-    var value = Double(bytes)
-    while value >= 1024, unit < units.count - 1 {
-        value /= 1024
-        unit += 1
-    }
-    if unit == 0 || value >= 100 || value == value.rounded() {
-        return "\(UInt64(value.rounded())) \(units[unit])"
-    }
-    let tenths = UInt64((value * 10).rounded())
-    return "\(tenths / 10).\(tenths % 10) \(units[unit])"
-}

@@ -111,7 +111,9 @@ struct `Events` {
         let shown = try harness.object("snapshot", "show", "s")
         #expect(shown["state"] as? String == "corrupted")
         let devices = try #require(shown["devices"] as? [[String: Any]])
-        #expect(devices[0]["error"] as? String == "No space left on device")
+        #expect(
+            devices[0]["error"] as? String
+                == "difference storage is full: memory:8388608 is used up (8 MiB)")
         #expect(devices[0]["corrupted_at"] is String)
         #expect(devices[1]["error"] is NSNull)
         try harness.done("snapshot", "destroy", "s")
@@ -123,8 +125,8 @@ struct `Events` {
         #expect(try harness.service.stop() == .exited(0))
         let log = harness.service.log.split(separator: "\n")
         for (level, sentence) in [
-            ("warning", "storage memory:8388608 is nearly full"),
-            ("error", "the image of device a lost data (No space left on device)"),
+            ("warning", "storage memory:8388608 has "),
+            ("error", "the image of device a was given up and fails from now on: difference"),
         ] {
             let lines = log.filter { $0.contains(sentence) }
             #expect(lines.count == 1)

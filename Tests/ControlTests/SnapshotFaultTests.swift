@@ -44,6 +44,9 @@ struct `A snapshot that cannot be had` {
         let harness = try ControlHarness()
         try harness.attach("a")
         let full = try SmallFilesystem(byteCount: 2 * mebibyte)
+        let bytes = [UInt8](repeating: 1, count: 2 * mebibyte - (64 << 10))
+        let file = full.path + "/x"
+        try #require(FileManager.default.createFile(atPath: file, contents: Data(bytes)))
         let answer = try harness.http(
             "POST", "/v1/snapshots", body: "{\"devices\":[\"a\"],\"storage\":[\"\(full.path)\"]}")
         #expect(answer.status == 507)

@@ -26,8 +26,7 @@ struct `A snapshot` {
                 Set(shown.keys) == [
                     "id", "name", "state", "created_at", "taken_at", "cut_microseconds",
                     "drain_microseconds", "frozen", "freeze_errors", "consistency",
-                    "on_overflow", "devices",
-                    "storage",
+                    "on_overflow", "devices", "storage", "warnings",
                 ])
             #expect(shown["state"] as? String == "held")
             #expect(shown["consistency"] as? String == "crash")
@@ -179,11 +178,11 @@ struct `A snapshot` {
             "snapshot", "create", "--device", "a", "--storage", device.path)
         #expect(same.status == 4, "\(same.diagnostics)")
         let small = try LoopDevice(
-            over: try harness.image("small", byteCount: 2 * mebibyte), sectorSize: 512)
+            over: try harness.image("small", byteCount: 48 << 10), sectorSize: 512)
         let tooSmall = try harness.command(
             "snapshot", "create", "--device", "a", "--storage", small.path)
         #expect(tooSmall.status == 1)
-        #expect(tooSmall.diagnostics.contains("4 MiB"))
+        #expect(tooSmall.diagnostics.contains("give at least 64K"))
         let other = try LoopDevice(
             over: try harness.image("other", byteCount: 32 * mebibyte), sectorSize: 512)
         try Command.check("mkswap", [other.path])

@@ -234,6 +234,31 @@ import Testing
         table.deallocate()
     }
 
+    @Test(arguments: [1, 4, 63, 64, 65, 1024] as [UInt32])
+    func `a small extent has as many blocks as it was given, and counts as full then`(
+        slotCount: UInt32
+    ) throws {
+        var table = ExtentTable()
+        let first = table.add(source: SourceIndex(0), byteOffset: 0, slotCount: slotCount)
+        let second = table.add(source: SourceIndex(0), byteOffset: 1 << 22, slotCount: slotCount)
+        #expect(!did { table.isNearlyFull(first) })
+        var taken: [UInt32] = []
+        while let (slot, count) = table.take(upTo: 3, of: first) {
+            taken += (0..<UInt32(count)).map { slot.rawValue + $0 }
+        }
+        #expect(taken == Array(0..<slotCount))
+        #expect(did { table.isNearlyFull(first) } == (slotCount >= 4))
+        #expect(table.freeCount(of: first) == 0)
+        #expect(table.freeCount(of: second) == slotCount)
+        let other = table.take(upTo: 1, of: second)
+        #expect(try #require(other).0.rawValue == ExtentTable.slotsPerExtent)
+        #expect(table.address(of: StorageSlot(ExtentTable.slotsPerExtent)).byteOffset == 1 << 22)
+        #expect(!did { table.setOpen(false, first) })
+        for slot in taken.dropLast() { #expect(!did { table.free(StorageSlot(slot)) }) }
+        #expect(did { table.free(StorageSlot(slotCount - 1)) })
+        table.deallocate()
+    }
+
     @Test func `an extent goes back when it is closed, unused and unread`() throws {
         var table = ExtentTable()
         let extent = table.add(source: SourceIndex(0), byteOffset: 0)
@@ -251,57 +276,6 @@ import Testing
         #expect(did { table.release(extent).byteOffset == 0 })
         #expect(table.extentCount == 0)
         table.deallocate()
-    }
-}
-
-@Suite struct `Storage space` {
-    @Test func `it grows in steps, warns once and stops at its limit`() {
-        let extent = ExtentTable.extentByteCount
-        var space = StorageSpace(capacity: 0, limit: 20 * extent, growthStep: 4 * extent)
-        #expect(did { space.extentWanted(for: .preserving) == .growing })
-        #expect(did { space.growthDue() == 4 * extent })
-        #expect(did { space.growthDue() == nil }, "one step at a time")
-        space.grown(by: 4 * extent)
-        var granted = 0
-        var warnings = 0
-        while granted < 20 {
-            switch space.extentWanted(for: .preserving) {
-            case .granted(let offset):
-                #expect(offset == UInt64(granted) * extent)
-                granted += 1
-            case .growing:
-                Issue.record("growth comes ahead of need")
-                return
-            case .full: return
-            }
-            if let step = space.growthDue() { space.grown(by: step) }
-            if space.lowSpaceDue() {
-                warnings += 1
-                #expect(space.availableByteCount >= 3 * extent, "the warning comes in time")
-            }
-        }
-        #expect(warnings == 1)
-        #expect(did { space.extentWanted(for: .preserving) == .full })
-        space.extentReleased(byteOffset: 4 * extent)
-        #expect(did { space.extentWanted(for: .preserving) == .granted(byteOffset: 4 * extent) })
-    }
-
-    @Test func `overlays leave a tenth for preserving`() {
-        let extent = ExtentTable.extentByteCount
-        var space = StorageSpace(capacity: 20 * extent, limit: 20 * extent, growthStep: 0)
-        var granted = 0
-        while case .granted = space.extentWanted(for: .overlay) { granted += 1 }
-        #expect(granted == 18)
-        #expect(did { space.extentWanted(for: .preserving) == .granted(byteOffset: 18 * extent) })
-    }
-
-    @Test func `a source that cannot grow is full with what it has`() {
-        let extent = ExtentTable.extentByteCount
-        var space = StorageSpace(capacity: extent, limit: 9 * extent, growthStep: extent)
-        _ = space.extentWanted(for: .preserving)
-        #expect(did { space.growthDue() == extent })
-        space.growthRefused()
-        #expect(did { space.extentWanted(for: .preserving) == .full })
     }
 }
 

@@ -185,7 +185,7 @@ final class HeldSnapshot {
         let harness = try await DeviceHarness(path: path)
         for request in [
             StorageRequest.path(path), .path(folder.file("other", size: 512)),
-            .memory(4 << 20 - 1),
+            .memory((64 << 10) - 1),
         ] {
             await #expect(throws: AttachError.self) {
                 _ = try await SnapshotStorage.open(

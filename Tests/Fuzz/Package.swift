@@ -19,7 +19,7 @@ let package = Package(
             linkerSettings: [.linkedLibrary(":libyaml.a")]),
         .target(name: "BlockModel", swiftSettings: instrumented),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: instrumented),
-        .target(name: "CopyOnWrite", swiftSettings: instrumented),
+        .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
             swiftSettings: instrumented),
@@ -37,7 +37,8 @@ let package = Package(
         .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "DataPlane", "ExportNBD", "RingIO", "SnapshotCore",
+                "BlockModel", "CLinux", "CopyOnWrite", "DataPlane", "ExportNBD", "RingIO",
+                "SnapshotCore",
             ],
             sources: [
                 "AttachRequest.swift", "BlockDocuments.swift", "CheckpointDocuments.swift",
