@@ -68,7 +68,7 @@ def run(bench, place="tmpfs"):
 def _stillpoint(bench, directory, image):
     with servers.Stillpoint(bench.program, directory, {"disk": image}) as server:
         bench.results.command("stillpoint", server.command)
-        path = server.call("block", "attach", "disk")["path"]
+        path = server.call("block", "attach", "disk")["node"]
         try:
             yield path
         finally:

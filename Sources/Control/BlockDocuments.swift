@@ -4,8 +4,11 @@ package import FoundationEssentials
 
 /// A local block device.
 package struct BlockDocument: Codable, Equatable, Sendable {
-    /// `/dev/loopN`.
+    /// The name that does not change, `/dev/stillpoint/NAME`; that of the loop device where another
+    /// block device of the same target has it.
     package var path: String
+    /// `/dev/loopN`.
+    package var node: String
     /// `DEVICE` or `DEVICE@SNAPSHOT`.
     package var target: String
     package var readOnly: Bool
@@ -14,6 +17,14 @@ package struct BlockDocument: Codable, Equatable, Sendable {
     package var size: UInt64
     package var sectorSize: UInt32
     package var attachedAt: Date
+    /// It is not made again at the next start.
+    package var temporary: Bool
+    /// Its users wait for the next service when this one ends.
+    package var outlivesService: Bool
+    /// How often a service took it over from the one before.
+    package var takeovers: Int
+    /// Who uses it, in words, as far as the system shows it.
+    package var users: [String]
 }
 
 /// What `POST /v1/blocks` takes.
@@ -21,14 +32,17 @@ package struct BlockAttachDocument: Codable, Equatable, Sendable {
     package var target: String
     package var readOnly: Bool?
     package var partitions: Bool?
+    /// It is not to be remembered.
+    package var temporary: Bool?
 
     /// Keys it may have, for refusing others.
-    package static let keys: Set<String> = ["target", "read_only", "partitions"]
+    package static let keys: Set<String> = ["target", "read_only", "partitions", "temporary"]
 
-    package init(target: String, readOnly: Bool?, partitions: Bool?) {
+    package init(target: String, readOnly: Bool?, partitions: Bool?, temporary: Bool?) {
         self.target = target
         self.readOnly = readOnly
         self.partitions = partitions
+        self.temporary = temporary
     }
 }
 

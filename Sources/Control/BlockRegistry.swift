@@ -9,7 +9,8 @@ internal import Logging
 internal import RingIO
 internal import Synchronization
 
-// The local block devices of the service: attach, list, detach.
+// The local block devices of the service: attach, list, detach; those of devices outlive the
+// service, and are remembered.
 //
 // Invariants
 // - A block device is a user of its target, so a device is not detached below it unnoticed.
@@ -18,11 +19,12 @@ internal import Synchronization
 // - A target that is written through a block device has no other one: two page caches over one
 //   disk destroy what is on it.
 // - Every mount lies in a directory of its own under `directory`, within the runtime directory that
-//   no other service uses.
+//   no other service uses. Its number is the key by which the guardian holds the device.
+// - What is remembered is written before the command that changed it answers.
 
 /// The block devices of the service; see the head of this file.
 package actor BlockRegistry {
-    private final class Entry {
+    final class Entry {
         /// Set when the loop device exists.
         var export: BlockExport?
         let target: String
@@ -31,7 +33,17 @@ package actor BlockRegistry {
         let scansPartitions: Bool
         var size: UInt64
         let sectorBytes: UInt32
-        let attachedAt = Date()
+        let attachedAt: Date
+        /// Where it is mounted.
+        let directory: String
+        /// It is not remembered.
+        let isTemporary: Bool
+        /// How often a service took it over.
+        let takeoverCount: Int
+        /// The name of its own that leads to its loop device.
+        var link: String?
+        /// The guardian holds it.
+        var isHeld = false
         /// Being made, detached or cut off.
         var isBusy = true
         /// Its session has ended; what else there is of it has to go.
@@ -46,42 +58,90 @@ package actor BlockRegistry {
             scansPartitions = plan.scansPartitions
             size = plan.export.size
             sectorBytes = plan.sectorBytes
+            directory = plan.directory
+            isTemporary = plan.isTemporary
+            attachedAt = plan.former?.attachedAt ?? Date()
+            takeoverCount = (plan.former?.takeovers ?? -1) + 1
+        }
+
+        /// It shows a device, no image.
+        var isDevice: Bool { target == device.text }
+
+        /// What is remembered of it; nil for what is not.
+        var remembered: RememberedBlock? {
+            guard isDevice, !isTemporary else { return nil }
+            return RememberedBlock(
+                device: device.text, readOnly: isReadOnly, partitions: scansPartitions)
+        }
+
+        /// What the next service must know; nil for images, which end with the service.
+        var note: BlockNote? {
+            guard isDevice else { return nil }
+            return BlockNote(
+                device: device.text, readOnly: isReadOnly, partitions: scansPartitions,
+                sectorSize: sectorBytes, size: size, directory: directory, path: export?.path,
+                deviceNumber: export?.deviceNumber, attachedAt: attachedAt,
+                takeovers: takeoverCount, temporary: isTemporary)
         }
     }
 
     /// What is to be made.
-    private struct Plan {
+    struct Plan {
         var target: String
         var device: ObjectName
         var export: ExportDescription
         var sectorBytes: UInt32
         var isReadOnly: Bool
         var scansPartitions: Bool
+        var isTemporary: Bool
+        var directory = ""
+        /// What the service before noted of it.
+        var former: BlockNote?
+
+        func request() -> BlockExportRequest {
+            BlockExportRequest(
+                name: target, directory: directory, loop: export.loop, target: export.target,
+                sectorBytes: sectorBytes, isReadOnly: isReadOnly,
+                scansPartitions: scansPartitions)
+        }
+    }
+
+    /// What is asked for.
+    struct Wish: Sendable {
+        var isReadOnly = false
+        var scansPartitions = false
+        var isTemporary = false
     }
 
     /// Most block devices.
     package static let capacity = 256
-    /// How long the end of the service waits for what filesystems have in memory.
-    private static let syncTime = Duration.seconds(10)
 
-    private let directory: String
-    private let devices: DeviceRegistry
-    private let snapshots: SnapshotRegistry
-    private let exports: ExportTable
-    private let events: EventLog
-    private let blocking: BlockingPool
-    private let logger: Logger
-    private var entries: [UInt64: Entry] = [:]
+    let directory: String
+    let devices: DeviceRegistry
+    let snapshots: SnapshotRegistry
+    let exports: ExportTable
+    let events: EventLog
+    let blocking: BlockingPool
+    let guardian: Guardian
+    let links: BlockLinks
+    let state: StateDirectory
+    let logger: Logger
+    var entries: [UInt64: Entry] = [:]
     private var lastNumber: UInt64 = 0
     private var waiting: BlockingPool?
     /// The directory, made, with symbolic links resolved.
     private var place: String?
     private var isMemoryLocked = false
     private var isStopping = false
+    /// Attachments of devices that are not there, kept for when they are.
+    var absent: [RememberedBlock] = []
+    /// Block devices of the service before whose devices are not there; their users go on waiting.
+    var waitingForDevice: [(held: HeldDevice, note: BlockNote)] = []
 
     init(
         directory: String, devices: DeviceRegistry, snapshots: SnapshotRegistry,
-        exports: ExportTable, events: EventLog, blocking: BlockingPool, logger: Logger
+        exports: ExportTable, events: EventLog, blocking: BlockingPool, guardian: Guardian,
+        links: BlockLinks, state: StateDirectory, logger: Logger
     ) {
         self.directory = directory
         self.devices = devices
@@ -89,19 +149,10 @@ package actor BlockRegistry {
         self.exports = exports
         self.events = events
         self.blocking = blocking
+        self.guardian = guardian
+        self.links = links
+        self.state = state
         self.logger = logger
-    }
-
-    // -- start
-
-    /// Takes away what a killed service left in the runtime directory.
-    func removeLeftovers() async throws {
-        let path = directory
-        let isThere = await blocking.run { access(path, F_OK) == 0 } ?? false
-        guard isThere else { return }
-        let place = try await madePlace()
-        let found = await (try pools()).waiting.run { BlockLeftovers.remove(under: place) }
-        for sentence in found ?? [] { logger.warning("\(sentence)") }
     }
 
     /// A device has another size: its block device follows, images keep theirs.
@@ -118,6 +169,7 @@ package actor BlockRegistry {
                 continue
             }
             entry.size = size
+            await noteAnew(entry)
         }
     }
 
@@ -125,39 +177,71 @@ package actor BlockRegistry {
 
     /// Makes a block device for a device or an image.
     package func attach(
-        _ name: BlockTargetName, isReadOnly: Bool, scansPartitions: Bool
+        _ name: BlockTargetName, isReadOnly: Bool, scansPartitions: Bool, isTemporary: Bool
     ) async throws -> BlockDocument {
+        let wish = Wish(
+            isReadOnly: isReadOnly, scansPartitions: scansPartitions, isTemporary: isTemporary)
+        let (number, entry) = try await attach(name, wish)
+        if entry.remembered != nil {
+            do {
+                try await save()
+            } catch {
+                await end(number, entry)
+                throw error
+            }
+        }
+        return document(of: entry)
+    }
+
+    /// Makes it and does not yet remember it.
+    func attach(
+        _ name: BlockTargetName, _ wish: Wish
+    ) async throws -> (number: UInt64, entry: Entry) {
         guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
-        let plan = try await plan(name, isReadOnly: isReadOnly, scansPartitions: scansPartitions)
+        await adoptWaiting(of: name.device)
+        var plan = try await plan(name, wish)
         try checkUnused(plan)
         guard entries.count < Self.capacity else {
             throw ControlError(
                 .busy,
                 "\(Self.capacity) block devices are attached, the most there may be; detach one")
         }
-        lastNumber += 1
-        let number = lastNumber
+        let number = nextNumber()
+        plan.directory = "\(try await madePlace())/\(number)"
+        try checkUnused(plan)
         let entry = Entry(plan)
         entries[number] = entry
         do {
-            let export = try await open(plan, number)
+            let export = try await open(plan, number, entry)
             entry.export = export
             try await checkStillThere(plan, entry, export)
+            try await makeLink(entry, export)
+            await noteAnew(entry)
         } catch {
+            if let export = entry.export, !entry.hasEnded { await cutOff(export) }
             await gone(number)
             throw error
         }
         entry.isBusy = false
-        let path = entry.export?.path ?? ""
-        events.record(
-            .blockAttached, device: plan.device, "\(plan.target) attached as block device \(path)")
-        logger.info("attached \(plan.target) as block device \(path)")
-        return document(of: entry)
+        tellAttached(entry)
+        return (number, entry)
     }
 
-    private func plan(
-        _ name: BlockTargetName, isReadOnly: Bool, scansPartitions: Bool
-    ) async throws -> Plan {
+    func nextNumber(after number: UInt64 = 0) -> UInt64 {
+        lastNumber = max(lastNumber, number) + 1
+        return lastNumber
+    }
+
+    private func tellAttached(_ entry: Entry) {
+        let path = entry.link ?? entry.export?.path ?? ""
+        events.record(
+            .blockAttached, device: entry.device,
+            "\(entry.target) attached as block device \(path)")
+        logger.info(
+            "attached \(entry.target) as block device \(path) (\(entry.export?.path ?? ""))")
+    }
+
+    func plan(_ name: BlockTargetName, _ wish: Wish) async throws -> Plan {
         guard let device = ObjectName(name.device) else {
             throw ControlError(
                 .notFound,
@@ -169,7 +253,7 @@ package actor BlockRegistry {
         if let snapshot = name.snapshot {
             target += "@\(try await snapshots.label(of: snapshot))"
         }
-        let isWritableImage = name.snapshot != nil && !isReadOnly
+        let isWritableImage = name.snapshot != nil && !wish.isReadOnly
         guard let export = exports.export(named: target + (isWritableImage ? ":rw" : "")) else {
             throw ControlError(
                 .notFound,
@@ -180,7 +264,8 @@ package actor BlockRegistry {
         }
         return Plan(
             target: target, device: device, export: export, sectorBytes: sectorBytes,
-            isReadOnly: isReadOnly || export.isReadOnly, scansPartitions: scansPartitions)
+            isReadOnly: wish.isReadOnly || export.isReadOnly,
+            scansPartitions: wish.scansPartitions, isTemporary: wish.isTemporary)
     }
 
     private func checkUnused(_ plan: Plan) throws(ControlError) {
@@ -195,26 +280,53 @@ package actor BlockRegistry {
                 + "first")
     }
 
-    private func open(_ plan: Plan, _ number: UInt64) async throws -> BlockExport {
-        let place = try await madePlace()
+    private func open(
+        _ plan: Plan, _ number: UInt64, _ entry: Entry
+    ) async throws -> BlockExport {
         let pools = try pools()
         await lockMemory()
         do throws(BlockExportError) {
             let export = try await BlockExport.open(
-                BlockExportRequest(
-                    name: plan.target, directory: "\(place)/\(number)",
-                    loop: plan.export.loop, target: plan.export.target,
-                    sectorBytes: plan.sectorBytes, isReadOnly: plan.isReadOnly,
-                    scansPartitions: plan.scansPartitions),
-                pools: pools
-            ) { [weak self] in
-                Task { await self?.sessionEnded(number) }
-            }
-            ServedBlockDevices.add(
-                export.deviceNumber,
-                of: plan.target == plan.device.text ? plan.device : nil)
+                plan.request(), holding: holding(number, entry), pools: pools,
+                ended: sessionEnd(number))
+            served(export, entry)
             return export
         } catch { throw ControlError(error) }
+    }
+
+    /// Who keeps the device from failing while no service answers: for devices the guardian. An
+    /// image ends with the service.
+    func holding(_ number: UInt64, _ entry: Entry) -> BlockHolding {
+        guard entry.isDevice else { return BlockHolding(hold: { _ in }, release: {}) }
+        let (guardian, note) = (guardian, entry.note?.bytes)
+        return BlockHolding(
+            hold: { descriptor in
+                guard let note, await guardian.hold(descriptor, as: number, note: note) else {
+                    return
+                }
+                await self.isHeld(number)
+            }, release: { await guardian.release(number) })
+    }
+
+    private func isHeld(_ number: UInt64) { entries[number]?.isHeld = true }
+
+    func sessionEnd(_ number: UInt64) -> @Sendable () -> Void {
+        { [weak self] in Task { await self?.sessionEnded(number) } }
+    }
+
+    func served(_ export: BlockExport, _ entry: Entry) {
+        ServedBlockDevices.add(export.deviceNumber, of: entry.isDevice ? entry.device : nil)
+    }
+
+    /// Has the guardian know what there is to know now.
+    func noteAnew(_ entry: Entry) async {
+        guard entry.isHeld, let number = entries.first(where: { $0.value === entry })?.key else {
+            return
+        }
+        guard let note = entry.note?.bytes, await guardian.note(note, of: number) else {
+            entry.isHeld = false
+            return
+        }
     }
 
     /// A target that was withdrawn while the block device was being made did not count it.
@@ -222,112 +334,55 @@ package actor BlockRegistry {
         _ plan: Plan, _ entry: Entry, _ export: BlockExport
     ) async throws {
         guard exports.export(named: plan.export.name) == nil || entry.hasEnded else { return }
-        await cutOff(export)
         throw ControlError(.busy, "\(plan.target) was detached or destroyed meanwhile")
+    }
+
+    /// Gives the device its name. Where another block device of the same target, which is read
+    /// only then, has the name, this one has that of its loop device alone.
+    func makeLink(_ entry: Entry, _ export: BlockExport) async throws {
+        let isTaken = entries.values.contains { $0.target == entry.target && $0.link != nil }
+        guard !isTaken else { return }
+        let (links, name, path) = (links, entry.target, export.path)
+        let scans = entry.scansPartitions
+        let made = await blocking.run {
+            Result { try links.make(name, to: path, partitions: scans) }
+        }
+        guard let made else { throw ControlError.tooManyOperations }
+        entry.link = try made.get()
     }
 
     // -- list
 
-    /// All block devices, by path.
-    package func list() -> [BlockDocument] {
-        entries.sorted { $0.key < $1.key }.filter { $0.value.export != nil }
-            .map { document(of: $0.value) }
-    }
-
-    private func document(of entry: Entry) -> BlockDocument {
-        BlockDocument(
-            path: entry.export?.path ?? "", target: entry.target, readOnly: entry.isReadOnly,
-            partitions: entry.scansPartitions, size: entry.size, sectorSize: entry.sectorBytes,
-            attachedAt: entry.attachedAt)
-    }
-
-    // -- detach
-
-    /// Takes a block device away, `loopN` or `/dev/loopN`; refused as busy while it is in use.
-    package func detach(_ name: String) async throws -> BlockDocument {
-        let path = name.hasPrefix("/") ? name : "/dev/" + name
-        guard let (number, entry) = entries.first(where: { $0.value.export?.path == path }) else {
-            throw ControlError(
-                .notFound,
-                "\(path) is no block device of this service; `stillpoint block list` names those "
-                    + "there are")
-        }
-        let last = document(of: entry)
-        try await detach(number, entry)
-        return last
-    }
-
-    private func detach(_ number: UInt64, _ entry: Entry) async throws {
-        guard let export = entry.export, !entry.isBusy else {
-            throw ControlError(
-                .busy,
-                "block device \(entry.target) is being attached or detached; try again in "
-                    + "a moment")
-        }
-        entry.isBusy = true
-        let fault: Fault?
-        do throws(BlockExportError) {
-            fault = try await export.detach()
-        } catch {
-            entry.isBusy = false
-            throw ControlError(error)
-        }
-        await gone(number)
-        if let fault {
-            throw ControlError(
-                .failed,
-                "block device \(export.path) is detached, but its last flush failed "
-                    + "(\(errnoText(fault.errnoValue))): what was not flushed may be lost")
+    /// All block devices, by path, with who uses them.
+    package func list() async -> [BlockDocument] {
+        let there = entries.sorted { $0.key < $1.key }.compactMap { $0.value }
+            .filter { $0.export != nil }
+        let users = await users(of: there)
+        return there.map { entry in
+            var document = document(of: entry)
+            document.users = users[document.node] ?? []
+            return document
         }
     }
 
-    /// Makes way for the detach of a device: its block devices make it busy, unless `isForced`:
-    /// then they are detached, or cut off where they are in use.
-    func clear(device name: String, isForced: Bool) async throws {
-        guard let device = ObjectName(name) else { return }
-        let mine = entries.filter { $0.value.device == device }
-        if !isForced {
-            // Images make it busy too; that is said of their snapshot.
-            let paths = mine.values.filter { $0.target == name }.map {
-                $0.export?.path ?? "/dev/loop?"
-            }
-            guard !paths.isEmpty else { return }
-            let list = paths.sorted().joined(separator: ", ")
-            throw ControlError(
-                .busy,
-                "device \(name) is attached as block device \(list); detach that first "
-                    + "(stillpoint block detach), or detach with --force",
-                details: ["blocks": list])
-        }
-        for (number, entry) in mine { await end(number, entry) }
+    func document(of entry: Entry) -> BlockDocument {
+        let node = entry.export?.path ?? ""
+        return BlockDocument(
+            path: entry.link ?? node, node: node, target: entry.target,
+            readOnly: entry.isReadOnly, partitions: entry.scansPartitions, size: entry.size,
+            sectorSize: entry.sectorBytes, attachedAt: entry.attachedAt,
+            temporary: entry.remembered == nil, outlivesService: entry.isHeld,
+            takeovers: entry.takeoverCount, users: [])
     }
 
-    /// The snapshot is destroyed: what is left of the block devices of its images goes.
-    func endImages(of label: String) async {
-        for (number, entry) in entries where entry.target == "\(entry.device)@\(label)" {
-            await end(number, entry)
-        }
+    /// Who uses these, by the path of the loop device.
+    func users(of entries: [Entry]) async -> [String: [String]] {
+        let paths = entries.compactMap { $0.export?.path }
+        guard !paths.isEmpty else { return [:] }
+        return await blocking.run { BlockUsers.find(of: paths) } ?? [:]
     }
 
-    /// Detaches, or cuts off what is in use. Returns when it is gone.
-    private func end(_ number: UInt64, _ entry: Entry) async {
-        while entry.isBusy {
-            guard entries[number] === entry else { return }
-            await withCheckedContinuation { entry.waiters.append($0) }
-        }
-        guard entries[number] === entry, let export = entry.export else { return }
-        do {
-            try await detach(number, entry)
-        } catch {
-            guard entries[number] === entry else { return logger.warning("\(error)") }
-            logger.warning("\(error); its I/O fails from now on")
-            entry.isBusy = true
-            await cutOff(export)
-            await gone(number)
-        }
-    }
-
-    private func cutOff(_ export: BlockExport) async {
+    func cutOff(_ export: BlockExport) async {
         await export.cutOff()
         ServedBlockDevices.remove(export.deviceNumber)
     }
@@ -344,50 +399,50 @@ package actor BlockRegistry {
         await gone(number)
     }
 
-    private func gone(_ number: UInt64) async {
+    func gone(_ number: UInt64) async {
         guard let entry = entries.removeValue(forKey: number) else { return }
         if let export = entry.export {
             ServedBlockDevices.remove(export.deviceNumber)
+            await removeLink(entry, export)
             events.record(
                 .blockDetached, device: entry.device,
                 "\(entry.target) detached from block device \(export.path)")
             logger.info("detached \(entry.target) from block device \(export.path)")
         }
+        release(entry)
+    }
+
+    func release(_ entry: Entry) {
         entry.isBusy = false
         let waiters = entry.waiters
         entry.waiters = []
         for waiter in waiters { waiter.resume() }
     }
 
-    // -- end
+    private func removeLink(_ entry: Entry, _ export: BlockExport) async {
+        guard entry.link != nil else { return }
+        let (links, name, path) = (links, entry.target, export.path)
+        // What stays is replaced when the name is wanted again.
+        _ = await blocking.run { links.remove(name, to: path) }
+    }
 
-    /// Takes all block devices away for the service's end. Filesystems on those that are still
-    /// mounted are written back first, as far as that is quick; then their I/O fails.
-    func closeAll() async {
+    /// No more block devices; returns those there are.
+    func beginStopping() -> [(number: UInt64, entry: Entry)] {
         isStopping = true
-        let numbers = Set(entries.values.compactMap { $0.export?.deviceNumber })
-        if !numbers.isEmpty, let waiting {
-            await withTaskGroup(of: Void.self) { group in
-                group.addTask {
-                    _ = await waiting.run { MountedFilesystems.writeBack(on: numbers) }
-                }
-                // Ends early only when it is cancelled because the other one came first.
-                group.addTask { try? await Task.sleep(for: Self.syncTime) }
-                await group.next()
-                group.cancelAll()
-            }
-        }
-        for (number, entry) in entries { await end(number, entry) }
+        return entries.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
+    }
+
+    func closePools() async {
         if let waiting { _ = await blocking.run { waiting.close() } }
         waiting = nil
     }
 
     // -- helpers
 
-    private func pools() throws(ControlError) -> BlockPools {
+    func pools() throws(ControlError) -> BlockPools {
         if let waiting { return BlockPools(closing: blocking, waiting: waiting) }
         do throws(RingError) {
-            let made = try BlockingPool(threadCount: 2, ownsDescriptors: true)
+            let made = try BlockingPool()
             waiting = made
             return BlockPools(closing: blocking, waiting: made)
         } catch {
@@ -397,7 +452,7 @@ package actor BlockRegistry {
 
     /// What serves a block device must not have to be read back from one: the kernel may want to
     /// write to it in order to find memory.
-    private func lockMemory() async {
+    func lockMemory() async {
         guard !isMemoryLocked else { return }
         isMemoryLocked = true
         let failure = await blocking.run { cl_lock_memory() == 0 ? 0 : errno } ?? 0
@@ -410,7 +465,7 @@ package actor BlockRegistry {
     }
 
     /// The directory of the mounts, made where it is missing, with symbolic links resolved.
-    private func madePlace() async throws -> String {
+    func madePlace() async throws -> String {
         if let place { return place }
         let path = directory
         let outcome = await blocking.run { () -> Result<String, SystemFailure> in

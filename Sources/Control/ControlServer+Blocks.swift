@@ -12,11 +12,15 @@ extension ControlServer {
                 BlockAttachDocument.self, keys: BlockAttachDocument.keys, from: request)
             let made = try await blocks.attach(
                 try BlockTargetName(document.target), isReadOnly: document.readOnly ?? false,
-                scansPartitions: document.partitions ?? false)
+                scansPartitions: document.partitions ?? false,
+                isTemporary: document.temporary ?? false)
             return Answer(made, status: .created)
         }
-        router.delete("v1/blocks/{name}") { _, context in
-            Answer(try await blocks.detach(try context.parameters.require("name")))
+        router.delete("v1/blocks/{name}") { request, context in
+            Answer(
+                try await blocks.detach(
+                    try context.parameters.require("name"),
+                    losesWrites: try Self.flag("force_lose_writes", of: request)))
         }
     }
 }

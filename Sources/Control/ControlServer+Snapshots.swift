@@ -18,8 +18,12 @@ extension ControlServer {
         router.get("v1/snapshots/{id}") { _, context in
             Answer(try await snapshots.show(try context.parameters.require("id")))
         }
-        router.delete("v1/snapshots/{id}") { [blocks = registries.blocks] _, context in
-            let last = try await snapshots.destroy(try context.parameters.require("id"))
+        router.delete("v1/snapshots/{id}") { [blocks = registries.blocks] request, context in
+            let id = try context.parameters.require("id")
+            try await blocks.clear(
+                imagesOf: "\(try await snapshots.label(of: id))",
+                losesWrites: try Self.flag("force_lose_writes", of: request))
+            let last = try await snapshots.destroy(id)
             await blocks.endImages(of: last.label)
             return Answer(last)
         }

@@ -162,8 +162,9 @@ struct ControlServer: Sendable {
     private func addDevices(to router: Router<ControlContext>) {
         let registry = registries.devices
         router.get("v1/devices") { _, _ in Answer(await registry.list()) }
-        router.post("v1/devices") { request, _ in
+        router.post("v1/devices") { [blocks = registries.blocks] request, _ in
             let outcome = try await registry.attach(try await Self.attachRequest(request))
+            if outcome.isNew { await blocks.deviceAttached(outcome.device.name) }
             return Answer(outcome.device, status: outcome.isNew ? .created : .ok)
         }
         router.get("v1/devices/{name}") { _, context in
@@ -173,9 +174,15 @@ struct ControlServer: Sendable {
             Answer(try await registry.resize(try context.parameters.require("name")))
         }
         router.delete("v1/devices/{name}") { [registries] request, context in
-            let isForced = try Self.flag("force", of: request)
+            let losesWrites = try Self.flag("force_lose_writes", of: request)
+            let isForced = try Self.flag("force", of: request) || losesWrites
             let name = try context.parameters.require("name")
-            try await registries.blocks.clear(device: name, isForced: isForced)
+            try await registries.blocks.clear(
+                device: name, isForced: isForced, losesWrites: losesWrites)
+            for label in isForced ? await registry.holders(of: name) : [] {
+                try await registries.blocks.clear(
+                    imagesOf: "\(label)", losesWrites: losesWrites)
+            }
             let last = try await registry.detach(
                 name, isForced: isForced, destroying: registries.snapshots.destroyAll)
             guard let last else {

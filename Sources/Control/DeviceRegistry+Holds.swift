@@ -5,6 +5,16 @@ internal import DataPlane
 // questions about changes pin it while they are under way.
 
 extension DeviceRegistry {
+    /// Whether a device is remembered and could not be attached.
+    func isMissing(_ name: String) -> Bool {
+        ObjectName(name).map { missing[$0] != nil } ?? false
+    }
+
+    /// The snapshots that a device is in.
+    func holders(of name: String) -> [SnapshotLabel] {
+        ObjectName(name).flatMap { holders[$0] } ?? []
+    }
+
     /// Keeps devices from being detached until `release`; all or none.
     func hold(
         _ names: [ObjectName], by snapshot: SnapshotLabel

@@ -94,6 +94,20 @@ package struct StatusDocument: Codable, Equatable, Sendable {
     package var snapshots: [SnapshotDocument]
     package var missing: [MissingDeviceDocument]
     package var blocks: [BlockDocument]
+    /// What the service before left waiting for too long; nil when nothing was.
+    package var letGo: LetGoDocument?
+    /// Seconds for which block devices wait for the next service.
+    package var restartLimit: UInt64
+}
+
+/// Block devices that no service answered in time, so that their I/O failed.
+package struct LetGoDocument: Codable, Equatable, Sendable {
+    /// When the service before ended.
+    package var since: Date
+    /// When they were let go.
+    package var until: Date
+    /// Names for people.
+    package var devices: [String]
 }
 
 /// A loop of the service.

@@ -48,8 +48,6 @@ actor FilesystemFreezing {
     private let localBlockDevices: LocalBlockDevices
     private let logger: Logger
     private let turn = Turns()
-    /// Replies of filesystems' threads.
-    private let relay: RelayThread
     /// Filesystems whose threads are stuck in a call, by number: where those are mounted that may
     /// be frozen when they come back, nothing for others.
     private var stuck: [DeviceNumber: [UInt8]?] = [:]
@@ -57,9 +55,8 @@ actor FilesystemFreezing {
     init(
         listPath: String, quiet: Turns, log: QuietLog, blocking: BlockingPool, cuts: CutThread,
         limits: FreezeLimits, localBlockDevices: @escaping LocalBlockDevices, logger: Logger
-    ) throws(RingError) {
+    ) {
         self.listPath = listPath
-        relay = try RelayThread()
         self.quiet = quiet
         self.log = log
         self.blocking = blocking
@@ -68,8 +65,6 @@ actor FilesystemFreezing {
         self.localBlockDevices = localBlockDevices
         self.logger = logger
     }
-
-    deinit { relay.close() }
 
     /// Chooses what to freeze, or refuses.
     func plan(
@@ -293,7 +288,7 @@ actor FilesystemFreezing {
                     + "its disk is slow or hangs; try again later, or without it")
         }
         do throws(RingError) {
-            return try FilesystemFreezer(target, listPath: listPath, relay: relay)
+            return try FilesystemFreezer(target, listPath: listPath)
         } catch { throw ControlError(.failed, "\(target.name) cannot be frozen: \(error)") }
     }
 

@@ -10,10 +10,13 @@ internal import Synchronization
 // should it end.
 //
 // Invariants
-// - At most one guardian of a state directory lives: it holds a lock there, and the next service
-//   waits for it before it starts its own.
-// - Without a guardian the service works; a kill then costs the histories of its devices.
-// - A service that ends cleanly outlives its guardian.
+// - At most one guardian of a state directory watches: it holds a lock there until it has recorded
+//   what it watched, and the next service waits for it before it starts its own.
+// - What a guardian holds is held by the next one before the former lets go, and only then told to
+//   the service.
+// - Without a guardian the service works; a kill then costs the histories of its devices, and its
+//   block devices end with it.
+// - A service that ends cleanly outlives its guardian, unless block devices wait for the next one.
 
 /// The guardian of this service.
 actor Guardian {
@@ -22,39 +25,121 @@ actor Guardian {
     /// Guardians started after the first: one that ends again and again is of no use.
     private static let restartCountMax = 16
 
-    private let lockPath: String
-    private let frozenListPath: String
+    private let options: GuardianOptions
     private let blocking: BlockingPool
     private let logger: Logger
     private var link: GuardianLink?
     private var life: GuardianLife?
     private var watched: [ObjectName: WatchedOrigin] = [:]
+    private var held: [UInt64: HeldDevice] = [:]
+    private var thawing: Task<Void, Never>?
     private var isDismissed = false
     private var restartCount = 0
 
     init(
-        stateDirectory: String, runtimeDirectory: String, blocking: BlockingPool, logger: Logger
+        stateDirectory: String, runtimeDirectory: String, restartLimitSeconds: UInt64,
+        blocking: BlockingPool, logger: Logger
     ) {
-        lockPath = stateDirectory + "/guardian.lock"
-        frozenListPath = runtimeDirectory + "/" + FrozenFilesystems.listName
+        options = GuardianOptions(
+            lockPath: stateDirectory + "/guardian.lock",
+            frozenListPath: runtimeDirectory + "/" + FrozenFilesystems.listName,
+            stateDirectory: stateDirectory, runtimeDirectory: runtimeDirectory,
+            restartLimitSeconds: restartLimitSeconds)
         self.blocking = blocking
         self.logger = logger
     }
 
-    /// Waits until the guardian of a service that was killed has recorded what it watched, then
-    /// starts this service's. Thaws what is still frozen.
-    func start() async {
-        let (lockPath, frozenListPath) = (lockPath, frozenListPath)
+    /// Seconds for which block devices wait.
+    nonisolated var restartLimitSeconds: UInt64 { options.restartLimitSeconds }
+
+    /// Waits until the guardian of a service that was killed has recorded what it watched, takes
+    /// over what it holds, and starts this service's. Begins to thaw what is still frozen. Throws
+    /// where the former guardian holds block devices and cannot be understood.
+    func start() async throws -> [HeldDevice] {
+        let lockPath = options.lockPath
         let isFree = await blocking.run { Self.waitForFormer(lockPath) } ?? false
         if !isFree {
             logger.error(
                 "the guardian of the service before has not ended; what it was to record is lost")
         }
-        let thawed = await blocking.run { FrozenFilesystems.thaw(listedIn: frozenListPath) } ?? []
+        let directory = options.stateDirectory
+        let outcome = await blocking.run { Takeover.begin(in: directory) }
+        guard let outcome else { throw ControlError.tooManyOperations }
+        let takeover = try outcome.get()
+        for device in takeover?.devices ?? [] { held[device.key] = device }
+        // A filesystem on a block device that waits thaws once that is served again.
+        thawing = Task { await self.thaw() }
+        let isWhole = await spawn()
+        if let takeover {
+            if isWhole {
+                _ = await blocking.run { takeover.confirm() }
+            } else {
+                logger.error(
+                    """
+                    no guardian holds the block devices that were taken over: they end with this \
+                    service, or with the guardian of the one before
+                    """)
+            }
+        }
+        return held.values.sorted { $0.key < $1.key }
+    }
+
+    /// Waits until what the service before left frozen is thawed.
+    func finishThawing() async { await thawing?.value }
+
+    private func thaw() async {
+        let path = options.frozenListPath
+        let thawed = await ErrandProcess.thaw(listedIn: path)
         for mountPoint in thawed {
             logger.warning("thawed \(mountPoint), which a killed service had left frozen")
         }
-        await spawn()
+    }
+
+    // MARK: Block devices
+
+    /// Has the guardian hold an open /dev/fuse, which stays the caller's. False when no guardian
+    /// holds it.
+    func hold(_ descriptor: Int32, as key: UInt64, note: [UInt8]) async -> Bool {
+        // Another one, for the caller may close its own while another guardian is told of it.
+        let own = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
+        guard own >= 0 else { return false }
+        let device = HeldDevice(key: key, descriptor: own, isDrained: false, note: note)
+        held[key] = device
+        return await tell(device)
+    }
+
+    /// Notes something else of a block device that is held.
+    func note(_ note: [UInt8], of key: UInt64) async -> Bool {
+        guard var device = held[key] else { return false }
+        device.note = note
+        held[key] = device
+        return await tell(device)
+    }
+
+    private func tell(_ device: HeldDevice) async -> Bool {
+        let message = GuardianMessage.hold(
+            device.key, isDrained: device.isDrained, note: device.note)
+        guard let answer = await ask(message, with: device.descriptor) else { return false }
+        guard answer != GuardianMessage.accepted else { return true }
+        logger.error("the guardian cannot hold a block device: \(answer)")
+        return false
+    }
+
+    /// Whether nothing that was read from a block device is in hand. False when no guardian knows.
+    @discardableResult
+    func setDrained(_ key: UInt64, _ isDrained: Bool) async -> Bool {
+        guard held[key] != nil else { return false }
+        held[key]?.isDrained = isDrained
+        return await ask(.setDrained(key, isDrained)) == GuardianMessage.accepted
+    }
+
+    /// The block device is gone, or is to fail.
+    func release(_ key: UInt64) async {
+        guard let device = held.removeValue(forKey: key) else { return }
+        _ = await ask(.release(key))
+        // The last reference fails what waits, which takes a moment.
+        let descriptor = device.descriptor
+        if await blocking.run({ close(descriptor) }) == nil { close(descriptor) }
     }
 
     /// Has an origin watched; returns when it is, or when that failed.
@@ -76,15 +161,23 @@ actor Guardian {
         _ = await ask(.forget(name))
     }
 
-    /// The service ends cleanly: so does the guardian, before this returns.
+    /// The service ends cleanly: so does the guardian, before this returns, unless block devices
+    /// wait for the next service.
     func dismiss() async {
         isDismissed = true
         let answer = await ask(.dismiss)
-        if let life {
+        if let life, answer != GuardianMessage.holding {
             // One that does not answer would take the end of its socket for a death.
             let isGoing = answer == GuardianMessage.accepted
             let hasEnded = await blocking.run { life.end(isGoing: isGoing) }
             if hasEnded != true { logger.error("the guardian does not end") }
+        }
+        if answer == GuardianMessage.holding {
+            logger.info(
+                """
+                \(held.count) block device(s) wait for the next service, at most \
+                \(options.restartLimitSeconds) s
+                """)
         }
         link = nil
     }
@@ -105,9 +198,10 @@ actor Guardian {
         return true
     }
 
-    private func spawn() async {
-        let (lockPath, frozenListPath) = (lockPath, frozenListPath)
-        let started = await blocking.run { Self.spawn(lockPath, frozenListPath) }
+    /// True when the guardian holds all that it is to hold.
+    private func spawn() async -> Bool {
+        let options = options
+        let started = await blocking.run { Self.spawn(options) }
         switch started {
         case .success((let socket, let processID)):
             let link = GuardianLink(owning: socket)
@@ -120,19 +214,33 @@ actor Guardian {
                 self.link = nil
                 restartCount = Self.restartCountMax
                 logger.error("the guardian did not start: \(greeting ?? "it does not answer")")
-                return
+                return false
             }
-            for origin in watched.values.sorted(by: { $0.name < $1.name }) {
-                await watch(origin)
-            }
+            return await tellAll()
         case .failure(let failure):
             logger.error("the guardian did not start: \(failure)")
         case nil: logger.error("the guardian did not start: too many operations wait")
         }
+        return false
+    }
+
+    private func tellAll() async -> Bool {
+        for origin in watched.values.sorted(by: { $0.name < $1.name }) {
+            await watch(origin)
+        }
+        var isWhole = true
+        for device in held.values where await !tell(device) { isWhole = false }
+        guard isWhole else { return false }
+        guard let answer = await ask(.adopted) else { return false }
+        guard answer != GuardianMessage.accepted else { return true }
+        logger.error(
+            "the next service cannot find the guardian (\(answer)): block devices end with this one"
+        )
+        return false
     }
 
     private nonisolated static func spawn(
-        _ lockPath: String, _ frozenListPath: String
+        _ options: GuardianOptions
     ) -> Result<(Int32, Int32), SystemFailure> {
         var ends: [Int32] = [-1, -1]
         let kind = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue)
@@ -147,7 +255,10 @@ actor Guardian {
         }
         // The same program in a process of its own, with none of this one's memory.
         let words = [
-            "stillpoint", "guardian", "--lock", lockPath, "--frozen-list", frozenListPath,
+            "stillpoint", "guardian", "--lock", options.lockPath,
+            "--frozen-list", options.frozenListPath, "--state-dir", options.stateDirectory,
+            "--runtime-dir", options.runtimeDirectory,
+            "--restart-limit", "\(options.restartLimitSeconds)",
         ]
         var arguments: [UnsafeMutablePointer<CChar>?] = words.map { strdup($0) }
         arguments.append(nil)
@@ -171,16 +282,16 @@ actor Guardian {
         }
         restartCount += 1
         logger.error("the guardian has ended; another one is started")
-        await spawn()
+        _ = await spawn()
     }
 
     // MARK: Messages
 
     /// Sends a message and returns the answer; nil when there is no guardian, or none that
     /// answers, which was logged.
-    private func ask(_ message: GuardianMessage) async -> String? {
+    private func ask(_ message: GuardianMessage, with descriptor: Int32 = -1) async -> String? {
         guard let link else { return nil }
-        let answer = await blocking.run { link.ask(message) }
+        let answer = await blocking.run { link.ask(message, with: descriptor) }
         guard let answer, let answer else {
             logger.error("the guardian does not answer")
             return nil
@@ -244,10 +355,10 @@ private final class GuardianLink: Sendable {
     deinit { socket.withLock { _ = close($0) } }
 
     /// Sends a message and returns the answer; nil when there is none in time. Blocks.
-    func ask(_ message: GuardianMessage) -> String? {
+    func ask(_ message: GuardianMessage, with descriptor: Int32) -> String? {
         socket.withLock { socket in
-            var bytes = message.bytes
-            guard send(socket, &bytes, bytes.count, Int32(MSG_NOSIGNAL)) == bytes.count
+            let bytes = message.bytes
+            guard cl_send_packet(socket, bytes, bytes.count, descriptor) == bytes.count
             else { return nil }
             return Self.receive(socket)
         }
@@ -267,7 +378,14 @@ private final class GuardianLink: Sendable {
 }
 
 /// The guardian's own process, from its command line on: returns its exit status.
-package func runGuardian(lockPath: String, frozenListPath: String) -> Int32 {
-    var guardian = GuardianProcess(frozenListPath: frozenListPath, bootID: BootID.current)
-    return guardian.run(lockPath: lockPath)
+package func runGuardian(
+    lockPath: String, frozenListPath: String, stateDirectory: String, runtimeDirectory: String,
+    restartLimitSeconds: UInt64
+) -> Int32 {
+    var guardian = GuardianProcess(
+        GuardianOptions(
+            lockPath: lockPath, frozenListPath: frozenListPath, stateDirectory: stateDirectory,
+            runtimeDirectory: runtimeDirectory, restartLimitSeconds: restartLimitSeconds),
+        bootID: BootID.current)
+    return guardian.run()
 }

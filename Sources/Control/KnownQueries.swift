@@ -7,7 +7,8 @@ struct KnownQueries: RouterMiddleware {
 
     /// What each path takes; those that are not here take nothing.
     private static let names: [String: Set<String>] = [
-        "/v1/probe": ["path"], "/v1/devices/{name}": ["force"],
+        "/v1/probe": ["path"], "/v1/devices/{name}": ["force", "force_lose_writes"],
+        "/v1/snapshots/{id}": ["force_lose_writes"], "/v1/blocks/{name}": ["force_lose_writes"],
         "/v1/devices/{name}/changes": [
             "since", "until", "offset", "length", "limit", "generation", "since_epoch",
             "until_epoch",

@@ -84,6 +84,7 @@ package struct MachineProbe: Codable, Equatable, Sendable {
                 reason: ring.reason),
             node("FUSE", "/dev/fuse", "local block devices"),
             node("loop devices", "/dev/loop-control", "local block devices"),
+            takeover(),
             node("ublk", "/dev/ublk-control", "nothing: FUSE and loop serve"),
             node("kernel NBD", "/dev/nbd0", "nothing here; its client can use the exports"),
             lockedMemory(),
@@ -103,6 +104,19 @@ package struct MachineProbe: Codable, Equatable, Sendable {
         return Facility(
             name: name, usable: isUsable, usedFor: use,
             reason: isUsable ? nil : "\(path): \(errnoText(reason))")
+    }
+
+    /// A planned restart needs nothing of the kernel, one after a kill needs FUSE_NOTIFY_RESEND.
+    private static func takeover() -> Facility {
+        let numbers = kernel().split { !$0.isNumber }.prefix(2).compactMap { Int($0) }
+        let isUsable = numbers.count == 2 && (numbers[0], numbers[1]) >= (6, 9)
+        return Facility(
+            name: "FUSE_NOTIFY_RESEND", usable: isUsable,
+            usedFor: "block devices that outlive a kill of the service",
+            reason: isUsable
+                ? nil
+                : "it needs Linux 6.9; block devices outlive a planned restart all the same, and "
+                    + "fail after a kill")
     }
 
     /// Data waiting to be stored is kept out of swap where the limit allows.

@@ -27,6 +27,17 @@ package struct ServiceConfiguration: Sendable {
     package var notifySocket: String?
     /// Longest freeze of filesystems, for tests; nil: 10 s.
     package var freezeLimitMilliseconds: UInt64?
+    /// Block devices to make at the start.
+    package var blocks: [RememberedBlock] = []
+    /// Seconds for which block devices wait for the next service.
+    package var restartLimitSeconds = ServiceConfiguration.restartLimitDefault
+    /// Where the names of block devices are, for tests another directory.
+    package var blockLinkDirectory = BlockLinks.directory
+
+    /// Seconds for which block devices wait unless something else was asked for.
+    package static let restartLimitDefault: UInt64 = 300
+    /// Longest time that can be asked for: a day.
+    package static let restartLimitMax: UInt64 = 86400
 
     /// Most loops.
     package static let loopCountMax = 64

@@ -8,8 +8,8 @@ internal import RingIO
 // Invariants
 // - The directory is locked (flock) from `open` until the object goes or the process dies.
 // - Nothing is written while filesystems are frozen (`quiet`).
-// - `devices.json` is replaced as a whole, durably, before the command that changed it answers;
-//   so is `checkpoints.json` (`CheckpointStore`).
+// - `devices.json` is replaced as a whole, durably, before the command that changed it answers; so
+//   are `blocks.json` and `checkpoints.json` (`CheckpointStore`).
 
 /// A device to attach again at the next start.
 struct RememberedDevice: Codable, Equatable, Sendable {
@@ -70,9 +70,16 @@ final class StateDirectory: Sendable {
 
     /// Replaces the devices to attach, durably.
     func save(_ devices: [RememberedDevice], on blocking: BlockingPool) async throws {
-        let file = path + "/devices.json"
         let contents = Contents(version: 1, devices: devices.sorted { $0.name < $1.name })
-        let bytes = [UInt8](try DocumentCoding.encoder(pretty: true).encode(contents))
+        try await replace(
+            "devices.json",
+            with: [UInt8](try DocumentCoding.encoder(pretty: true).encode(contents)),
+            on: blocking)
+    }
+
+    /// Replaces a file of the state, durably.
+    func replace(_ name: String, with bytes: [UInt8], on blocking: BlockingPool) async throws {
+        let file = path + "/" + name
         await quiet.takeShared()
         defer { quiet.giveBack() }
         let outcome = await blocking.run { () -> Result<Void, SystemFailure> in

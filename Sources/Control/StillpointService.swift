@@ -6,6 +6,7 @@ internal import Hummingbird
 package import Logging
 internal import RingIO
 internal import ServiceLifecycle
+internal import Synchronization
 
 // The service as a whole: what must exist before what, and the way back.
 //
@@ -40,6 +41,7 @@ package final class StillpointService: Service {
     private let whenReady: @Sendable () -> Void
     private let startedAt = Date()
     private let counts = RequestCounts()
+    private let letGo = Mutex<LetGoDocument?>(nil)
 
     /// `whenReady` is called once, when all is reachable.
     package init(
@@ -65,6 +67,7 @@ package final class StillpointService: Service {
         }
         let state = try StateDirectory(opening: configuration.stateDirectory)
         let remembered = try state.load()
+        let blocks = try state.loadBlocks()
         let checkpoints = try CheckpointStore(loading: state.path)
         let runtime = try LockedDirectory(runtime: configuration.runtimeDirectory)
         defer { withExtendedLifetime(runtime) {} }
@@ -77,8 +80,8 @@ package final class StillpointService: Service {
         do {
             outcome = .success(
                 try await runDevices(
-                    remembered, checkpoints, state: state, socket: socket, loops: loops,
-                    blocking: blocking))
+                    Remembered(devices: remembered, blocks: blocks), checkpoints, state: state,
+                    socket: socket, loops: loops, blocking: blocking))
         } catch { outcome = .failure(error) }
         await stop(loops, on: blocking)
         try outcome.get()
@@ -120,17 +123,28 @@ package final class StillpointService: Service {
         precondition(done != nil, "nothing else waits in the blocking pool at the end")
     }
 
+    /// What the state directory says of the time before.
+    private struct Remembered {
+        var devices: [RememberedDevice]
+        var blocks: [RememberedBlock]
+        /// What the guardian of the service before held.
+        var held: [HeldDevice] = []
+    }
+
     private func runDevices(
-        _ remembered: [RememberedDevice], _ store: CheckpointStore, state: StateDirectory,
+        _ remembered: Remembered, _ store: CheckpointStore, state: StateDirectory,
         socket: ControlSocket, loops: [LoopThread], blocking: BlockingPool
     ) async throws {
         let exports = ExportTable()
         let events = EventLog()
-        let cuts = try startCutThread()
         let guardian = Guardian(
             stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
-            blocking: blocking, logger: logger)
-        await guardian.start()
+            restartLimitSeconds: configuration.restartLimitSeconds, blocking: blocking,
+            logger: logger)
+        var remembered = remembered
+        remembered.held = try await guardian.start()
+        await tellLetGo(isTakenOver: !remembered.held.isEmpty, on: blocking)
+        let cuts = try startCutThread()
         let registry = DeviceRegistry(
             loops: loops, blocking: blocking, cuts: cuts,
             histories: HistoryPlaces(
@@ -139,23 +153,25 @@ package final class StillpointService: Service {
             state: state, exports: exports, events: events, checkpoints: store, logger: logger)
         let outcome: Result<Void, any Error>
         do {
-            try await registry.attachAtStart(configuration.attach, remembered: remembered)
+            try await registry.attachAtStart(configuration.attach, remembered: remembered.devices)
             let checkpoints = CheckpointRegistry(
                 store: store, devices: registry, blocking: blocking, cuts: cuts,
                 quiet: state.quiet, logger: logger)
-            let snapshots = try snapshotRegistry(
+            let snapshots = snapshotRegistry(
                 devices: registry, checkpoints: checkpoints, state: state, cuts: cuts,
                 blocking: blocking, exports: exports, events: events)
             let blocks = BlockRegistry(
                 directory: configuration.runtimeDirectory + "/block", devices: registry,
                 snapshots: snapshots, exports: exports, events: events, blocking: blocking,
+                guardian: guardian,
+                links: BlockLinks(directory: configuration.blockLinkDirectory), state: state,
                 logger: logger)
             await registry.followSizes { await blocks.deviceResized($0) }
             outcome = await runSnapshots(
                 Registries(
                     devices: registry, snapshots: snapshots, checkpoints: checkpoints,
                     blocks: blocks, events: events, cuts: cuts),
-                exports, socket: socket, loops: loops)
+                exports, remembered, socket: socket, loops: loops)
         } catch { outcome = .failure(error) }
         await registry.stopping()
         // The cuts under way end; those that come are refused.
@@ -172,16 +188,13 @@ package final class StillpointService: Service {
     private func snapshotRegistry(
         devices: DeviceRegistry, checkpoints: CheckpointRegistry, state: StateDirectory,
         cuts: CutThread, blocking: BlockingPool, exports: ExportTable, events: EventLog
-    ) throws(ControlError) -> SnapshotRegistry {
+    ) -> SnapshotRegistry {
         var limits = FreezeLimits()
         if let limit = configuration.freezeLimitMilliseconds { limits.freezeMilliseconds = limit }
-        let freezing: FilesystemFreezing
-        do throws(RingError) {
-            freezing = try FilesystemFreezing(
-                listPath: configuration.runtimeDirectory + "/" + FrozenFilesystems.listName,
-                quiet: state.quiet, log: .shared, blocking: blocking, cuts: cuts, limits: limits,
-                localBlockDevices: { ServedBlockDevices.byDevice() }, logger: logger)
-        } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
+        let freezing = FilesystemFreezing(
+            listPath: configuration.runtimeDirectory + "/" + FrozenFilesystems.listName,
+            quiet: state.quiet, log: .shared, blocking: blocking, cuts: cuts, limits: limits,
+            localBlockDevices: { ServedBlockDevices.byDevice() }, logger: logger)
         return SnapshotRegistry(
             devices: devices, checkpoints: checkpoints, blocking: blocking, exports: exports,
             events: events, freezing: freezing,
@@ -203,16 +216,49 @@ package final class StillpointService: Service {
         } catch { throw ControlError(.failed, "the service cannot start: \(error)") }
     }
 
-    /// Serves, and takes block devices and snapshots away at the end: they do not outlive the
-    /// service.
+    /// Tells of block devices that no service answered in time.
+    private func tellLetGo(isTakenOver: Bool, on blocking: BlockingPool) async {
+        let directory = configuration.runtimeDirectory
+        let notes = await blocking.run { () -> (WaitingNote?, WaitingNote?) in
+            defer {
+                WaitingNote.remove(in: directory, letGo: true)
+                WaitingNote.remove(in: directory, letGo: false)
+            }
+            return (
+                WaitingNote.read(in: directory, letGo: true),
+                WaitingNote.read(in: directory, letGo: false)
+            )
+        }
+        guard let notes else { return }
+        if let note = notes.0 {
+            letGo.withLock { $0 = LetGoDocument(note) }
+            logger.error(
+                """
+                no service ran for \(note.untilSeconds - min(note.sinceSeconds, note.untilSeconds)) s, \
+                so these block devices were let go and their I/O failed: \
+                \(note.devices.joined(separator: ", "))
+                """)
+        }
+        if let note = notes.1, !isTakenOver {
+            logger.error(
+                """
+                the guardian of the service before has ended too, so the I/O of these block devices \
+                failed: \(note.devices.joined(separator: ", "))
+                """)
+        }
+    }
+
+    /// Serves, and takes block devices of images and snapshots away at the end: they do not outlive
+    /// the service, as block devices of devices do.
     private func runSnapshots(
-        _ registries: Registries, _ exports: ExportTable, socket: ControlSocket,
-        loops: [LoopThread]
+        _ registries: Registries, _ exports: ExportTable, _ remembered: Remembered,
+        socket: ControlSocket, loops: [LoopThread]
     ) async -> Result<Void, any Error> {
         async let _: Void = registries.events.logNotices(to: logger)
         let outcome: Result<Void, any Error>
         do {
-            try await registries.blocks.removeLeftovers()
+            try await registries.blocks.start(
+                remembered.held, remembered: remembered.blocks, wanted: configuration.blocks)
             outcome = .success(
                 try await runExports(exports, registries, socket: socket, loops: loops))
         } catch { outcome = .failure(error) }
@@ -344,7 +390,8 @@ package final class StillpointService: Service {
             loops: await registry.listLoops(),
             memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
-            missing: await registry.listMissing(), blocks: await registries.blocks.list())
+            missing: await registry.listMissing(), blocks: await registries.blocks.list(),
+            letGo: letGo.withLock { $0 }, restartLimit: configuration.restartLimitSeconds)
     }
 
     private func metrics(_ registries: Registries) async -> String {
@@ -358,5 +405,14 @@ package final class StillpointService: Service {
             snapshots: await registries.snapshots.list(), cuts: registries.cuts.cuts,
             events: registries.events.counts(), requests: counts.all()
         ).text
+    }
+}
+
+extension LetGoDocument {
+    init(_ note: WaitingNote) {
+        self.init(
+            since: Date(timeIntervalSince1970: TimeInterval(note.sinceSeconds)),
+            until: Date(timeIntervalSince1970: TimeInterval(note.untilSeconds)),
+            devices: note.devices)
     }
 }

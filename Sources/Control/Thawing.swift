@@ -1,5 +1,9 @@
 internal import DataPlane
 internal import Glibc
+internal import RingIO
+
+/// How long thawing is waited for: it may need the service that is gone.
+private let thawSeconds: UInt64 = 10
 
 /// Thaws what a service that is gone left frozen, and returns the mount points that were thawed:
 /// what its guardian and its next start do, for the service manager and for an operator.
@@ -26,7 +30,12 @@ package func thawLeftovers(ofServiceIn runtimeDirectory: String) throws(ControlE
     }
     defer { withExtendedLifetime(claim) {} }
     let list = runtimeDirectory + "/" + FrozenFilesystems.listName
-    let thawed = FrozenFilesystems.thaw(listedIn: list)
+    guard let thawed = ErrandProcess.thaw(listedIn: list, seconds: thawSeconds) else {
+        throw ControlError(
+            .busy,
+            "thawing has not come to its end after \(thawSeconds) s; it goes on by itself: a "
+                + "filesystem on a block device of the service thaws when the service runs again")
+    }
     guard access(list, F_OK) != 0 else {
         throw ControlError(
             .failed,

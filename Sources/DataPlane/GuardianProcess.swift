@@ -1,19 +1,53 @@
 package import BlockModel
 internal import CLinux
 internal import Glibc
+internal import RingIO
 
-// The guardian: a small process beside the service that outlives it. It holds no socket that
-// anybody else could reach, and one descriptor of each origin that keeps nobody from anything
-// (O_PATH).
+// The guardian: a small process beside the service that outlives it. It has one descriptor of each
+// origin that keeps nobody from anything (O_PATH), and one of each block device's /dev/fuse, which
+// keeps that device from failing while no service answers it.
 //
 //   watching ──(the service's end of the socket closes)──► thaw ──► wait until no request of the
 //       │                                                  dead service is in the kernel ──► record
-//       └──(dismissed)──► gone
+//       │                                                                                      │
+//       └──(dismissed)──► holding? ──no──► gone                          holding? ◄────────────┘
+//                            │yes                                            │yes
+//                            ▼                                               ▼
+//                         wait for the next service, which takes all that is held ──► gone
+//                            └──(the limit)──► note it, close all: I/O fails ──► gone
 //
 // Invariants
-// - Thawing comes first: a frozen filesystem stops others, and may hold what is read next.
+// - Thawing comes first: a frozen filesystem stops others, and may hold what is read next. One that
+//   stands on a block device which is held thaws only once the next service answers, so it is
+//   thawed on a thread that nobody waits for for long.
 // - What is recorded was looked at twice, two ticks of the clock apart, without a difference.
 // - Waiting ends after 30 s; what could not be recorded by then is said to be unknown.
+// - What is held is let go by `taken` of the next service or at the limit, by nothing else.
+
+/// How a guardian is started.
+package struct GuardianOptions: Sendable {
+    /// The lock that the next service waits for.
+    package var lockPath: String
+    /// Mount points that the service has frozen, one to a line.
+    package var frozenListPath: String
+    /// Where the next service asks for what is held.
+    package var stateDirectory: String
+    /// Where it is written down what waits, and what was let go.
+    package var runtimeDirectory: String
+    /// Longest time for which block devices wait for the next service.
+    package var restartLimitSeconds: UInt64
+
+    package init(
+        lockPath: String, frozenListPath: String, stateDirectory: String,
+        runtimeDirectory: String, restartLimitSeconds: UInt64
+    ) {
+        self.lockPath = lockPath
+        self.frozenListPath = frozenListPath
+        self.stateDirectory = stateDirectory
+        self.runtimeDirectory = runtimeDirectory
+        self.restartLimitSeconds = restartLimitSeconds
+    }
+}
 
 /// The guardian's own process. Single-threaded, but for the waits for locks of a dead service.
 package struct GuardianProcess {
@@ -21,20 +55,28 @@ package struct GuardianProcess {
     package static let socket: Int32 = 3
     /// Longest wait for the requests of the dead service.
     package static let waitSeconds: UInt64 = 30
+    /// How long a filesystem may take to thaw before the guardian goes on.
+    private static let thawSeconds: UInt64 = 2
 
-    private let frozenListPath: String
+    private let options: GuardianOptions
     private let bootID: UniqueID
     private var watches: [ObjectName: DeathWatch] = [:]
+    private let held = HeldDevices()
+    private var packet = [UInt8](repeating: 0, count: GuardianMessage.byteCountMax)
+    /// All that the former guardian held is held here too.
+    private var isResponsible = false
+    /// Where the next service asks.
+    private var waiting: WaitingDevices?
 
-    /// `frozenListPath`: mount points that the service has frozen, one to a line.
-    package init(frozenListPath: String, bootID: UniqueID) {
-        self.frozenListPath = frozenListPath
+    /// A guardian that watches nothing yet.
+    package init(_ options: GuardianOptions, bootID: UniqueID) {
+        self.options = options
         self.bootID = bootID
     }
 
     /// Takes the lock that the next service waits for, says so, and serves until the service is
     /// gone. Returns the exit status.
-    package mutating func run(lockPath: String) -> Int32 {
+    package mutating func run() -> Int32 {
         // Whoever stops the service's group must not stop what is done after it.
         for number in [SIGTERM, SIGINT, SIGHUP, SIGPIPE] { signal(number, SIG_IGN) }
         cl_name_thread("guardian")
@@ -42,33 +84,58 @@ package struct GuardianProcess {
         // do it keep a few descriptors open.
         _ = cl_close_from(Self.socket + 1)
         _ = chdir("/")
-        let lock = open(lockPath, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        // What keeps block devices alive must not have to be read back from one. Refused where the
+        // limit of locked memory is low, which the service says.
+        _ = cl_lock_memory()
+        let lock = open(options.lockPath, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
         guard lock >= 0, flock(lock, LOCK_EX | LOCK_NB) == 0 else {
-            answer("\(lockPath): \(String(cString: strerror(errno)))")
+            answer("\(options.lockPath): \(String(cString: strerror(errno)))")
             return 1
         }
         answer(GuardianMessage.accepted)
-        var packet = [UInt8](repeating: 0, count: GuardianMessage.byteCountMax)
+        let isDead = serve()
+        // The service is gone in the middle of a takeover: the former guardian holds all there is.
+        guard isResponsible else { return 0 }
+        waiting?.begin(held, limitSeconds: options.restartLimitSeconds)
+        if isDead {
+            thaw()
+            recordAll()
+        }
+        watches = [:]
+        close(lock)
+        guard let waiting else {
+            held.letGo()
+            return 0
+        }
+        return waiting.run(held)
+    }
+
+    /// Serves until the service has gone: true when it died.
+    private mutating func serve() -> Bool {
         while true {
-            let count = recv(Self.socket, &packet, packet.count, 0)
-            if count < 0 && errno == EINTR { continue }
-            guard count > 0 else { break }
+            var descriptor: Int32 = -1
+            let count = cl_receive_packet(Self.socket, &packet, packet.count, &descriptor)
+            if count < 0 && errno == EBADMSG {
+                answer("the guardian does not understand")
+                continue
+            }
+            guard count > 0 else { return true }
             guard let message = GuardianMessage(Array(packet[..<count])) else {
+                if descriptor >= 0 { close(descriptor) }
                 answer("the guardian does not understand")
                 continue
             }
             if message == .dismiss {
-                answer(GuardianMessage.accepted)
-                return 0
+                let stays = held.count > 0 && waiting != nil
+                answer(stays ? GuardianMessage.holding : GuardianMessage.accepted)
+                if !stays { waiting?.withdraw() }
+                return false
             }
-            answer(handle(message))
+            answer(handle(message, descriptor))
         }
-        FrozenFilesystems.thaw(listedIn: frozenListPath)
-        recordAll()
-        return 0
     }
 
-    private mutating func handle(_ message: GuardianMessage) -> String {
+    private mutating func handle(_ message: GuardianMessage, _ descriptor: Int32) -> String {
         switch message {
         case .watch(let origin):
             guard let watch = DeathWatch(origin) else {
@@ -76,6 +143,22 @@ package struct GuardianProcess {
             }
             watches[origin.name] = watch
         case .forget(let name): watches[name] = nil
+        case .hold(let key, let isDrained, let note):
+            guard held.hold(key, descriptor: descriptor, isDrained: isDrained, note: note[...])
+            else {
+                if descriptor >= 0 { close(descriptor) }
+                return "the guardian holds \(held.count) block devices and has no room for that"
+            }
+        case .setDrained(let key, let isDrained):
+            guard held.setDrained(key, isDrained) else { return "it is not held" }
+        case .release(let key): held.release(key)
+        case .adopted:
+            isResponsible = true
+            waiting = WaitingDevices(options)
+            if waiting == nil {
+                return "\(options.stateDirectory): \(String(cString: strerror(errno)))"
+            }
+            waiting?.rehearse()
         case .dismiss: break
         }
         return GuardianMessage.accepted
@@ -85,6 +168,26 @@ package struct GuardianProcess {
         var bytes = Array(text.utf8)
         // A service that is gone meanwhile is found to be so by the next receive.
         _ = send(Self.socket, &bytes, bytes.count, Int32(MSG_NOSIGNAL))
+    }
+
+    /// Thaws what the dead service left frozen; what takes longer is thawed while other things go
+    /// on.
+    private func thaw() {
+        let list = options.frozenListPath
+        guard access(list, F_OK) == 0 else { return }
+        let ended = Semaphore()
+        do throws(RingError) {
+            try ServiceThread.start("thaw") {
+                // It may wait for a block device that is held, and must not keep it alive.
+                _ = cl_own_descriptors()
+                FrozenFilesystems.thaw(listedIn: list)
+                ended.signal()
+            }
+        } catch {
+            FrozenFilesystems.thaw(listedIn: list)
+            return
+        }
+        _ = ended.wait(until: cl_now_nanoseconds() + Self.thawSeconds * 1_000_000_000)
     }
 
     private func recordAll() {

@@ -37,10 +37,8 @@ struct FuseMount: Sendable {
     let file: String
     let channel: FuseChannel
 
-    /// Mounts at `directory`, which is made for it, mode 0700, and must not exist.
-    static func mount(
-        at directory: String, fileName: String
-    ) throws(BlockExportError) -> FuseMount {
+    /// An open /dev/fuse, to be mounted.
+    static func openDevice() throws(BlockExportError) -> Int32 {
         let descriptor = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else {
             throw BlockExportError(
@@ -48,6 +46,14 @@ struct FuseMount: Sendable {
                 "/dev/fuse: \(BlockExportError.text(errno)); local block devices need FUSE "
                     + "(modprobe fuse) and root; NBD needs neither")
         }
+        return descriptor
+    }
+
+    /// Mounts an open /dev/fuse, which it takes over, at `directory`, which is made for it, mode
+    /// 0700, and must not exist.
+    static func mount(
+        _ descriptor: Int32, at directory: String, fileName: String
+    ) throws(BlockExportError) -> FuseMount {
         do throws(BlockExportError) {
             guard mkdir(directory, 0o700) == 0 else {
                 throw BlockExportError(.failed, "\(directory): \(BlockExportError.text(errno))")

@@ -23,6 +23,9 @@ enum Fuse {
     /// 1 MiB each.
     static let initFlags = UInt32(
         FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO | FUSE_MAX_PAGES | FUSE_ABORT_ERROR)
+    /// Asked for in the second half of the flags: what was read and not answered can be sent again
+    /// (FUSE_HAS_RESEND, Linux 6.9).
+    static let initFlags2 = UInt32(1 << (39 - 32))
     static let pageCountMax = UInt16(dataByteCountMax / 4096)
     /// Requests of the loop device under way at a time: its queue is 128 deep.
     static let backgroundCountMax: UInt16 = 128

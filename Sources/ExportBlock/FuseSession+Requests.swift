@@ -165,7 +165,10 @@ extension FuseSession {
         answer.major = UInt32(FUSE_KERNEL_VERSION)
         answer.minor = min(wish.minor, Fuse.minorVersion)
         answer.max_readahead = wish.max_readahead
-        answer.flags = wish.flags & Fuse.initFlags
+        answer.flags = wish.flags & (Fuse.initFlags | UInt32(FUSE_INIT_EXT))
+        if answer.flags & UInt32(FUSE_INIT_EXT) != 0 {
+            answer.flags2 = wish.flags2 & Fuse.initFlags2
+        }
         answer.max_background = Fuse.backgroundCountMax
         answer.congestion_threshold = Fuse.backgroundCountMax
         answer.max_write = UInt32(Fuse.dataByteCountMax)

@@ -51,10 +51,13 @@ final class FuseSession: RequestOwner, TargetUser {
     private let handler = FuseSessionHandler()
     private let ended: @Sendable () -> Void
     private let closeWaiters = CloseWaiters()
+    private let killPoint = KillPoint.armed()
     private let vectors: UnsafeMutablePointer<iovec>
     private let head: UnsafeMutableRawPointer
 
     private(set) var phase = Phase.open
+    /// The next service goes on: what was begun is brought to its end.
+    private var isHandedOver = false
     private var isPolling = false
     private var submittedCount = 0
     private var heldByteCount = 0
@@ -109,6 +112,13 @@ final class FuseSession: RequestOwner, TargetUser {
         }
         poll()
         return true
+    }
+
+    /// Answers what is under way and closes the descriptor, which somebody else holds too: what the
+    /// kernel wants from now on waits for the next service.
+    func handOver(_ whenClosed: @escaping @Sendable () -> Void) {
+        isHandedOver = true
+        close(whenClosed)
     }
 
     // MARK: End
@@ -226,6 +236,8 @@ final class FuseSession: RequestOwner, TargetUser {
         }
         if receiveLease == nil {
             receiveLease = lease(Self.receiveByteCount)
+            // A kill while the kernel copies to a page that is not there ends the request with EIO.
+            if let receiveLease { loop.buffers.makeResident(receiveLease) }
         }
         return receiveLease
     }
@@ -254,6 +266,7 @@ final class FuseSession: RequestOwner, TargetUser {
             return reply(replies.take(unique: message.header.unique), errnoValue: ENOSYS)
         }
         if operation.isUnanswered { return }
+        killPoint?.reached(.read)
         let place = replies.take(unique: message.header.unique)
         perform(operation, message, place)
     }
@@ -306,12 +319,13 @@ final class FuseSession: RequestOwner, TargetUser {
 
     override func requestFinished(_ index: RequestIndex) {
         submittedCount -= 1
+        killPoint?.reached(.done)
         let request = requests.pointer(to: index)
         let place = UInt32(request.pointee.ownerNote)
         if request.pointee.operation == .blockStatus, request.pointee.fault == nil,
             !seekEnded(request, place)
         {
-            if phase == .open {
+            if phase == .open || isHandedOver {
                 seeks[seekCount] = index
                 seekCount += 1
                 return loop.callAtEndOfTurn(handler)
@@ -372,6 +386,7 @@ final class FuseSession: RequestOwner, TargetUser {
     private func write(
         _ place: UInt32, _ message: (vectors: UnsafePointer<iovec>, count: Int)
     ) {
+        killPoint?.reached(.composed)
         loop.write(
             handler, tag: FuseSessionHandler.Step.reply.rawValue, token: place,
             descriptor: channel.descriptor, vectors: message.vectors, count: message.count,
@@ -379,6 +394,7 @@ final class FuseSession: RequestOwner, TargetUser {
     }
 
     fileprivate func replyCompleted(_ place: UInt32, _ result: Int32) {
+        killPoint?.reached(.answered)
         releaseBuffer(of: place)
         replies.release(place)
         switch -result {

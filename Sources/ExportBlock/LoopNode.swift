@@ -1,17 +1,28 @@
 internal import CLinux
 internal import Glibc
+internal import RingIO
 
-// Loop devices over our own files. Every call here may wait for I/O that this process serves, so
-// it runs on a pool whose threads share no descriptor with it (`BlockingPool.ownsDescriptors`).
+// Loop devices over our own files. Every call here may wait for I/O that the service serves, so it
+// runs in a process of its own (`BlockErrand`).
 
 /// How a loop device is wanted.
-struct LoopNodeRequest: Sendable {
+package struct LoopNodeRequest: Equatable, Sendable {
     let file: String
     /// What losetup shows.
     let name: String
     let sectorBytes: UInt32
     let isReadOnly: Bool
     let scansPartitions: Bool
+
+    package init(
+        file: String, name: String, sectorBytes: UInt32, isReadOnly: Bool, scansPartitions: Bool
+    ) {
+        self.file = file
+        self.name = name
+        self.sectorBytes = sectorBytes
+        self.isReadOnly = isReadOnly
+        self.scansPartitions = scansPartitions
+    }
 }
 
 /// A loop device that is set up.
@@ -109,20 +120,22 @@ struct LoopNode: Sendable {
     /// Writes back what the kernel holds and takes the backing file away. Refused as busy while
     /// anybody else has the device or a partition open. Returns the errno value of the write-back,
     /// 0 when it went well: a device whose last data is lost is gone all the same.
-    func detach() throws(BlockExportError) -> Int32 {
+    static func detach(_ path: String) throws(BlockExportError) -> Int32 {
         let node = open(path, O_RDONLY | O_CLOEXEC | O_EXCL)
         guard node >= 0 else {
             // ENXIO, ENOENT: somebody else has detached it.
             if errno == ENXIO || errno == ENOENT { return 0 }
-            if errno == EBUSY { throw inUse() }
-            throw Self.failure(path, errno)
+            if errno == EBUSY { throw inUse(path) }
+            throw failure(path, errno)
         }
         defer { close(node) }
         let flushFailure = fsync(node) == 0 ? 0 : errno
-        for step in 0..<Self.waitStepCount {
+        // The service that asked is gone, and the next one goes on with the device.
+        guard ErrandProcess.hasService else { throw inUse(path) }
+        for step in 0..<waitStepCount {
             guard cl_loop_clear(node) == 0 else {
                 if errno == ENXIO { return flushFailure }
-                throw Self.failure(path, errno)
+                throw failure(path, errno)
             }
             // With other users the kernel only plans it for the time when they have left. Then
             // the flag says so, and the device still answers.
@@ -131,12 +144,12 @@ struct LoopNode: Sendable {
                 return flushFailure
             }
             // udev and the like look at a device for a moment.
-            if step < Self.waitStepCount - 1 { usleep(Self.waitStepMicroseconds) }
+            if step < waitStepCount - 1 { usleep(waitStepMicroseconds) }
         }
-        throw inUse()
+        throw inUse(path)
     }
 
-    private func inUse() -> BlockExportError {
+    private static func inUse(_ path: String) -> BlockExportError {
         BlockExportError(
             .busy,
             "block device \(path) is in use: it or a partition of it is mounted or open; unmount "
@@ -153,7 +166,7 @@ struct LoopNode: Sendable {
     }
 
     /// Takes the size of the file over after the target has grown.
-    func updateSize() -> Bool {
+    static func updateSize(_ path: String) -> Bool {
         let node = open(path, O_RDONLY | O_CLOEXEC)
         guard node >= 0 else { return false }
         defer { close(node) }

@@ -48,18 +48,8 @@ package final class BlockingPool: Sendable {
     private let available = Semaphore()
     private let threads: Mutex<[pthread_t]>
 
-    private let ownsDescriptors: Bool
-    /// Wakes those who wait for threads with descriptors of their own.
-    private let relay: RelayThread?
-
-    /// `ownsDescriptors`: its threads share no descriptor with the process. Work that waits for
-    /// I/O which this process itself serves belongs there: when the process is killed, such a
-    /// thread ends only after that I/O has failed, and that takes the descriptor it is served
-    /// through to be closed, which a thread that shares it would prevent for ever. The work opens
-    /// and closes what it needs.
-    package init(threadCount: Int = 4, ownsDescriptors: Bool = false) throws(RingError) {
-        self.ownsDescriptors = ownsDescriptors
-        relay = ownsDescriptors ? try RelayThread() : nil
+    /// Starts the threads.
+    package init(threadCount: Int = 4) throws(RingError) {
         threads = Mutex([])
         state.withLock { $0.jobs = Array(repeating: nil, count: Self.capacity) }
         for _ in 0..<threadCount {
@@ -88,10 +78,7 @@ package final class BlockingPool: Sendable {
     package func submit(_ job: @escaping @Sendable () -> Void) -> Bool { add(.closure(job)) }
 
     /// Queues work, whose `finished` runs on its loop afterwards; false as above.
-    package func submit(_ work: BlockingWork) -> Bool {
-        precondition(!ownsDescriptors, "the loop is told through a descriptor of the process")
-        return add(.work(work))
-    }
+    package func submit(_ work: BlockingWork) -> Bool { add(.work(work)) }
 
     private func add(_ job: Job) -> Bool {
         let accepted = state.withLock { state in
@@ -107,11 +94,7 @@ package final class BlockingPool: Sendable {
     /// Runs `body` on the pool and returns what it returned; nil when the pool does not take it.
     package func run<Value: Sendable>(_ body: @escaping @Sendable () -> Value) async -> Value? {
         await withCheckedContinuation { continuation in
-            let accepted = submit { [relay] in
-                let value = body()
-                guard let relay else { return continuation.resume(returning: value) }
-                relay.post { continuation.resume(returning: value) }
-            }
+            let accepted = submit { continuation.resume(returning: body()) }
             if !accepted { continuation.resume(returning: nil) }
         }
     }
@@ -125,13 +108,9 @@ package final class BlockingPool: Sendable {
         state.withLock { $0.isClosed = true }
         for _ in handles { available.signal() }
         for handle in handles { pthread_join(handle, nil) }
-        if !handles.isEmpty { relay?.close() }
     }
 
     private func run() {
-        // Refused (by a filter of system calls): the threads work all the same, and a process that
-        // is killed at the wrong moment needs its connections aborted by hand.
-        if ownsDescriptors { _ = cl_own_descriptors() }
         while true {
             available.wait()
             let job = state.withLock { state -> Job? in

@@ -32,6 +32,7 @@ package final class BufferPool {
     static let pageByteCount = 4096
     private static let orderMax = 14
     private static let hotCountMax = 256
+    private static let residentRunByteCount = 2 << 20
     private static let none = UInt32.max
     /// State of a page that is not the first of a free run.
     private static let notFree: UInt8 = 0xFF
@@ -53,6 +54,8 @@ package final class BufferPool {
     private let heads: UnsafeMutablePointer<UInt32>
     private let hot: UnsafeMutablePointer<UInt32>
     private var hotCount = 0
+    /// Per 2 MiB: touched since they were given back to the kernel.
+    private let isResident: UnsafeMutablePointer<Bool>
 
     /// `capacityBytes` is rounded down to a multiple of the largest run (64 MiB, at least
     /// one); fails with ENOMEM when the address space is not to be had.
@@ -75,6 +78,9 @@ package final class BufferPool {
         heads = .allocate(capacity: Self.orderMax + 1)
         heads.initialize(repeating: Self.none, count: Self.orderMax + 1)
         hot = .allocate(capacity: Self.hotCountMax)
+        isResident = .allocate(capacity: capacityBytes / Self.residentRunByteCount)
+        isResident.initialize(
+            repeating: false, count: capacityBytes / Self.residentRunByteCount)
         for page in stride(from: 0, to: pageCount, by: 1 << Self.orderMax).reversed() {
             link(UInt32(page), order: Self.orderMax)
         }
@@ -87,6 +93,7 @@ package final class BufferPool {
         previousFree.deallocate()
         heads.deallocate()
         hot.deallocate()
+        isResident.deallocate()
     }
 
     /// The run's first byte.
@@ -119,6 +126,25 @@ package final class BufferPool {
         return BufferLease(page: page, order: UInt8(order))
     }
 
+    /// Sees to it that a run of at least 2 MiB is resident, so that nothing which the kernel copies to
+    /// it has to wait for a page: a copy that is killed while it waits fails.
+    package func makeResident(_ lease: BufferLease) {
+        let runs = residentRuns(of: lease)
+        for run in runs where !isResident[run] {
+            let start = memory + run * Self.residentRunByteCount
+            for page in stride(from: 0, to: Self.residentRunByteCount, by: Self.pageByteCount) {
+                start.storeBytes(of: 0, toByteOffset: page, as: UInt8.self)
+            }
+            isResident[run] = true
+        }
+    }
+
+    private func residentRuns(of lease: BufferLease) -> Range<Int> {
+        precondition(lease.byteCount >= Self.residentRunByteCount, "a run of whole 2 MiB")
+        let first = Int(lease.page) * Self.pageByteCount / Self.residentRunByteCount
+        return first..<first + lease.byteCount / Self.residentRunByteCount
+    }
+
     /// Gives a run back.
     package func release(_ lease: BufferLease) {
         releaseCount &+= 1
@@ -133,6 +159,7 @@ package final class BufferPool {
         // A large run goes back to the kernel: one burst of 32 MiB requests must not stay
         // resident for ever.
         if lease.byteCount >= 8 << 20 {
+            for run in residentRuns(of: lease) { isResident[run] = false }
             if madvise(address(of: lease), lease.byteCount, MADV_FREE) != 0 {
                 // Memory is locked (`lockMemory`): pages that are only marked would stay.
                 _ = cl_drop_pages(address(of: lease), lease.byteCount)

@@ -9,6 +9,7 @@ package struct RingError: Error, CustomStringConvertible {
         case mapBuffers = "mmap"
         case openEvent = "eventfd"
         case startThread = "pthread_create"
+        case startProcess = "posix_spawn"
     }
 
     package let operation: Operation

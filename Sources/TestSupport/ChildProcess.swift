@@ -89,6 +89,9 @@ package final class ChildProcess: @unchecked Sendable {
         input = nil
     }
 
+    /// It has not been waited for.
+    package var isRunning: Bool { ending == nil }
+
     package func send(signal: Int32) {
         if ending == nil { kill(processID, signal) }
     }

@@ -26,7 +26,9 @@ package final class TestService: @unchecked Sendable {
         directory = try TemporaryDirectory()
         let place = directory.path("run/block")
         ticket = Undertaker.shared.register(
-            "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
+            "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | "
+                + "grep -q ' guardian .*\(directory.path("state")) ' && kill -9 ${p#/proc/}; done; "
+                + "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
                 + "losetup -d /dev/${d##*/}; done; umount -f -l \(place)/*")
         port = try Self.freePort()
         var arguments = Self.baseArguments(directory, port: port)
@@ -38,21 +40,58 @@ package final class TestService: @unchecked Sendable {
             wrapper.dropFirst() + (wrapper.isEmpty ? [] : [Self.binary])
             + arguments + extraArguments
         program = wrapper.first ?? Self.binary
-        self.environment = environment
+        // The names of block devices are one directory of the machine, which tests share not.
+        self.environment = environment.merging(["STILLPOINT_BLOCK_LINKS": directory.path("dev")]) {
+            own, _ in own
+        }
         process = try ChildProcess(
-            program, self.arguments, environment: environment,
+            program, self.arguments, environment: self.environment,
             diagnostics: directory.path("log"))
         try waitUntilReady()
     }
 
-    /// Ends a service with block devices as an operator would: its mounts and loop devices would
-    /// outlive it otherwise. Should the test process die, the undertaker does the same.
+    /// Ends a service with block devices, and what outlives it. Should the test process die, the
+    /// undertaker does the same.
     deinit {
         let mounts = try? FileManager.default.contentsOfDirectory(
             atPath: directory.path("run/block"))
         // A test that ended it already has taken care of what was left.
-        if mounts?.isEmpty == false { _ = try? stop() }
+        if mounts?.isEmpty == false {
+            if process.isRunning { _ = try? stop() }
+            _ = try? endWhatOutlivesIt()
+        }
         Undertaker.shared.withdraw(ticket)
+    }
+
+    /// Ends the guardian that waits for the next service, and takes its block devices away.
+    package func endWhatOutlivesIt() throws {
+        for guardian in try guardians() { kill(guardian, SIGKILL) }
+        let place = directory.path("run/block")
+        for name in try FileManager.default.contentsOfDirectory(atPath: "/sys/block")
+        where name.hasPrefix("loop") {
+            // One that is not set up has no backing file.
+            let file = try? String(
+                contentsOfFile: "/sys/block/\(name)/loop/backing_file", encoding: .utf8)
+            guard file?.hasPrefix(place + "/") == true else { continue }
+            _ = try Command.run("losetup", ["-d", "/dev/" + name])
+        }
+        for line in try kernelText("/proc/self/mountinfo").split(separator: "\n") {
+            let path = String(line.split(separator: " ")[4])
+            if path.hasPrefix(place + "/") { umount2(path, Int32(MNT_FORCE) | Int32(MNT_DETACH)) }
+        }
+    }
+
+    /// The guardians of the service: its own, and those of former ones that wait for the next.
+    package func guardians() throws -> [pid_t] {
+        let state = directory.path("state")
+        return try FileManager.default.contentsOfDirectory(atPath: "/proc").compactMap { name in
+            guard let id = pid_t(name),
+                // A process that has ended meanwhile.
+                let words = try? kernelText("/proc/\(id)/cmdline").split(separator: "\0"),
+                words.contains("guardian"), words.contains(where: { $0 == state })
+            else { return nil }
+            return id
+        }
     }
 
     private let program: String
@@ -72,6 +111,14 @@ package final class TestService: @unchecked Sendable {
             let ending = try process.wait(deadline: 60)
             throw TestFailure("the service did not become ready: \(ending)\n\(log)")
         }
+    }
+
+    /// Starts another program on the same directories after the process has ended.
+    package func restart(program: String, environment changes: [String: String] = [:]) throws {
+        process = try ChildProcess(
+            program, arguments, environment: environment.merging(changes) { $1 },
+            diagnostics: directory.path("log"))
+        try waitUntilReady()
     }
 
     /// Asks the service to stop as an operator would and returns how it ended.

@@ -13,9 +13,12 @@ struct BlockCommand: AsyncParsableCommand {
             abstract: "Make a local block device for a device or an image.",
             usage: "stillpoint block attach DEVICE[@SNAPSHOT] [OPTIONS]",
             discussion: """
-                Prints its path. Every request passes through the service. What is written to the \
-                block device of an image stays in an overlay of that image and ends with the \
-                snapshot.
+                Prints its path, /dev/stillpoint/NAME, a link to its loop device. Every request passes \
+                through the service. The block device of a device outlives the service: while none \
+                runs its users wait, at most for the time of serve --restart-limit. It is made again \
+                at every start, also after the machine was restarted, unless --temporary is given. \
+                What is written to the block device of an image stays in an overlay of that image \
+                and ends with the snapshot.
 
                 Examples:
                   mount "$(stillpoint block attach data)" /srv/data
@@ -28,8 +31,11 @@ struct BlockCommand: AsyncParsableCommand {
         @Flag(help: "Refuse writes.")
         var readOnly = false
 
-        @Flag(help: "Make block devices of its partitions too: /dev/loopNpM.")
+        @Flag(help: "Make block devices of its partitions too: /dev/stillpoint/NAME1 and so on.")
         var partitions = false
+
+        @Flag(help: "Do not make it again at the next start.")
+        var temporary = false
 
         @OptionGroup var options: ClientOptions
 
@@ -38,7 +44,8 @@ struct BlockCommand: AsyncParsableCommand {
             let block = try await options.client().call(
                 .POST, "/v1/blocks",
                 body: BlockAttachDocument(
-                    target: target, readOnly: readOnly, partitions: partitions),
+                    target: target, readOnly: readOnly, partitions: partitions,
+                    temporary: temporary),
                 as: BlockDocument.self)
             try options.show(block) { block.path + "\n" }
         }
@@ -67,23 +74,37 @@ struct BlockCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Take a local block device away that nobody uses.",
             discussion: """
+                Refused while it is in use: mounted, open, a swap, part of a RAID or LVM, or under \
+                another loop device; the message names who uses it.
+
                 Examples:
-                  stillpoint block detach /dev/loop0
+                  stillpoint block detach /dev/stillpoint/data
                 """)
 
-        @Argument(help: "Its path, /dev/loopN.")
+        @Argument(help: "Its path, /dev/stillpoint/NAME or /dev/loopN.")
         var path: String
+
+        @Flag(help: loseWritesHelp)
+        var forceLoseWrites = false
 
         @OptionGroup var options: ClientOptions
 
         mutating func run() async throws {
-            let name = path.hasPrefix("/dev/") ? String(path.dropFirst(5)) : path
+            let name = path.split(separator: "/").last.map(String.init) ?? path
+            let query = forceLoseWrites ? "?force_lose_writes=true" : ""
             let block = try await options.client().call(
-                .DELETE, "/v1/blocks/\(ControlClient.escaped(name))", as: BlockDocument.self)
+                .DELETE, "/v1/blocks/\(ControlClient.escaped(name))\(query)",
+                as: BlockDocument.self)
             try options.show(block) { "detached \(block.path)\n" }
         }
     }
 }
+
+/// What `--force-lose-writes` costs.
+let loseWritesHelp: ArgumentHelp = """
+    Take block devices away even while they are mounted or open. What their users have written and \
+    not synced is lost, and their I/O fails from then on.
+    """
 
 /// A table of block devices.
 func blockTable(_ blocks: [BlockDocument]) -> String {
@@ -92,14 +113,15 @@ func blockTable(_ blocks: [BlockDocument]) -> String {
     }
     var table = Table(
         [
-            ("PATH", .left), ("TARGET", .left), ("SIZE", .right), ("SECTOR", .right),
-            ("MODE", .left),
+            ("PATH", .left), ("NODE", .left), ("TARGET", .left), ("SIZE", .right),
+            ("MODE", .left), ("TAKEN OVER", .right), ("USERS", .left),
         ],
-        elastic: 1)
+        elastic: 6)
     for block in blocks {
         table.add([
-            block.path, block.target, sizeText(block.size), "\(block.sectorSize)",
-            block.readOnly ? "read-only" : "read/write",
+            block.path, block.node, block.target, sizeText(block.size),
+            block.readOnly ? "read-only" : "read/write", "\(block.takeovers)",
+            block.users.isEmpty ? "none seen" : block.users.joined(separator: "; "),
         ])
     }
     return table.lines(columns: FileHandles.output.columns)

@@ -10,8 +10,9 @@ import YAMLReading
 final class ConfigurationFile {
     /// Keys there may be: the options of `serve` that make sense in a file.
     static let keys = [
-        "allow-plaintext", "attach", "control", "log-level", "loops", "nbd", "runtime-dir",
-        "state-dir", "tls", "tls-ca", "tls-cert", "tls-key", "tls-psk", "user",
+        "allow-plaintext", "attach", "block", "control", "log-level", "loops", "nbd",
+        "restart-limit", "runtime-dir", "state-dir", "tls", "tls-ca", "tls-cert", "tls-key",
+        "tls-psk", "user",
     ]
     /// Largest file that is read.
     static let byteCountMax = 1 << 20
@@ -20,7 +21,7 @@ final class ConfigurationFile {
     static let aliasCountMax = 8
 
     private let path: String
-    private var values: [String: YAMLNode] = [:]
+    private(set) var values: [String: YAMLNode] = [:]
     private var problems: [String] = []
 
     /// Reads the file.
@@ -74,6 +75,9 @@ final class ConfigurationFile {
 
     /// A number.
     func number(_ key: String) -> Int? { values[key].flatMap { number($0, of: key) } }
+
+    /// A number that is not negative.
+    func whole(_ key: String) -> UInt64? { values[key].flatMap { number($0, of: key) } }
 
     /// Yes or no.
     func flag(_ key: String) -> Bool? { values[key].flatMap { flag($0, of: key) } }
@@ -182,7 +186,7 @@ final class ConfigurationFile {
 
     // -- helpers
 
-    private func text(_ node: YAMLNode, of key: String) -> String? {
+    func text(_ node: YAMLNode, of key: String) -> String? {
         guard let text = node.text, !node.isNull else {
             problem(node, "\(key): give one value")
             return nil
@@ -208,7 +212,7 @@ final class ConfigurationFile {
         return number
     }
 
-    private func flag(_ node: YAMLNode, of key: String) -> Bool? {
+    func flag(_ node: YAMLNode, of key: String) -> Bool? {
         guard let flag = node.flag else {
             problem(node, "\(key): give true or false")
             return nil
@@ -216,7 +220,7 @@ final class ConfigurationFile {
         return flag
     }
 
-    private func problem(_ node: YAMLNode, _ message: String) {
+    func problem(_ node: YAMLNode, _ message: String) {
         problems.append("\(path):\(node.line): \(message)")
     }
 

@@ -177,10 +177,14 @@ struct DeviceCommand: AsyncParsableCommand {
         @Flag(help: "Destroy its snapshots and close the connections it has open.")
         var force = false
 
+        @Flag(help: loseWritesHelp)
+        var forceLoseWrites = false
+
         @OptionGroup var options: ClientOptions
 
         mutating func run() async throws {
-            let query = force ? "?force=true" : ""
+            let query =
+                forceLoseWrites ? "?force_lose_writes=true" : force ? "?force=true" : ""
             let last = try await options.client().call(
                 .DELETE, "/v1/devices/\(ControlClient.escaped(name))\(query)",
                 as: DetachedDocument.self)

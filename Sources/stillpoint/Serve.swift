@@ -101,6 +101,13 @@ struct Serve: AsyncParsableCommand {
     var logLevel: Logger.Level?
 
     @Option(
+        help: ArgumentHelp(
+            "How long block devices wait when no service runs; then their I/O fails. Default: "
+                + "\(ServiceConfiguration.restartLimitDefault).",
+            valueName: "seconds"))
+    var restartLimit: UInt64?
+
+    @Option(
         help: ArgumentHelp("Read a configuration file first.", valueName: "file"),
         completion: .file())
     var config: String?
@@ -169,7 +176,10 @@ struct Serve: AsyncParsableCommand {
             key: tlsKey ?? file?.path("tls-key"), authority: tlsCa ?? file?.path("tls-ca"),
             preSharedKeys: tlsPsk ?? file?.path("tls-psk"))
         let user = user ?? file?.text("user")
+        let blocks = file?.blocks("block") ?? []
+        let fileLimit: UInt64? = file?.whole("restart-limit")
         try file?.finish()
+        let limit = try Self.restartLimit(restartLimit ?? fileLimit)
         let addresses =
             try nbd.isEmpty
             ? fileAddresses ?? [] : nbd.map { try ListenAddress(parsing: $0) }
@@ -177,7 +187,7 @@ struct Serve: AsyncParsableCommand {
         let without = try Defaults.environment("STILLPOINT_RING_WITHOUT").map {
             try RingFeatures(parsingNames: $0)
         }
-        return try ServiceConfiguration(
+        var configuration = try ServiceConfiguration(
             control: control,
             stateDirectory: try Defaults.absolute(
                 try stateDir ?? fileState ?? Defaults.stateDirectory()),
@@ -193,6 +203,22 @@ struct Serve: AsyncParsableCommand {
             notifySocket: Self.takeNotifySocket(),
             freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")
                 .flatMap { UInt64($0) })
+        configuration.blocks = blocks
+        configuration.restartLimitSeconds = limit
+        if let directory = Defaults.environment("STILLPOINT_BLOCK_LINKS") {
+            configuration.blockLinkDirectory = try Defaults.absolute(directory)
+        }
+        return configuration
+    }
+
+    private static func restartLimit(_ seconds: UInt64?) throws -> UInt64 {
+        let seconds = seconds ?? ServiceConfiguration.restartLimitDefault
+        guard (1...ServiceConfiguration.restartLimitMax).contains(seconds) else {
+            throw ControlError(
+                .invalid,
+                "--restart-limit \(seconds): use 1 to \(ServiceConfiguration.restartLimitMax) s")
+        }
+        return seconds
     }
 
     /// The service manager's socket, which is not for the programs that the service starts.

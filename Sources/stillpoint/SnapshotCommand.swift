@@ -98,6 +98,8 @@ struct SnapshotCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "End a snapshot in whatever state it is, and its exports.",
             discussion: """
+                Refused while a block device of one of its images is in use.
+
                 Examples:
                   stillpoint snapshot destroy nightly
                 """)
@@ -105,11 +107,16 @@ struct SnapshotCommand: AsyncParsableCommand {
         @Argument(help: "Name or id of the snapshot.")
         var snapshot: String
 
+        @Flag(help: loseWritesHelp)
+        var forceLoseWrites = false
+
         @OptionGroup var options: ClientOptions
 
         mutating func run() async throws {
             let last = try await options.client().call(
-                .DELETE, path(of: snapshot), as: SnapshotDocument.self)
+                .DELETE,
+                path(of: snapshot) + (forceLoseWrites ? "?force_lose_writes=true" : ""),
+                as: SnapshotDocument.self)
             try options.show(last) { "destroyed \(last.label)\n" }
         }
     }

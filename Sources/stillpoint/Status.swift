@@ -31,6 +31,15 @@ struct Status: AsyncParsableCommand {
                 "loop \(loop.loop)", "\(loop.devices) device(s); io_uring features: \(features)"
             )
         }
+        if let letGo = status.letGo {
+            facts.append(
+                (
+                    "let go",
+                    "no service ran from \(letGo.since.formatted(.iso8601)) to "
+                        + "\(letGo.until.formatted(.iso8601)), so I/O failed on "
+                        + letGo.devices.joined(separator: ", ")
+                ))
+        }
         facts.append(("memory", "\(sizeText(status.memory.residentBytes)) resident"))
         var text = factLines(facts) + "\n" + deviceTable(status.devices)
         if !status.snapshots.isEmpty { text += "\n" + snapshotTable(status.snapshots) }

@@ -24,7 +24,7 @@ struct Stillpoint: AsyncParsableCommand {
         subcommands: [
             Serve.self, Status.self, Probe.self, DeviceCommand.self, SnapshotCommand.self,
             CheckpointCommand.self, ChangesCommand.self, CopyCommand.self, BlockCommand.self,
-            EventsCommand.self, Thaw.self, GuardianCommand.self,
+            EventsCommand.self, Thaw.self, GuardianCommand.self, ErrandCommand.self,
         ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.

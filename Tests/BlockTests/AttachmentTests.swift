@@ -17,9 +17,10 @@ struct `Attaching and detaching block devices` {
         try harness.command("block", "detach", try harness.attachBlock("disk"))
         let descriptors = try harness.service.openDescriptors()
         for round in 0..<50 {
-            let block = try harness.attachBlock("disk", round % 2 == 0 ? "--read-only" : "--json")
-            let path = round % 2 == 0 ? block : try Self.path(in: block)
-            try harness.command("block", "detach", path)
+            let block = try harness.attachBlock(
+                "disk", round % 2 == 0 ? "--read-only" : "--temporary")
+            let link = harness.service.directory.path("dev/disk")
+            try harness.command("block", "detach", round % 3 == 0 ? link : block)
         }
         #expect(try harness.loopDevices().isEmpty)
         #expect(try harness.mounts().isEmpty)
@@ -27,12 +28,6 @@ struct `Attaching and detaching block devices` {
         // What fifty rounds leak is far more than what libdispatch opens for its first timer.
         let kept = try harness.service.descriptorsNotReturned(since: descriptors, spare: 10)
         #expect(kept == [])
-    }
-
-    private static func path(in json: String) throws -> String {
-        let object = try JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: Any]
-        #expect(object?["target"] as? String == "disk")
-        return try #require(object?["path"] as? String)
     }
 
     @Test func `bytes written through NBD are read from the block device, and the other way round`()
@@ -97,7 +92,10 @@ struct `Attaching and detaching block devices` {
         #expect(refusal.diagnostics.contains(block), "\(refusal.diagnostics)")
         let device = try harness.outcome("device", "detach", "disk")
         #expect(device.status == 4)
-        #expect(device.diagnostics.contains(block), "\(device.diagnostics)")
+        #expect(device.diagnostics.contains("dev/disk"), "\(device.diagnostics)")
+        let forced = try harness.outcome("device", "detach", "disk", "--force")
+        #expect(forced.status == 4)
+        #expect(forced.diagnostics.contains("open in process"), "\(forced.diagnostics)")
         let twice = try harness.outcome("block", "attach", "disk")
         #expect(twice.status == 4)
         #expect(twice.diagnostics.contains(block), "\(twice.diagnostics)")
@@ -110,14 +108,17 @@ struct `Attaching and detaching block devices` {
         try harness.command("device", "detach", "disk")
     }
 
-    @Test func `a forced detach of the device takes its block device away from under a mount`()
+    @Test func `only --force-lose-writes takes a device away from under a mount`()
         throws
     {
         let (harness, _) = try harness(byteCount: Filesystem.byteCount)
         let block = try harness.attachBlock("disk")
         try Filesystem.ext4.make(on: block)
         let mount = try Mount(block)
-        try harness.command("device", "detach", "disk", "--force")
+        let refusal = try harness.outcome("device", "detach", "disk", "--force")
+        #expect(refusal.status == 4)
+        #expect(refusal.diagnostics.contains("mounted at"), "\(refusal.diagnostics)")
+        try harness.command("device", "detach", "disk", "--force-lose-writes")
         #expect(throws: (any Error).self) {
             var files = FileLoad(in: mount.path, seed: 1)
             try files.writeFiles(1)

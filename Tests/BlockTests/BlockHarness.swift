@@ -37,8 +37,13 @@ final class BlockHarness: @unchecked Sendable {
     // Driven by one thread at a time.
     let service: TestService
 
-    init(attaching origins: [String: String] = [:], loops: Int? = nil) throws {
-        service = try TestService(attaching: origins, loops: loops)
+    init(
+        attaching origins: [String: String] = [:], loops: Int? = nil,
+        extraArguments: [String] = [], environment: [String: String] = [:]
+    ) throws {
+        service = try TestService(
+            attaching: origins, loops: loops, extraArguments: extraArguments,
+            environment: environment)
     }
 
     /// Runs a client command that must succeed and returns its output without the last newline.
@@ -59,13 +64,35 @@ final class BlockHarness: @unchecked Sendable {
             TestService.binary, arguments + ["--control", service.controlPath], deadline: 120)
     }
 
-    /// Attaches a block device and returns its path.
+    /// Attaches a block device and returns the path of its loop device.
     func attachBlock(_ target: String, _ flags: String...) throws -> String {
-        try Command.check(
-            TestService.binary,
-            ["block", "attach", target] + flags + ["--control", service.controlPath],
-            deadline: 120
-        ).trimmingCharacters(in: .newlines)
+        let text = try command(["block", "attach", target, "--json"] + flags)
+        return try BlockHarness.node(in: text)
+    }
+
+    /// The loop device in what `block attach --json` prints.
+    static func node(in json: String) throws -> String {
+        let object = try JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: Any]
+        guard let node = object?["node"] as? String else { throw TestFailure("no node: \(json)") }
+        return node
+    }
+
+    /// Kills the service and its guardian at once: nobody is left to whom users could wait.
+    func killWithGuardian() throws {
+        let guardians = try service.guardians()
+        try service.process.suspend()
+        for guardian in guardians { kill(guardian, SIGKILL) }
+        try service.process.killAndWait()
+    }
+
+    /// Ends the service and what outlives it, as a restart of the machine does: processes, loop
+    /// devices, mounts, names and the runtime directory are gone, the state is kept.
+    func loseMachine() throws {
+        try killWithGuardian()
+        try service.endWhatOutlivesIt()
+        for name in ["run", "dev"] where access(service.directory.path(name), F_OK) == 0 {
+            try FileManager.default.removeItem(atPath: service.directory.path(name))
+        }
     }
 
     /// The directory in which it mounts.

@@ -128,6 +128,45 @@ private final class Witness: @unchecked Sendable {
 @Suite(.needsBlockDevices)
 struct `Databases on block devices` {
     @Test(.enabled(if: Database.programs != nil, "PostgreSQL is not installed"))
+    func `a database does not notice that the service is stopped or killed`() throws {
+        var generator = SeededGenerator.announced("restarts under a database")
+        let rounds = isSoak ? 20 : 2
+        print("restarts under a database: \(rounds) of 20 each; STILLPOINT_SOAK=1 runs all")
+        let origin = try TestOrigin(.sparseFile, byteCount: 1024 * mebibyte)
+        let harness = try BlockHarness(attaching: ["disk": origin.path])
+        let block = try harness.attachBlock("disk")
+        try Filesystem.ext4.make(on: block)
+        let mount = try Mount(block)
+        try Self.letOthersIn(mount)
+        let data = mount.path + "/data"
+        try Database.make(in: data)
+        let database = try Database(on: data)
+        try database.client("pgbench", "--initialize", "--quiet", "--scale", "2", "postgres")
+        let seconds = rounds * 4 + 2
+        let bench = Background {
+            try database.client(
+                "pgbench", "--client", "4", "--jobs", "2", "--time", "\(seconds)", "postgres")
+        }
+        for round in 0..<2 * rounds {
+            // The moment is what the test varies; nothing waits for it.
+            usleep(useconds_t(Int.random(in: 200_000...1_200_000, using: &generator)))
+            if round % 2 == 0 {
+                #expect(try harness.service.stop() == .exited(0))
+            } else {
+                try harness.service.process.killAndWait()
+            }
+            try harness.service.restart()
+        }
+        let report = try bench.value(within: Double(seconds) + 300)
+        #expect(report.contains("number of failed transactions: 0 "), "\(report)")
+        try database.client("psql", "-qc", "CREATE EXTENSION amcheck", "postgres")
+        try database.client("pg_amcheck", "--all")
+        try database.stop()
+        try mount.unmount()
+        try Filesystem.ext4.check(block)
+    }
+
+    @Test(.enabled(if: Database.programs != nil, "PostgreSQL is not installed"))
     func `every image of a busy database recovers with all that was committed before its cut`()
         throws
     {

@@ -75,8 +75,8 @@ struct `Loop devices of others` {
             try harness.command("device", "attach", "disk-\(round)", origin.path)
             let stale = try Self.leaveStalePartitions()
             let block = try harness.attachBlock(
-                "disk-\(round)", hasOwn ? "--partitions" : "--json")
-            let path = hasOwn ? block : try Self.path(in: block)
+                "disk-\(round)", hasOwn ? "--partitions" : "--temporary")
+            let path = block
             guard path == stale else {
                 try Self.dropPartitions(of: stale)
                 continue
@@ -87,11 +87,6 @@ struct `Loop devices of others` {
             return
         }
         Issue.record("no loop device with stale partitions was taken in 20 rounds")
-    }
-
-    private static func path(in json: String) throws -> String {
-        let object = try JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: Any]
-        return try #require(object?["path"] as? String)
     }
 
     private static func partition(_ path: String, _ table: String) throws {

@@ -2,13 +2,13 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A device that vanishes: the block device of another service that is killed.
+/// A device that vanishes: the block device of another service that is killed, guardian and all.
 @Suite(.needsBlockDevices)
 struct `A device that vanishes` {
     @Test func `its requests fail, its snapshots are corrupted, other devices go on`() throws {
         let below = try TestOrigin(.sparseFile, byteCount: 16 * mebibyte)
         let owner = try BlockHarness(attaching: ["below": below.path])
-        let block = try owner.attachBlock("below")
+        let block = try owner.attachBlock("below", "--temporary")
         let other = try TestOrigin(.sparseFile, byteCount: 16 * mebibyte)
         let service = try TestService(attaching: ["gone": block, "fine": other.path])
         let control = ["--control", service.controlPath]
@@ -24,7 +24,7 @@ struct `A device that vanishes` {
         let fine = try NBDClient(service.address(), export: "fine", headers: .structured)
         let bytes = [UInt8](repeating: 0x5a, count: 4096)
         try gone.write(0, bytes)
-        try owner.service.process.killAndWait()
+        try owner.killWithGuardian()
 
         #expect(try gone.perform(NBDRequest(.read, length: 4096)).error != nil)
         let write = NBDRequest(.write, offset: 65536, length: 4096, payload: bytes)

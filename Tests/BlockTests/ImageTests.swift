@@ -135,7 +135,7 @@ struct `Images with filesystems` {
                 return false
             } catch { return true }
         }
-        try harness.command("snapshot", "destroy", "s")
+        try harness.command("snapshot", "destroy", "s", "--force-lose-writes")
         #expect(try load.value(within: 90), "writes to a destroyed image went on for a minute")
         try mount.unmount(deadline: 30)
         #expect(try harness.loopDevices() == [volume.block])

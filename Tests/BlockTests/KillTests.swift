@@ -9,7 +9,9 @@ private let hangSeconds = 30.0
 /// The end of a service whose block devices are in use.
 @Suite(.serialized, .needsBlockDevices)
 struct `The end of a service with block devices` {
-    @Test func `a kill under load hangs nobody and costs nothing that was synced`() throws {
+    @Test func `a kill of service and guardian under load hangs nobody and costs nothing synced`()
+        throws
+    {
         let rounds = isSoak ? 10 : 1
         print("kill under load: \(rounds) of 10 rounds; STILLPOINT_SOAK=1 runs all")
         for round in 0..<rounds {
@@ -22,7 +24,7 @@ struct `The end of a service with block devices` {
         var generator = SeededGenerator.announced("kill under load on \(filesystem)")
         let origin = try TestOrigin(.sparseFile, byteCount: Filesystem.byteCount)
         let harness = try BlockHarness(attaching: ["disk": origin.path])
-        let block = try harness.attachBlock("disk")
+        let block = try harness.attachBlock("disk", "--temporary")
         try filesystem.make(on: block)
         let mount = try Mount(block)
         let path = mount.path
@@ -47,8 +49,7 @@ struct `The end of a service with block devices` {
         }
         // The moment is what the test varies; nothing waits for it.
         usleep(useconds_t(Int.random(in: 1_000_000...3_000_000, using: &generator)))
-        harness.service.process.send(signal: SIGKILL)
-        try harness.service.process.wait(deadline: hangSeconds)
+        try harness.killWithGuardian()
         let (load, hasFailed) = try files.value(within: hangSeconds)
         #expect(hasFailed, "file operations went on without the service")
         #expect(try fio.value(within: hangSeconds).status != 0, "fio saw no error")
@@ -74,7 +75,7 @@ struct `The end of a service with block devices` {
         let origin = try TestOrigin(.sparseFile, byteCount: 128 * mebibyte)
         let harness = try BlockHarness(attaching: ["disk": origin.path])
         for _ in 0..<scaled(60, "kills while detaching") {
-            let block = try harness.attachBlock("disk")
+            let block = try harness.attachBlock("disk", "--temporary")
             try Command.check("dd", ["if=/dev/zero", "of=\(block)", "bs=1M", "count=100"])
             let service = harness.service
             let detach = Background {
@@ -87,21 +88,25 @@ struct `The end of a service with block devices` {
             try service.process.wait(deadline: hangSeconds)
             _ = try detach.value(within: 60)
             try service.restart()
+            // Detached already, or taken over.
+            if try !harness.loopDevices().isEmpty { try harness.command("block", "detach", block) }
             #expect(try harness.loopDevices().isEmpty)
             #expect(try harness.mounts().isEmpty)
         }
     }
 
-    @Test func `SIGTERM writes a mounted filesystem back, then takes its device away`() throws {
+    @Test func `SIGTERM ends the block device of an image, and says who used it`() throws {
         let origin = try TestOrigin(.sparseFile, byteCount: Filesystem.byteCount)
         let harness = try BlockHarness(attaching: ["disk": origin.path])
-        let block = try harness.attachBlock("disk")
-        try Filesystem.ext4.make(on: block)
-        let mount = try Mount(block)
-        let words = String(repeating: "words ", count: 100_000)
-        try words.write(toFile: mount.path + "/file", atomically: false, encoding: .utf8)
+        try Filesystem.ext4.make(on: try harness.attachBlock("disk", "--temporary"))
+        try harness.command("block", "detach", harness.service.directory.path("dev/disk"))
+        try harness.command(
+            "snapshot", "create", "--device", "disk", "--name", "s", "--storage", "memory:64M")
+        let image = try harness.attachBlock("disk@s")
+        let mount = try Mount(image)
         #expect(try harness.service.stop() == .exited(0))
-        #expect(harness.service.log.contains("\(block) is in use"), "\(harness.service.log)")
+        let log = harness.service.log
+        #expect(log.contains("is in use: mounted at \(mount.path)"), "\(log)")
         #expect(throws: (any Error).self) {
             var files = FileLoad(in: mount.path, seed: 1)
             try files.writeFiles(1)
@@ -109,20 +114,28 @@ struct `The end of a service with block devices` {
         try mount.unmount(deadline: hangSeconds)
         #expect(try harness.loopDevices().isEmpty)
         #expect(try harness.mounts().isEmpty)
-
-        try harness.service.restart()
-        let second = try Mount(try harness.attachBlock("disk"))
-        #expect(try String(contentsOfFile: second.path + "/file", encoding: .utf8) == words)
-        try second.unmount()
+        #expect(try harness.service.guardians().isEmpty, "nothing is left to wait for")
     }
 
-    @Test func `SIGTERM takes devices away that nobody uses`() throws {
+    @Test func `SIGTERM leaves devices to the next service`() throws {
         let origin = try TestOrigin(.sparseFile, byteCount: 64 * mebibyte)
         let harness = try BlockHarness(attaching: ["disk": origin.path])
         let block = try harness.attachBlock("disk")
         try Command.check("dd", ["if=/dev/urandom", "of=\(block)", "bs=1M", "count=32"])
         let bytes = try readFile(block, 0..<32 * mebibyte)
         #expect(try harness.service.stop() == .exited(0))
+        #expect(try harness.loopDevices() == [block])
+        let guardian = try #require(try harness.service.guardians().first)
+        kill(guardian, SIGTERM)
+        try harness.service.restart()
+        let end = monotonicSeconds() + hangSeconds
+        while kill(guardian, 0) == 0, monotonicSeconds() < end { sched_yield() }
+        #expect(kill(guardian, 0) != 0, "the former guardian goes when all is taken over")
+        #expect(try harness.service.guardians().count == 1)
+        #expect(try readFile(block, 0..<32 * mebibyte) == bytes)
+        let list = try harness.command("block", "list", "--json")
+        #expect(list.contains("\"takeovers\" : 1"), "\(list)")
+        try harness.command("block", "detach", block)
         #expect(try harness.loopDevices().isEmpty)
         #expect(try harness.mounts().isEmpty)
         #expect(try origin.read(0..<32 * mebibyte) == bytes)

@@ -336,7 +336,7 @@ struct `Filesystems that are frozen for a snapshot` {
 extension ControlHarness {
     /// Attaches a device or image as a local block device and returns its path.
     func blockDevice(_ target: String) throws -> String {
-        guard let path = try object("block", "attach", target)["path"] as? String else {
+        guard let path = try object("block", "attach", target)["node"] as? String else {
             throw TestFailure("block attach \(target) names no path")
         }
         return path

@@ -96,7 +96,7 @@ struct `Every command and every exit status` {
     private func blocks(_ walk: Walk) throws {
         try walk.does(
             ["block", "attach", "vm1"], json: ["block", "attach", "vm2"], schema: "Block",
-            says: "/dev/loop")
+            says: "/dev/vm1")
         try walk.does(["block", "list"], schema: "Block", isList: true, says: "vm1")
         try walk.fails(["device", "detach", "vm1"], 4, says: "block detach")
         let list = try walk.harness.document("block", "list") as? [[String: Any]] ?? []

@@ -419,6 +419,7 @@ uint32_t cl_crc32c(const void *bytes, size_t length);
 bool cl_is_zero(const void *bytes, size_t length);
 
 #include "CLinuxFreeze.h"
+#include "CLinuxMessages.h"
 #include "CLinuxProcesses.h"
 
 #endif

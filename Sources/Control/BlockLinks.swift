@@ -1,0 +1,117 @@
+internal import Glibc
+
+// Names of block devices that do not change: links in one directory of the machine, `NAME` to
+// `/dev/loopN` and, with partitions, `NAME1` to `/dev/loopNp1`.
+//
+// Invariants
+// - A link that leads to a block device which is there is replaced by nobody: another service, or
+//   another device of this one, has the name.
+// - A link that leads nowhere, or to a loop device that shows something else now, was left behind,
+//   and is replaced.
+
+/// The links of block devices; see the head of this file. All calls block.
+package struct BlockLinks: Sendable {
+    /// Where they are, unless tests say otherwise.
+    package static let directory = "/dev/stillpoint"
+
+    private let directory: String
+
+    package init(directory: String) { self.directory = directory }
+
+    /// Makes the links of a block device and returns the path of the first. Those that were there
+    /// already are its own.
+    func make(_ name: String, to node: String, partitions: Bool) throws(ControlError) -> String {
+        if mkdir(directory, 0o755) != 0 && errno != EEXIST { throw failure(directory, errno) }
+        let names =
+            [(name, node)]
+            + (partitions ? Self.partitions(of: node) : []).map {
+                (name + "\($0)", node + "p\($0)")
+            }
+        for (link, target) in names { try checkFree(link, for: target) }
+        for (link, target) in names {
+            let path = directory + "/" + link
+            let temporary = directory + "/." + link + ".new"
+            unlink(temporary)
+            guard symlink(target, temporary) == 0, rename(temporary, path) == 0 else {
+                throw failure(path, errno)
+            }
+        }
+        return directory + "/" + name
+    }
+
+    /// Removes the links of a block device.
+    func remove(_ name: String, to node: String) {
+        for link in Self.entries(of: directory) where link.hasPrefix(name) {
+            let number = link.dropFirst(name.count)
+            guard number.allSatisfy(\.isNumber) else { continue }
+            let target = number.isEmpty ? node : node + "p" + number
+            if Self.target(of: directory + "/" + link) == target { unlink(directory + "/" + link) }
+        }
+    }
+
+    private func checkFree(_ link: String, for wanted: String) throws(ControlError) {
+        let path = directory + "/" + link
+        var facts = stat()
+        guard lstat(path, &facts) == 0 else { return }
+        guard facts.st_mode & S_IFMT == S_IFLNK, let target = Self.target(of: path) else {
+            throw ControlError(
+                .busy, "\(path) is there and is not a link of a block device; remove it")
+        }
+        guard target != wanted, Self.isInUse(target, as: link) else { return }
+        throw ControlError(
+            .busy,
+            "the name \(path) is taken: it leads to \(target), a block device of another service or "
+                + "a partition of another device; give the device another name")
+    }
+
+    /// Whether a loop device, or the disk of a partition, shows what the link says. The file behind
+    /// it is called like the device, in a directory of its own under `block`.
+    private static func isInUse(_ target: String, as link: String) -> Bool {
+        guard target.hasPrefix("/dev/loop") else { return true }
+        let disk = "loop" + target.dropFirst("/dev/loop".count).prefix { $0.isNumber }
+        // No text: the loop device is free.
+        guard let text = try? readWhole("/sys/block/\(disk)/loop/backing_file", byteCountMax: 8192)
+        else { return false }
+        let parts = String(decoding: text, as: UTF8.self).split { $0 == "/" || $0 == "\n" }
+        guard parts.count >= 3, parts[parts.count - 3] == "block" else { return false }
+        return link.hasPrefix(parts[parts.count - 1])
+    }
+
+    private static func target(of path: String) -> String? {
+        var bytes = [CChar](repeating: 0, count: 4096)
+        let count = readlink(path, &bytes, bytes.count)
+        guard count > 0 else { return nil }
+        let text = String(decoding: bytes[..<count].map(UInt8.init(bitPattern:)), as: UTF8.self)
+        // udev, where it has our rules, makes the same links in its own form.
+        return text.hasPrefix("../") ? "/dev/" + text.dropFirst(3) : text
+    }
+
+    /// Numbers of the partitions that a loop device has.
+    private static func partitions(of node: String) -> [Int] {
+        let disk = String(node.dropFirst("/dev/".count))
+        return entries(of: "/sys/block/" + disk).compactMap { name in
+            name.hasPrefix(disk + "p") ? Int(name.dropFirst(disk.count + 1)) : nil
+        }.sorted()
+    }
+
+    private static func entries(of folder: String) -> [String] {
+        guard let handle = opendir(folder) else { return [] }
+        defer { closedir(handle) }
+        var names: [String] = []
+        while let entry = readdir(handle) {
+            names.append(
+                withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+                    pointer.withMemoryRebound(to: CChar.self, capacity: 256) {
+                        String(cString: $0)
+                    }
+                })
+        }
+        return names
+    }
+
+    private func failure(_ path: String, _ errnoValue: Int32) -> ControlError {
+        ControlError(
+            .failed,
+            "\(path): \(errnoText(errnoValue)); block devices get their names there")
+    }
+}
