@@ -55,8 +55,8 @@ package struct GuardianProcess {
     package static let socket: Int32 = 3
     /// Longest wait for the requests of the dead service.
     package static let waitSeconds: UInt64 = 30
-    /// How long a filesystem may take to thaw before the guardian goes on.
-    private static let thawSeconds: UInt64 = 2
+    /// How long thawing may take, where it may need the next service, before the guardian goes on.
+    private static let thawMilliseconds: UInt64 = 200
 
     private let options: GuardianOptions
     private let bootID: UniqueID
@@ -175,6 +175,10 @@ package struct GuardianProcess {
     private func thaw() {
         let list = options.frozenListPath
         guard access(list, F_OK) == 0 else { return }
+        guard held.count > 0 else {
+            FrozenFilesystems.thaw(listedIn: list)
+            return
+        }
         let ended = Semaphore()
         do throws(RingError) {
             try ServiceThread.start("thaw") {
@@ -187,7 +191,7 @@ package struct GuardianProcess {
             FrozenFilesystems.thaw(listedIn: list)
             return
         }
-        _ = ended.wait(until: cl_now_nanoseconds() + Self.thawSeconds * 1_000_000_000)
+        _ = ended.wait(until: cl_now_nanoseconds() + Self.thawMilliseconds * 1_000_000)
     }
 
     private func recordAll() {
