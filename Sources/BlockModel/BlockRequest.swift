@@ -123,6 +123,8 @@ package struct BlockRequest {
     package var progress: UInt64
     /// A state number private to the target.
     package var step: UInt8
+    /// Times its operation was interrupted, or found no room in the kernel.
+    package var attempts: UInt8
     /// Index of something the target keeps for the request.
     package var attachment: UInt32
     /// Monotonic nanoseconds at submission.
@@ -150,6 +152,7 @@ package struct BlockRequest {
         self.part = ByteRange(offset: offset, length: length)
         self.progress = 0
         self.step = 0
+        self.attempts = 0
         self.attachment = .max
         self.submittedNanoseconds = 0
     }

@@ -61,6 +61,7 @@ extension DeviceRegistry {
             logger.info("\(message)")
             events.record(.deviceResized, device: name, message)
             await tellSize(of: name)
+        case .originGone(let fault): originIsGone(name, fault)
         case .mapNotSaved(let reason):
             logger.error(
                 """

@@ -46,6 +46,8 @@ package actor DeviceRegistry {
     private let state: StateDirectory
     let exports: ExportTable
     let events: EventLog
+    /// How origins stand that are not as they were.
+    var originStates: [ObjectName: OriginState] = [:]
     let checkpoints: CheckpointStore
     let logger: Logger
     var entries: [ObjectName: Entry] = [:]
@@ -211,12 +213,13 @@ package actor DeviceRegistry {
     }
 
     private func tracking(_ request: AttachRequest) -> TrackingRequest {
-        let (name, guardian) = (request.name, places.guardian)
+        let (name, guardian, quiet) = (request.name, places.guardian, state.quiet)
         return TrackingRequest(
             name: name, stateDirectory: state.path, runtimeDirectory: places.runtimeDirectory,
             bootID: places.bootID, isExclusive: request.isExclusive,
             watch: { await guardian.watch($0) },
-            notify: { notice in Task { await self.noticed(notice, of: name) } })
+            notify: { notice in Task { await self.noticed(notice, of: name) } },
+            writing: { await quiet.takeShared() }, wrote: { quiet.giveBack() })
     }
 
     /// The data plane refuses a second attach too, by its locks; this names who has it.
@@ -290,11 +293,9 @@ package actor DeviceRegistry {
                 throw ControlError(.invalid, "path=\(path): give an absolute path")
             }
         }
-        let probe = await blocking.run { Result { try MachineProbe.run(path: path) } }
-        guard let probe else {
-            throw ControlError(.busy, "too many operations wait; try again")
-        }
-        return try probe.get()
+        return try await blocking.runOnNamedPath(.paths, "probe of \(path ?? "this machine")") {
+            Result { try MachineProbe.run(path: path) }
+        }.get()
     }
 
     /// What the loops have handed out.
@@ -304,15 +305,6 @@ package actor DeviceRegistry {
             if let usage = await LoopUsage.of(loop) { all.append((loop.index, usage)) }
         }
         return all
-    }
-
-    /// What the origins stand on: no filesystem of theirs is frozen.
-    func grounds() -> [ProtectedGround] {
-        entries.map { name, entry in
-            ProtectedGround(
-                what: "the origin of device \(name), \(entry.device.facts.path)",
-                devices: entry.device.ground)
-        }
     }
 
     /// Bytes of the sectors that users of a device see.
@@ -362,6 +354,7 @@ package actor DeviceRegistry {
                 details: ["connections": "\(last.connections)"])
         }
         entries[checked] = nil
+        originStates[checked] = nil
         do {
             try await save()
         } catch {
@@ -440,10 +433,11 @@ package actor DeviceRegistry {
     /// The path with symbolic links resolved; as it is where that fails, for the data plane then
     /// says what is wrong with it.
     private func resolved(_ path: String) async -> String {
-        let outcome = await blocking.run { () -> String? in
-            do throws(SystemFailure) { return try resolvedPath(path) } catch { return nil }
-        }
-        return (outcome ?? nil) ?? path
+        do throws(ControlError) {
+            return try await blocking.runOnNamedPath(.paths, "origin \(path)") {
+                do throws(SystemFailure) { return try resolvedPath(path) } catch { return path }
+            }
+        } catch { return path }
     }
 
     private func idlestLoop() -> LoopThread {
@@ -464,6 +458,7 @@ package actor DeviceRegistry {
         let facts = entry.device.facts
         let users = await entry.device.userCount()
         let progress = await entry.device.progress()
+        let originState = await lookAtOrigin(of: entry.request.name)
         return DeviceDocument(
             name: entry.request.name.text, path: facts.path, size: facts.size,
             sectorSize: facts.sectorBytes, blockSize: blockByteCount, chunkSize: chunkByteCount,
@@ -480,7 +475,8 @@ package actor DeviceRegistry {
                 progress.lastCutSeconds == 0
                     ? nil : Date(timeIntervalSince1970: TimeInterval(progress.lastCutSeconds))
             },
-            counters: (progress?.counters).map(CountersDocument.init))
+            counters: (progress?.counters).map(CountersDocument.init),
+            originState: originState)
     }
 }
 

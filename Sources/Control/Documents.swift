@@ -61,6 +61,8 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     /// Left out, too, when the history has no cut yet.
     package var lastCut: Date?
     package var counters: CountersDocument?
+    /// How the origin stands: `present`, `gone`, `replaced` or `deleted`.
+    package var originState: OriginState?
 }
 
 /// What a device has done since it was attached.

@@ -10,7 +10,8 @@ extension EventKind {
         case .lowSpace: .warning
         case .storageGrown: .info
         case .taken, .destroyed, .hookFailed, .freezeFailed, .deviceAttached, .deviceDetached,
-            .blockAttached, .blockDetached, .deviceResized, .historyNew:
+            .blockAttached, .blockDetached, .deviceResized, .deviceGone, .originReplaced,
+            .historyNew:
             nil
         }
     }

@@ -25,6 +25,8 @@ package enum EventKind: String, CaseIterable, Sendable {
     case blockAttached = "block-attached"
     case blockDetached = "block-detached"
     case deviceResized = "device-resized"
+    case deviceGone = "device-gone"
+    case originReplaced = "origin-replaced"
     case historyNew = "history-new"
 }
 

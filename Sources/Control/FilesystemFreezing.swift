@@ -72,13 +72,13 @@ actor FilesystemFreezing {
     ) async throws -> FreezePlan {
         let local = await localBlockDevices()
         let blockDevices = devices.map { local[$0] ?? [] }
-        let answer = await blocking.run { () -> Result<FreezePlan, ControlError> in
+        // Any filesystem that is mounted may hang, as one of a server that is gone.
+        return try await blocking.runOnNamedPath(.surveys, "the list of mounted filesystems") {
+            () -> Result<FreezePlan, ControlError> in
             do throws(ControlError) {
                 return .success(try Self.plan(wish, blockDevices, protected))
             } catch { return .failure(error) }
-        }
-        guard let answer else { throw ControlError.tooManyOperations }
-        return try answer.get()
+        }.get()
     }
 
     private static func plan(

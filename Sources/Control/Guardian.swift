@@ -26,6 +26,8 @@ actor Guardian {
     private static let restartCountMax = 16
 
     private let options: GuardianOptions
+    /// Shared while a process is started: none is while filesystems are frozen.
+    private let quiet: Turns
     private let blocking: BlockingPool
     private let logger: Logger
     private var link: GuardianLink?
@@ -38,13 +40,14 @@ actor Guardian {
 
     init(
         stateDirectory: String, runtimeDirectory: String, restartLimitSeconds: UInt64,
-        blocking: BlockingPool, logger: Logger
+        quiet: Turns, blocking: BlockingPool, logger: Logger
     ) {
         options = GuardianOptions(
             lockPath: stateDirectory + "/guardian.lock",
             frozenListPath: runtimeDirectory + "/" + FrozenFilesystems.listName,
             stateDirectory: stateDirectory, runtimeDirectory: runtimeDirectory,
             restartLimitSeconds: restartLimitSeconds)
+        self.quiet = quiet
         self.blocking = blocking
         self.logger = logger
     }
@@ -282,6 +285,9 @@ actor Guardian {
         }
         restartCount += 1
         logger.error("the guardian has ended; another one is started")
+        await quiet.takeShared()
+        defer { quiet.giveBack() }
+        guard !isDismissed else { return }
         _ = await spawn()
     }
 

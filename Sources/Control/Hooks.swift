@@ -18,13 +18,13 @@ struct HookRunner: Sendable {
     /// Refuses what is no program, before anything depends on it.
     func check(_ wish: HookWish) async throws {
         for path in [wish.pre, wish.post].compactMap(\.self) {
-            let failure = await blocking.run { () -> Int32 in
+            let failure = try await blocking.runOnNamedPath(.surveys, "hook \(path)") {
+                () -> Int32 in
                 var facts = stat()
                 guard stat(path, &facts) == 0 else { return errno }
                 guard facts.st_mode & S_IFMT == S_IFREG else { return EACCES }
                 return access(path, X_OK) == 0 ? 0 : errno
             }
-            guard let failure else { throw ControlError.tooManyOperations }
             if failure == ENOENT {
                 throw ControlError(.notFound, "hook \(path) does not exist; name a program")
             }

@@ -47,10 +47,14 @@ extension SnapshotRegistry {
         let holder = entry.label
         let requests = wish.requests.isEmpty ? [.path(defaultStorage)] : wish.requests
         let limit = wish.limit ?? StorageNeed.byteCount(of: devices.map(\.facts.size))
+        // The service's own directory waits for no path that somebody named.
+        let lane = wish.requests.isEmpty ? BlockingLane.housekeeping : .storagePaths
         var warnings: [String] = []
         for case .path(let path) in requests {
-            let room = await blocking.run { roomForFile(at: path) }
-            guard let room, let room else { continue }
+            let room = try await blocking.runOnNamedPath(lane, "storage \(path)") {
+                roomForFile(at: path)
+            }
+            guard let room else { continue }
             guard room.usable >= StorageNeed.sourceLeast else {
                 throw ControlError(.noSpace, StorageTexts.noRoom(path, room))
             }
@@ -62,7 +66,7 @@ extension SnapshotRegistry {
         do throws(AttachError) {
             let storage = try await SnapshotStorage.open(
                 requests, limit: limit, isForced: wish.isForced, for: devices, blocking: blocking,
-                notify: storageNotices(of: holder))
+                lane: lane, notify: storageNotices(of: holder))
             for warning in warnings { logger.warning("snapshot \(holder): \(warning)") }
             entry.warnings += warnings
             return storage

@@ -191,6 +191,24 @@ package actor SnapshotRegistry {
         entry.outcome = outcome
         entry.freeze = freeze
         try await leaveCheckpoint(entry, outcome)
+        let published: [(export: ExportDescription, history: ExportHistory)]
+        do throws(ControlError) {
+            published = try await imageExports(of: entry, outcome)
+        } catch {
+            await withdrawCheckpoint(of: entry)
+            throw error
+        }
+        for (export, history) in published { exports.publish(export, history: history) }
+        events.record(
+            .taken, snapshot: entry.label,
+            "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")
+        logger.info("took snapshot \(entry.label), gates closed \(outcome.closedMicroseconds) us")
+    }
+
+    /// The images of a snapshot that was taken, to be published.
+    private func imageExports(
+        of entry: HeldSnapshot, _ outcome: CutOutcome
+    ) async throws(ControlError) -> [(export: ExportDescription, history: ExportHistory)] {
         var published: [(export: ExportDescription, history: ExportHistory)] = []
         for index in entry.parts.indices {
             let part = entry.parts[index]
@@ -215,11 +233,21 @@ package actor SnapshotRegistry {
             }
             entry.parts[index].exports = [name, name + ":rw"]
         }
-        for (export, history) in published { exports.publish(export, history: history) }
-        events.record(
-            .taken, snapshot: entry.label,
-            "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")
-        logger.info("took snapshot \(entry.label), gates closed \(outcome.closedMicroseconds) us")
+        return published
+    }
+
+    /// Who is told that the create failed finds nothing of it: the name is free again.
+    private func withdrawCheckpoint(of entry: HeldSnapshot) async {
+        guard let name = entry.label.name else { return }
+        do {
+            _ = try await checkpoints.delete(name.text)
+        } catch {
+            logger.error(
+                """
+                snapshot \(entry.label) was not made, but its checkpoint stays (\(error)); delete it \
+                with `stillpoint checkpoint delete \(name)`
+                """)
+        }
     }
 
     /// A named snapshot can be named by queries after its end.

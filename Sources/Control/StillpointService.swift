@@ -71,7 +71,7 @@ package final class StillpointService: Service {
         let checkpoints = try CheckpointStore(loading: state.path)
         let runtime = try LockedDirectory(runtime: configuration.runtimeDirectory)
         defer { withExtendedLifetime(runtime) {} }
-        let blocking = try BlockingPool()
+        let blocking = try BlockingPool.service()
         defer { blocking.close() }
         let socket = try await claimSocket(on: blocking)
         defer { socket.remove() }
@@ -119,8 +119,13 @@ package final class StillpointService: Service {
     }
 
     private func stop(_ loops: [LoopThread], on blocking: BlockingPool) async {
-        let done: Void? = await blocking.run { for loop in loops { loop.stopAndJoin() } }
-        precondition(done != nil, "nothing else waits in the blocking pool at the end")
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let accepted = blocking.require {
+                for loop in loops { loop.stopAndJoin() }
+                continuation.resume()
+            }
+            precondition(accepted, "the pool ends after the loops")
+        }
     }
 
     /// What the state directory says of the time before.
@@ -139,7 +144,8 @@ package final class StillpointService: Service {
         let events = EventLog()
         let guardian = Guardian(
             stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
-            restartLimitSeconds: configuration.restartLimitSeconds, blocking: blocking,
+            restartLimitSeconds: configuration.restartLimitSeconds, quiet: state.quiet,
+            blocking: blocking,
             logger: logger)
         var remembered = remembered
         remembered.held = try await guardian.start()
@@ -175,7 +181,7 @@ package final class StillpointService: Service {
         } catch { outcome = .failure(error) }
         await registry.stopping()
         // The cuts under way end; those that come are refused.
-        if await blocking.run({ cuts.close() }) == nil { cuts.close() }
+        if await blocking.run(.housekeeping, { cuts.close() }) == nil { cuts.close() }
         let faults = await registry.closeAll()
         await guardian.dismiss()
         for fault in faults { logger.error("\(fault)") }
@@ -255,6 +261,7 @@ package final class StillpointService: Service {
         socket: ControlSocket, loops: [LoopThread]
     ) async -> Result<Void, any Error> {
         async let _: Void = registries.events.logNotices(to: logger)
+        async let _: Void = registries.devices.watchOrigins()
         let outcome: Result<Void, any Error>
         do {
             try await registries.blocks.start(

@@ -1,3 +1,5 @@
+package import RingIO
+
 /// Why an origin could not be attached, for people.
 package struct AttachError: Error, CustomStringConvertible {
     /// What kind of failure it is; decides the exit code.
@@ -22,4 +24,41 @@ package struct AttachError: Error, CustomStringConvertible {
     }
 
     package var description: String { message }
+
+    /// `what` did not answer in time.
+    static func late(_ what: String, _ limitNanoseconds: UInt64) -> AttachError {
+        AttachError(
+            .failed,
+            "\(what) did not answer within \(limitNanoseconds / 1_000_000_000) s; see whether its "
+                + "disk or filesystem hangs, and try again")
+    }
+}
+
+extension BlockingPool {
+    /// Runs `body` about something that a user named, whose filesystem or disk may hang: waits at
+    /// most so long for it. `whenLate` closes what `body` opens too late. `what` names it in errors.
+    package func runOnPath<Value: Sendable>(
+        _ lane: BlockingLane, _ what: String,
+        limitNanoseconds: UInt64 = AttachedDevice.pathNanosecondsMax,
+        whenLate: @escaping @Sendable (Value) -> Void = { _ in },
+        _ body: @escaping @Sendable () throws(AttachError) -> Value
+    ) async throws(AttachError) -> Value {
+        let outcome = await run(
+            lane, limitNanoseconds: limitNanoseconds,
+            whenLate: { (outcome: Result<Value, AttachError>) in
+                if case .success(let value) = outcome { whenLate(value) }
+            },
+            { () -> Result<Value, AttachError> in
+                do throws(AttachError) {
+                    return .success(try body())
+                } catch { return .failure(error) }
+            })
+        switch outcome {
+        case .done(let result): return try result.get()
+        case .late: throw AttachError.late(what, limitNanoseconds)
+        case .refused:
+            throw AttachError(
+                .busy, "\(what): too many operations wait for paths that do not answer; try again")
+        }
+    }
 }

@@ -58,7 +58,9 @@ extension AttachedDevice {
             }
             guard let (pages, memory, generation) = wanted else { return .busy }
             guard !pages.isEmpty else { return nil }
-            let isReserved = await blocking.run { pages.allSatisfy { memory.reserve(page: $0) } }
+            let isReserved = await blocking.run(.pages) {
+                pages.allSatisfy { memory.reserve(page: $0) }
+            }
             guard let isReserved else { return .busy }
             guard isReserved else { return .noMemory }
             let told: Void? = await loop.mailbox.run { loop in

@@ -18,8 +18,13 @@ package final class AttachedDevice: Sendable {
     package let newHistoryReason: NewHistoryReason?
     private let origin: OpenedOrigin
     private let request: TrackingRequest?
-    private let blocking: BlockingPool
+    let blocking: BlockingPool
     private let size: Mutex<UInt64>
+    /// Looks at the origin's size so far, and the one begun last.
+    let lookCount = Mutex<UInt64>(0)
+    let lastLook = Mutex<Task<Result<DeviceResize, ResizeObstacle>, Never>?>(nil)
+    /// A look at what the origin's path names is under way.
+    let isNameLookedAt = Mutex(false)
 
     private init(
         _ origin: OpenedOrigin, _ history: OpenedHistory, loop: LoopThread,
@@ -48,25 +53,72 @@ package final class AttachedDevice: Sendable {
 
     /// Opens an origin for exclusive use and brings it on its loop. `sectorBytes`: 512 or 4096,
     /// nil for what the origin says (files: 512). `tracking`: where the history of its changes is
-    /// kept; nil when nobody will ask for it.
+    /// kept; nil when nobody will ask for it. Waits at most `limitNanoseconds` for what `path` names.
     package static func attach(
         path: String, isReadOnly: Bool, sectorBytes: UInt32?, tracking: TrackingRequest? = nil,
-        on loop: LoopThread, blocking: BlockingPool
+        on loop: LoopThread, blocking: BlockingPool,
+        limitNanoseconds: UInt64 = pathNanosecondsMax
     ) async throws(AttachError) -> AttachedDevice {
-        let opened = try await onPool(blocking, path) { () throws(AttachError) in
-            let origin = try OriginOpener.open(
-                path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
-            do throws(AttachError) {
-                return (origin, try OpenedHistory.open(origin, tracking))
-            } catch {
-                origin.close()
-                throw error
-            }
+        let origin = try await blocking.runOnPath(
+            .paths, "origin \(path)", limitNanoseconds: limitNanoseconds,
+            whenLate: { (origin: OpenedOrigin) in origin.close() },
+            { () throws(AttachError) in
+                try OriginOpener.open(path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
+            })
+        await tracking?.writing()
+        defer { tracking?.wrote() }
+        let history = try await history(
+            of: origin, tracking, blocking, limitNanoseconds: limitNanoseconds)
+        let device = await loop.mailbox.run { loop -> LoopConfined<Device>? in
+            let device = Device(origin, history, loop: loop, blocking: blocking)
+            return device.register() ? LoopConfined(device, on: loop) : nil
         }
-        let origin = opened.0
-        if let watched = opened.1.watched(origin) { await tracking?.watch(watched) }
-        let history = try await onPool(blocking, path) { () throws(AttachError) in
-            var history = opened.1
+        guard let device, let device else {
+            await end(
+                origin, history.header, history.memory, tracking, nil, blocking, isWriting: true)
+            throw AttachError(
+                .busy, "origin \(path): the loop has as many devices as it may; detach one")
+        }
+        return AttachedDevice(origin, history, loop: loop, device: device, blocking: blocking)
+    }
+
+    /// Longest time to wait for what a path names, nanoseconds: twice as long as an origin is waited
+    /// for that a service which ended still holds.
+    package static let pathNanosecondsMax: UInt64 = 60_000_000_000
+
+    /// Finds out what is known of the origin's changes and puts the map in force that those to come are
+    /// marked in. Closes the origin where that fails.
+    private static func history(
+        of origin: OpenedOrigin, _ tracking: TrackingRequest?, _ blocking: BlockingPool,
+        limitNanoseconds: UInt64
+    ) async throws(AttachError) -> OpenedHistory {
+        let path = origin.facts.path
+        let outcome = await blocking.run(
+            .origins, limitNanoseconds: limitNanoseconds,
+            whenLate: { (late: Result<OpenedHistory, AttachError>) in
+                guard case .success(let history) = late else { return }
+                history.abandon()
+                origin.close()
+            },
+            { () -> Result<OpenedHistory, AttachError> in
+                do throws(AttachError) {
+                    return .success(try OpenedHistory.open(origin, tracking))
+                } catch {
+                    origin.close()
+                    return .failure(error)
+                }
+            })
+        let opened: OpenedHistory
+        switch outcome {
+        case .done(let result): opened = try result.get()
+        case .late: throw AttachError.late("origin \(path)", limitNanoseconds)
+        case .refused:
+            origin.close()
+            throw AttachError(.busy, "origin \(path): too many operations wait; try again")
+        }
+        if let watched = opened.watched(origin) { await tracking?.watch(watched) }
+        return try await onPool(blocking, path) { () throws(AttachError) in
+            var history = opened
             do throws(AttachError) {
                 try history.admit()
             } catch {
@@ -76,16 +128,6 @@ package final class AttachedDevice: Sendable {
             }
             return history
         }
-        let device = await loop.mailbox.run { loop -> LoopConfined<Device>? in
-            let device = Device(origin, history, loop: loop, blocking: blocking)
-            return device.register() ? LoopConfined(device, on: loop) : nil
-        }
-        guard let device, let device else {
-            await end(origin, history.header, history.memory, tracking, nil, blocking)
-            throw AttachError(
-                .busy, "origin \(path): the loop has as many devices as it may; detach one")
-        }
-        return AttachedDevice(origin, history, loop: loop, device: device, blocking: blocking)
     }
 
     /// Runs `body` on the pool.
@@ -154,7 +196,7 @@ package final class AttachedDevice: Sendable {
             (device.get(on: loop).keeper.memory, device.get(on: loop).lossPage)
         }
         guard let (memory, page) = found else { return false }
-        return await blocking.run { memory.reserve(page: page) } ?? false
+        return await blocking.run(.pages) { memory.reserve(page: page) } ?? false
     }
 
     /// The history that queries can name now; nil when it was lost.
@@ -168,29 +210,8 @@ package final class AttachedDevice: Sendable {
 
     // MARK: Resize
 
-    /// The size that the origin is found to have and the device has not yet; nil when there is
-    /// none that it could take over.
-    func findResize() async -> Result<DeviceResize?, ResizeObstacle> {
-        let device = device
-        let (descriptor, facts) = (origin.descriptor, facts)
-        let memory = await loop.mailbox.run { device.get(on: $0).keeper.memory }
-        guard let memory else { return .success(nil) }
-        let outcome = await blocking.run { () -> Result<DeviceResize?, ResizeObstacle> in
-            do throws(ResizeObstacle) {
-                return .success(
-                    try DeviceResize.find(descriptor, facts, size: facts.size, memory: memory))
-            } catch { return .failure(error) }
-        }
-        return outcome ?? .success(nil)
-    }
-
-    /// Bytes that the origin has now, whatever the device has.
-    package func originSize() async -> Result<UInt64, ResizeObstacle> {
-        switch await findResize() {
-        case .success(let resize): .success(resize?.size ?? facts.size)
-        case .failure(let obstacle): .failure(obstacle)
-        }
-    }
+    /// Descriptor of the origin, open as long as the device is attached.
+    var descriptor: Int32 { origin.descriptor }
 
     /// A cut took another size over.
     func wasResized(to size: UInt64) { self.size.withLock { $0 = size } }
@@ -217,11 +238,14 @@ package final class AttachedDevice: Sendable {
         return remains.0
     }
 
-    /// Saves the map and closes the origin.
+    /// Saves the map and closes the origin. `isWriting`: the caller may write already.
     private static func end(
         _ origin: OpenedOrigin, _ header: MapFileHeader, _ memory: ChangeMapMemory,
-        _ request: TrackingRequest?, _ fault: Fault?, _ blocking: BlockingPool
+        _ request: TrackingRequest?, _ fault: Fault?, _ blocking: BlockingPool,
+        isWriting: Bool = false
     ) async {
+        if !isWriting { await request?.writing() }
+        defer { if !isWriting { request?.wrote() } }
         let work = { @Sendable in
             if let request,
                 let failure = OpenedHistory.end(
@@ -231,7 +255,13 @@ package final class AttachedDevice: Sendable {
             }
             origin.close()
         }
-        // Full: nobody else will do it.
-        if await blocking.run(work) == nil { work() }
+        // Owed: nobody else will do it. Only a pool that has ended refuses it.
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let accepted = blocking.require(.origins) {
+                work()
+                continuation.resume()
+            }
+            precondition(accepted, "the pool does not end while devices are attached")
+        }
     }
 }

@@ -98,7 +98,7 @@ package final class CutThread: Sendable {
         var resizes: [DeviceResize?] = []
         var obstacles: [ResizeObstacle?] = []
         for member in members {
-            switch await member.device.findResize() {
+            switch await member.device.findSize() {
             case .success(let resize):
                 resizes.append(resize)
                 obstacles.append(nil)
@@ -275,7 +275,7 @@ private struct CutRun {
             outcome.epochs[index] = base.epoch
             outcome.sizes[index] = base.size
             outcome.generations[index] = base.generation
-            if resizes[index] != nil { members[index].device.wasResized(to: base.size) }
+            members[index].device.wasResized(to: base.size)
             coordinator.switched(device: index)
         case .opened(let index):
             outcome.closedMicroseconds = elapsed

@@ -135,6 +135,7 @@ extension Device {
         withChecks(engine.buffers(of: copy), isValid: result > 0) { zeroMask, checksums in
             // Interrupted is as good as nothing read: the engine asks again.
             let isAgain = result == -EINTR || result == -EAGAIN
+            if result < 0, !isAgain { originFailed(Fault(errnoValue: -result)) }
             engine.copyReadFinished(
                 copy, byteCount: UInt64(max(result, 0)),
                 fault: result < 0 && !isAgain ? Fault(errnoValue: -result) : nil,

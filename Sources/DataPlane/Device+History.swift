@@ -34,8 +34,11 @@ extension Device {
     /// The cut: cannot fail. A history that cannot be continued ends here, and the cut is the first
     /// of the next one. Returns the epoch that ended, of the generation that the device has now.
     func switchEpoch(holding part: SnapshotPart?, isBase: Bool, resize: DeviceResize?) -> Epoch {
+        // Looks are made before a cut has its turn: one that another cut overtook says nothing.
+        let resize = resize.flatMap { $0.number > lastLookNumber ? $0 : nil }
+        lastLookNumber = resize?.number ?? lastLookNumber
         if let reason = reasonToBegin(resize) { beginGeneration(reason) }
-        if let resize { take(resize) }
+        if let resize, resize.size != size { take(resize) }
         keeper.cutComing(isBase: isBase)
         let ended = engine.cutSwitched(snapshot: part?.index, isBase: isBase)
         part?.held()
@@ -54,7 +57,7 @@ extension Device {
         _ = engine.cutSwitched(snapshot: nil, isBase: false, newMap: keeper.changeMap)
         let file = keeper.memory.file
         // Refused: what is stale is emptied when it is wanted.
-        _ = blocking.submit { file.emptyStalePages() }
+        _ = blocking.submit(.erasure) { file.emptyStalePages() }
         notify(.generationBegan(generation, reason))
     }
 
@@ -75,36 +78,89 @@ extension Device {
 
     // MARK: Pages
 
+    /// A write waits for a page of the map.
     func reserveMapPage(_ page: UInt64) {
-        let back = LoopConfined(self, on: loop)
-        let mailbox = loop.mailbox
-        let memory = keeper.memory
-        let ordinal = engine.generationOrdinal
-        let accepted = blocking.submit {
-            let isReserved = memory.reserve(page: page)
-            let failure = isReserved ? 0 : errno
-            mailbox.postWhenRoom { loop in
-                back.get(on: loop).mapPageAnswered(page, failure: failure, ordinal: ordinal)
-            }
-        }
-        if !accepted { mapPageRefused(page, failure: Fault.noMemory.errnoValue) }
+        pageWishes.wanted(page)
+        startPageJob()
     }
 
-    private func mapPageAnswered(_ page: UInt64, failure: Int32, ordinal: UInt32) {
-        guard ordinal == engine.generationOrdinal else {
-            // A new generation began meanwhile: the page may be stale by now.
-            return reserveMapPage(page)
+    private func startPageJob() {
+        let pageCount = ChangeMap.pageCount(chunkCount: MapLayout.chunkCount(size: size))
+        let job = pageWishes.nextJob(pageCount: pageCount) { engine.isMapPageReserved($0) }
+        guard let job else { return }
+        let work = pageWork ?? MapPageWork(device: self)
+        pageWork = work
+        work.prepare(
+            job.pages, isAhead: job.isAhead, memory: keeper.memory, engine.generationOrdinal)
+        // The pool takes it unless it has ended.
+        if !blocking.submit(.pages, work: work) { mapPagesAnswered(work) }
+    }
+
+    /// A job for pages has ended.
+    func mapPagesAnswered(_ work: MapPageWork) {
+        pageWishes.jobEnded()
+        if work.ordinal == engine.generationOrdinal {
+            for page in work.pages.prefix(work.reservedCount) { engine.mapPageReserved(page) }
+            // What nobody waits for was a courtesy.
+            if work.failure != 0, !work.isAhead {
+                mapPageRefused(work.pages[work.reservedCount], failure: work.failure)
+            }
+        } else if !work.isAhead {
+            // A new generation began meanwhile: the pages may be stale by now.
+            for page in work.pages { pageWishes.wanted(page) }
         }
-        if failure == 0 {
-            engine.mapPageReserved(page)
-        } else {
-            mapPageRefused(page, failure: failure)
-        }
+        startPageJob()
         engineTouched()
+        usersChanged()
     }
 
     private func mapPageRefused(_ page: UInt64, failure: Int32) {
+        pageWishes.forgetAll()
         lossPage = page
         trackingLost(.mapMemoryShort(failure))
     }
+}
+
+/// Makes pages of a device's change map resident: one job of the pool at a time.
+final class MapPageWork: BlockingWork, @unchecked Sendable {
+    // `BlockingWork` says which thread touches the fields when.
+    private unowned let device: Device
+    private(set) var pages: [UInt64] = []
+    private(set) var isAhead = false
+    /// Of the engine, when the pages were asked for.
+    private(set) var ordinal: UInt32 = 0
+    /// So many of the pages, the first ones, are there; `failure` says why the next one is not.
+    private(set) var reservedCount = 0
+    private(set) var failure: Int32 = 0
+    private var memory: ChangeMapMemory
+
+    init(device: Device) {
+        self.device = device
+        memory = device.keeper.memory
+        super.init(mailbox: device.loop.mailbox)
+    }
+
+    func prepare(
+        _ pages: [UInt64], isAhead: Bool, memory: ChangeMapMemory, _ ordinal: UInt32
+    ) {
+        self.pages = pages
+        self.isAhead = isAhead
+        self.memory = memory
+        self.ordinal = ordinal
+        reservedCount = 0
+        failure = Fault.noMemory.errnoValue
+    }
+
+    override func perform() {
+        for page in pages {
+            guard memory.reserve(page: page) else {
+                failure = errno
+                return
+            }
+            reservedCount += 1
+        }
+        failure = 0
+    }
+
+    override func finished() { device.mapPagesAnswered(self) }
 }

@@ -93,6 +93,7 @@ extension Device {
         let useful = max(Int(result) - operation.headByteCount, 0)
         switch operation.source {
         case .origin:
+            if let fault { originFailed(fault) }
             engine.imageOriginReadFinished(
                 operation.request, offset: operation.offset, length: operation.length,
                 byteCount: min(UInt64(useful), operation.length), fault: fault)

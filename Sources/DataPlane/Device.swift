@@ -32,6 +32,17 @@ final class Device: BlockTarget {
     var goneParts: [SnapshotPart] = []
     /// The storage sources by their index in the engine.
     var sources: [StorageSource?]
+    /// Pages of the change map that are wanted, and the job that makes some of them resident.
+    var pageWishes = PageWishes()
+    var pageWork: MapPageWork?
+    /// The newest look at the origin's size that a cut took over.
+    var lastLookNumber: UInt64 = 0
+    /// Why the origin is gone.
+    var goneFault: Fault?
+    /// Asks whether it is, after a failure.
+    var originCheck: OriginCheck?
+    var isCheckingOrigin = false
+    var originCheckedAt: UInt64 = 0
     /// Called once, when the closed gate has drained.
     var gateDrained: (() -> Void)?
     var isDraining = false
@@ -159,6 +170,7 @@ final class Device: BlockTarget {
 
     /// The origin is done with a request, or with the part of it that it was given.
     func originFinished(_ index: RequestIndex, _ fault: Fault?) {
+        if let fault { originFailed(fault) }
         let request = requests.pointer(to: index)
         switch request.pointee.operation {
         case .read, .flush, .prefetch, .blockStatus: finish(index, fault)
@@ -234,7 +246,7 @@ final class Device: BlockTarget {
 
     private func continueClosing() {
         guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
-            origin.scanCount == 0, awaitedExtentCount == 0,
+            origin.scanCount == 0, awaitedExtentCount == 0, !pageWishes.hasJob, !isCheckingOrigin,
             !hasSnapshots, preserver.operationsInFlight == 0, !engine.hasWork
         else { return }
         let finish = current.finish

@@ -14,33 +14,37 @@ package enum ResizeObstacle: Error, Sendable {
 
 /// A size that the origin was found to have, and what a device needs to take it over.
 struct DeviceResize: Sendable {
+    /// Larger than that of any look before.
+    let number: UInt64
     let size: UInt64
     /// Room for the map of a device that grew beyond its former one.
     let memory: ChangeMapMemory?
 
-    /// Looks at the origin behind `descriptor`: nil when it has still `size` bytes. Blocks.
+    /// Looks at the origin behind `descriptor`. Blocks.
     static func find(
-        _ descriptor: Int32, _ facts: OriginFacts, size: UInt64, memory: ChangeMapMemory
-    ) throws(ResizeObstacle) -> DeviceResize? {
+        _ descriptor: Int32, _ facts: OriginFacts, number: UInt64, memory: ChangeMapMemory
+    ) throws(ResizeObstacle) -> DeviceResize {
         var found = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &found) == 0 else { throw .unreadable(errno) }
         var now = found.size
         if facts.isBlockDevice, cl_block_device_size(descriptor, &now) != 0 {
             throw .unreadable(errno)
         }
-        guard now != size else { return nil }
+        guard now != facts.size else {
+            return DeviceResize(number: number, size: now, memory: nil)
+        }
         let multiple = UInt64(max(facts.sectorBytes, facts.offsetAlignment))
         let chunkCount = MapLayout.chunkCount(size: now)
         guard now > 0, now % multiple == 0, chunkCount <= MapLayout.chunkCountMax else {
             throw .unsuitable(size: now, multiple: multiple)
         }
         guard chunkCount > memory.chunkCount else {
-            return DeviceResize(size: now, memory: nil)
+            return DeviceResize(number: number, size: now, memory: nil)
         }
         // The pages that are reserved are in the file already: the new mapping only meets them
         // at other addresses.
         switch ChangeMapMemory.map(memory.file, chunkCount: chunkCount) {
-        case .success(let larger): return DeviceResize(size: now, memory: larger)
+        case .success(let larger): return DeviceResize(number: number, size: now, memory: larger)
         case .failure(let fault): throw .noRoom(fault.errnoValue)
         }
     }

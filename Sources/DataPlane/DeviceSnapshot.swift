@@ -14,34 +14,42 @@ package struct SnapshotStorage: Sendable {
     /// when the devices have it. `notify` is called on any thread.
     package static func open(
         _ requests: [StorageRequest], limit: UInt64, isForced: Bool, for devices: [AttachedDevice],
-        blocking: BlockingPool,
+        blocking: BlockingPool, lane: BlockingLane = .storagePaths,
         notify: @escaping @Sendable (StorageSource.Notice, String) -> Void
     ) async throws(AttachError) -> SnapshotStorage {
         let origins = devices.flatMap(\.foundations)
-        let result = await blocking.run { () -> (opened: [StorageSource], failure: AttachError?) in
-            var opened: [StorageSource] = []
-            do throws(AttachError) {
-                for request in requests {
-                    let storage = try StorageOpener.open(request, isForced: isForced)
-                    do throws(AttachError) {
-                        try check(storage, liesOutside: origins)
-                        let name = storage.name
-                        opened.append(
-                            try StorageSource.over(
-                                storage, limit: limit, deviceCount: devices.count,
-                                blocking: blocking
-                            ) { notify($0, name) })
-                    } catch {
-                        storage.close()
-                        throw error
+        let names = requests.map { request in
+            switch request {
+            case .path(let path): path
+            case .memory(let byteCount): "memory:\(byteCount)"
+            }
+        }.joined(separator: ", ")
+        let result = try await blocking.runOnPath(
+            lane, "storage \(names)",
+            whenLate: { (late: (opened: [StorageSource], failure: AttachError?)) in
+                SnapshotStorage(sources: late.opened).release()
+            },
+            { () -> (opened: [StorageSource], failure: AttachError?) in
+                var opened: [StorageSource] = []
+                do throws(AttachError) {
+                    for request in requests {
+                        let storage = try StorageOpener.open(request, isForced: isForced)
+                        do throws(AttachError) {
+                            try check(storage, liesOutside: origins)
+                            let name = storage.name
+                            opened.append(
+                                try StorageSource.over(
+                                    storage, limit: limit, deviceCount: devices.count,
+                                    blocking: blocking
+                                ) { notify($0, name) })
+                        } catch {
+                            storage.close()
+                            throw error
+                        }
                     }
-                }
-                return (opened, nil)
-            } catch { return (opened, error) }
-        }
-        guard let result else {
-            throw AttachError(.busy, "too many operations wait; try again")
-        }
+                    return (opened, nil)
+                } catch { return (opened, error) }
+            })
         let storage = SnapshotStorage(sources: result.opened)
         if let failure = result.failure {
             // Who is told that it failed finds nothing of it any more.
@@ -100,6 +108,12 @@ package final class DeviceSnapshot: Sendable {
         _ device: AttachedDevice, policy: OverflowPolicy, account: UInt16,
         storage: SnapshotStorage, notify: @escaping @Sendable (SnapshotNotice) -> Void
     ) async throws(AttachError) -> DeviceSnapshot {
+        if let fault = await device.goneFault() {
+            throw AttachError(
+                .failed,
+                "origin \(device.facts.path) is gone (\(OriginOpener.text(of: fault.errnoValue))); "
+                    + "when it is back, detach the device and attach it again")
+        }
         let confined = device.device
         let part = await device.loop.mailbox.run { loop -> LoopConfined<SnapshotPart>? in
             confined.get(on: loop).prepareSnapshot(

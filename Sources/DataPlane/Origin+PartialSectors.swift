@@ -14,7 +14,7 @@ extension Origin {
         readSector(index, at: sector, step: .headSector)
     }
 
-    private func readTailSector(_ index: RequestIndex) {
+    func readTailSector(_ index: RequestIndex) {
         let end = requests[index].part.end
         let sector = end & ~(alignment - 1)
         guard sector != end else { return continueData(index) }
@@ -29,7 +29,7 @@ extension Origin {
     }
 
     func headSectorCompleted(_ index: RequestIndex, _ result: Int32) {
-        if result == -EINTR || result == -EAGAIN { return readHeadSector(index) }
+        if Self.isAgain(result) { return tryAgain(index, .headSector) }
         guard result == Int32(alignment) else { return sectorFailed(index, result) }
         let request = requests.pointer(to: index)
         let headByteCount = Int(request.pointee.offset & (alignment - 1))
@@ -48,7 +48,7 @@ extension Origin {
     }
 
     func tailSectorCompleted(_ index: RequestIndex, _ result: Int32) {
-        if result == -EINTR || result == -EAGAIN { return readTailSector(index) }
+        if Self.isAgain(result) { return tryAgain(index, .tailSector) }
         guard result == Int32(alignment) else { return sectorFailed(index, result) }
         copyTail(index, from: scratch.address(of: locks.scratchSlot(of: index)))
         continueData(index)

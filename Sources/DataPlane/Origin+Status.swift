@@ -36,7 +36,25 @@ extension Origin {
         let scan = freeScans.popLast() ?? HoleScan(origin: self)
         scan.prepare(range, into: output, for: index, image: image)
         scanCount += 1
-        if !blocking.submit(scan) { scanEnded(scan, index, image, count: 0, fault: .noMemory) }
+        waitingScans.append(scan)
+        startScan()
+    }
+
+    private func startScan() {
+        while !isScanning, scanHead < waitingScans.count {
+            let scan = waitingScans[scanHead]
+            scanHead += 1
+            if scanHead == waitingScans.count {
+                waitingScans.removeAll(keepingCapacity: true)
+                scanHead = 0
+            } else if scanHead >= 256, scanHead * 2 > waitingScans.count {
+                waitingScans.removeFirst(scanHead)
+                scanHead = 0
+            }
+            isScanning = true
+            // The pool takes it unless it has ended.
+            if !blocking.submit(.origins, work: scan) { scan.refused() }
+        }
     }
 
     /// A scan is back from the pool.
@@ -45,7 +63,9 @@ extension Origin {
     ) {
         freeScans.append(scan)
         scanCount -= 1
+        isScanning = false
         scanned(index, image, count: count, fault: fault)
+        startScan()
         // An image's scan may be the last that a closing device waits for.
         if scanCount == 0 { device.usersChanged() }
     }
@@ -108,6 +128,12 @@ final class HoleScan: BlockingWork, @unchecked Sendable {
             position += output[count].length
             count += 1
         }
+    }
+
+    /// The pool does not take it.
+    func refused() {
+        fault = .shutdown
+        finished()
     }
 
     override func finished() {

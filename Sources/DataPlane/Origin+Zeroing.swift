@@ -29,6 +29,7 @@ extension Origin {
             return device.originFinished(index, .notSupported)
         }
         request.pointee.progress = 0
+        request.pointee.attempts = 0
         request.pointee.step = Part.middle.rawValue
         if alignment == 1 { return startZeroing(index) }
         let isExclusive =
@@ -71,7 +72,7 @@ extension Origin {
         return requests[index].part.roundedInward(to: granule)
     }
 
-    private func continueMiddle(_ index: RequestIndex) {
+    func continueMiddle(_ index: RequestIndex) {
         let request = requests.pointer(to: index)
         let middle = middle(index)
         let rest = middle.length - request.pointee.progress
@@ -105,7 +106,7 @@ extension Origin {
         case 0:
             let rest = middle(index).length - request.pointee.progress
             request.pointee.progress += min(rest, allocateByteCountMax)
-        case EINTR, EAGAIN: break
+        case EINTR, EAGAIN: return tryAgain(index, .middle)
         case EOPNOTSUPP, ENOSYS:
             // Another request may have found out before.
             if allocateMode(request.pointee) == Int32(cl_falloc_punch_hole) {
@@ -123,7 +124,8 @@ extension Origin {
     }
 
     func zeroPieceCompleted(_ index: RequestIndex, _ result: Int32) {
-        if result < 0, result != -EINTR, result != -EAGAIN {
+        if Self.isAgain(result) { return tryAgain(index, .zeroPiece) }
+        if result < 0 {
             return writeStepsFinished(index, Fault(errnoValue: -result), isStable: false)
         }
         if result > 0 {
@@ -181,7 +183,7 @@ extension Origin {
     }
 
     func edgeReadCompleted(_ index: RequestIndex, _ result: Int32) {
-        if result == -EINTR || result == -EAGAIN { return startZeroing(index) }
+        if Self.isAgain(result) { return tryAgain(index, .edgeRead) }
         let edge = edge(index)
         let outer = edge.roundedOutward(to: alignment)
         guard result == Int32(outer.length) else {
@@ -194,7 +196,7 @@ extension Origin {
     }
 
     func edgeWriteCompleted(_ index: RequestIndex, _ result: Int32) {
-        if result == -EINTR || result == -EAGAIN { return startZeroing(index) }
+        if Self.isAgain(result) { return tryAgain(index, .edgeWrite) }
         let range = edge(index).roundedOutward(to: alignment)
         guard result == Int32(range.length) else {
             let fault = result < 0 ? Fault(errnoValue: -result) : Fault.inputOutput

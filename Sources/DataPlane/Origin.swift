@@ -51,8 +51,15 @@ final class Origin: RingHandler {
     private var closed: ((Fault?) -> Void)?
     /// Block status scans in the blocking pool, of the device and its images.
     var scanCount = 0
+    /// Those that wait for the one in the pool, from `scanHead` on: an origin that does not answer
+    /// holds one thread, and its clients' questions do not crowd those of others.
+    var waitingScans: [HoleScan] = []
+    var scanHead = 0
+    var isScanning = false
     /// Block status scans that nobody uses now.
     var freeScans: [HoleScan] = []
+    /// Times the synchronisation under way was interrupted.
+    private var synchronizeAttempts = 0
     /// What the origin was found unable to do; only ever switched off.
     var canPunchHoles = true
     var canZeroRanges = true
@@ -76,6 +83,7 @@ final class Origin: RingHandler {
 
     func readArrived(_ index: RequestIndex) {
         requests[index].progress = 0
+        requests[index].attempts = 0
         continueData(index)
     }
 
@@ -85,6 +93,7 @@ final class Origin: RingHandler {
             return device.originFinished(index, fault)
         }
         request.pointee.progress = 0
+        request.pointee.attempts = 0
         if alignment == 1 { return continueData(index) }
         let isAligned = (request.pointee.offset | request.pointee.length) & (alignment - 1) == 0
         guard locks.arrived(index, isExclusive: !isAligned) else { return }
@@ -170,7 +179,7 @@ final class Origin: RingHandler {
     private func dataCompleted(_ index: RequestIndex, _ result: Int32) {
         let request = requests.pointer(to: index)
         if result < 0 {
-            if result == -EINTR || result == -EAGAIN { return continueData(index) }
+            if Self.isAgain(result) { return tryAgain(index, .data) }
             return dataFinished(index, Fault(errnoValue: -result))
         }
         let range = request.pointee.part.roundedOutward(to: alignment)
@@ -184,7 +193,7 @@ final class Origin: RingHandler {
         continueData(index)
     }
 
-    private func dataFinished(_ index: RequestIndex, _ fault: Fault?) {
+    func dataFinished(_ index: RequestIndex, _ fault: Fault?) {
         let request = requests.pointer(to: index)
         guard request.pointee.operation == .write else {
             return device.originFinished(index, fault)
@@ -225,7 +234,11 @@ final class Origin: RingHandler {
     }
 
     private func synchronizeCompleted(_ result: Int32) {
-        if result == -EINTR || result == -EAGAIN { return startSynchronizing() }
+        if Self.isAgain(result), synchronizeAttempts < Self.attemptsAtOnce {
+            synchronizeAttempts += 1
+            return startSynchronizing()
+        }
+        synchronizeAttempts = 0
         if result < 0 { flushes.failed(Fault(errnoValue: -result)) }
         let fault = flushes.failure
         let startNext = flushes.completed()
@@ -255,6 +268,8 @@ final class Origin: RingHandler {
         self.closed = nil
         closed?(flushes.failure)
     }
+
+    override func timerFired(token: UInt32) { pauseEnded(token: token) }
 
     // MARK: Completions
 

@@ -1,6 +1,7 @@
 internal import CLinux
 internal import ChangeTracking
 internal import Glibc
+internal import RingIO
 internal import Synchronization
 
 // The file behind a change map in use: in the runtime directory, so that it outlives a killed
@@ -15,7 +16,32 @@ final class RunningMapFile: Sendable {
     /// Nil: it has no name.
     let path: String?
     let descriptor: Int32
-    private let stalePages = Mutex<[UInt64]>([])
+    private let state = Mutex(State())
+
+    /// Who empties a page.
+    private enum Claim { case clean, ours, taken }
+
+    private struct State {
+        /// One bit for each page.
+        var stale: [UInt64] = []
+        /// Stale pages that a thread is emptying, and who waits for one of them.
+        var beingEmptied: Set<UInt64> = []
+        var waiters: [(page: UInt64, ended: RingIO.Semaphore)] = []
+
+        func isStale(_ page: UInt64) -> Bool {
+            let index = Int(page / 64)
+            return index < stale.count && stale[index] & (1 << (page % 64)) != 0
+        }
+
+        /// The page is empty, or could not be emptied; returns who waited for it.
+        mutating func emptied(_ page: UInt64, _ isEmpty: Bool) -> [RingIO.Semaphore] {
+            if isEmpty { stale[Int(page / 64)] &= ~(1 << (page % 64)) }
+            beingEmptied.remove(page)
+            let ended = waiters.filter { $0.page == page }.map(\.ended)
+            waiters.removeAll { $0.page == page }
+            return ended
+        }
+    }
 
     /// Takes over an open and locked file.
     init(path: String?, descriptor: Int32) {
@@ -34,24 +60,40 @@ final class RunningMapFile: Sendable {
     // MARK: Stale pages
 
     /// Every page whose bit is set in `words` is stale from now on. Runs on the loop when a
-    /// generation begins; others hold the lock for one page at a time.
+    /// generation begins: the lock is held by nobody who waits for the disk.
     func becomeStale(_ words: UnsafeBufferPointer<UInt64>) {
-        stalePages.withLock { stale in
-            if stale.count < words.count {
-                stale += Array(repeating: 0, count: words.count - stale.count)
+        state.withLock { state in
+            if state.stale.count < words.count {
+                state.stale += Array(repeating: 0, count: words.count - state.stale.count)
             }
-            for (index, word) in words.enumerated() { stale[index] |= word }
+            for (index, word) in words.enumerated() { state.stale[index] |= word }
         }
     }
 
-    /// Empties the page if it is stale; false when that failed.
+    /// Empties the page if it is stale; false when that failed. Blocks, also while another thread
+    /// empties it: after that it may hold entries of now.
     func emptyIfStale(page: UInt64) -> Bool {
-        stalePages.withLock { stale in
-            let index = Int(page / 64)
-            guard index < stale.count, stale[index] & (1 << (page % 64)) != 0 else { return true }
-            guard punch(page: page) else { return false }
-            stale[index] &= ~(1 << (page % 64))
-            return true
+        while true {
+            let ended = RingIO.Semaphore()
+            let claim = state.withLock { state -> Claim in
+                guard state.isStale(page) else { return .clean }
+                guard state.beingEmptied.insert(page).inserted else {
+                    state.waiters.append((page, ended))
+                    return .taken
+                }
+                return .ours
+            }
+            switch claim {
+            case .clean: return true
+            case .taken: ended.wait()
+            case .ours:
+                let isEmpty = punch(page: page)
+                let failure = errno
+                let waiters = state.withLock { $0.emptied(page, isEmpty) }
+                for waiter in waiters { waiter.signal() }
+                errno = failure
+                return isEmpty
+            }
         }
     }
 
@@ -59,7 +101,7 @@ final class RunningMapFile: Sendable {
     func emptyStalePages() {
         var index = 0
         while true {
-            let word = stalePages.withLock { index < $0.count ? $0[index] : nil }
+            let word = state.withLock { index < $0.stale.count ? $0.stale[index] : nil }
             guard var rest = word else { return }
             while rest != 0 {
                 let bit = rest.trailingZeroBitCount

@@ -28,11 +28,11 @@ struct PoolJobs: StorageJobs {
     let blocking: BlockingPool
 
     func start(isLong: Bool, _ job: @escaping @Sendable () -> Void) -> Bool {
-        if !isLong, blocking.submit(job) { return true }
+        if !isLong, blocking.require(.growth, job) { return true }
         do throws(RingError) {
             try ServiceThread.start("storage", job)
             return true
-        } catch { return isLong && blocking.submit(job) }
+        } catch { return isLong && blocking.require(.erasure, job) }
     }
 }
 

@@ -15,11 +15,16 @@ package struct TrackingRequest: Sendable {
     package var watch: @Sendable (WatchedOrigin) async -> Void
     /// Called on the device's loop or any other thread: must not wait.
     package var notify: @Sendable (DeviceNotice) -> Void
+    /// Called before files of the history are written, and afterwards: nothing is written while
+    /// filesystems are frozen.
+    package var writing: @Sendable () async -> Void
+    package var wrote: @Sendable () -> Void
 
     package init(
         name: ObjectName, stateDirectory: String, runtimeDirectory: String, bootID: UniqueID,
         isExclusive: Bool, watch: @escaping @Sendable (WatchedOrigin) async -> Void,
-        notify: @escaping @Sendable (DeviceNotice) -> Void
+        notify: @escaping @Sendable (DeviceNotice) -> Void,
+        writing: @escaping @Sendable () async -> Void, wrote: @escaping @Sendable () -> Void
     ) {
         self.name = name
         self.stateDirectory = stateDirectory
@@ -28,6 +33,8 @@ package struct TrackingRequest: Sendable {
         self.isExclusive = isExclusive
         self.watch = watch
         self.notify = notify
+        self.writing = writing
+        self.wrote = wrote
     }
 }
 
@@ -61,6 +68,8 @@ package enum DeviceNotice: Sendable {
     case generationBegan(Generation, NewHistoryReason)
     /// A cut found the origin with another size.
     case resized(from: UInt64, to: UInt64)
+    /// The origin is gone: its requests fail, and its snapshots are corrupted.
+    case originGone(Fault)
     /// The map could not be saved at the end; why.
     case mapNotSaved(String)
 }

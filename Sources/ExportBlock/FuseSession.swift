@@ -159,7 +159,7 @@ final class FuseSession: RequestOwner, TargetUser {
             ended()
             for waiter in waiters { waiter() }
         }
-        if !blocking.submit(close) { close() }
+        if !blocking.require(.housekeeping, close) { close() }
     }
 
     /// Those who wait for the end; a list of its own so that the session is not captured.

@@ -26,65 +26,143 @@ open class BlockingWork: @unchecked Sendable {
 }
 
 /// Threads for system calls that can block: open, stat, lseek for holes, large frees. A loop hands
-/// work over and gets a message when it is done; nothing blocks on a loop.
+/// work over and gets a message when it is done; nothing blocks on a loop. `LaneSchedule` decides
+/// what runs when.
 package final class BlockingPool: Sendable {
-    /// Most jobs that wait.
-    package static let capacity = 8192
-
     private enum Job {
         case closure(@Sendable () -> Void)
         case work(BlockingWork)
     }
 
     private struct State {
-        /// A ring of `capacity` places.
-        var jobs: [Job?] = []
-        var head = 0
-        var count = 0
+        var schedule: LaneSchedule
+        /// By lane, the oldest first from `heads` on.
+        var jobs: [[Job?]]
+        var heads: [Int]
         var isClosed = false
-    }
+        /// Threads that have not ended.
+        var threadCount = 0
 
-    private let state = Mutex(State())
-    private let available = Semaphore()
-    private let threads: Mutex<[pthread_t]>
+        mutating func append(_ job: Job, to lane: BlockingLane) {
+            jobs[lane.rawValue].append(job)
+        }
 
-    /// Starts the threads.
-    package init(threadCount: Int = 4) throws(RingError) {
-        threads = Mutex([])
-        state.withLock { $0.jobs = Array(repeating: nil, count: Self.capacity) }
-        for _ in 0..<threadCount {
-            var handle = pthread_t()
-            let context = Unmanaged.passRetained(self).toOpaque()
-            let result = pthread_create(
-                &handle, nil,
-                { context in
-                    guard let context else { preconditionFailure("a thread without its pool") }
-                    cl_block_signals()
-                    cl_name_thread("blocking")
-                    takeShortTurns()
-                    Unmanaged<BlockingPool>.fromOpaque(context).takeRetainedValue().run()
-                    return nil
-                }, context)
-            guard result == 0 else {
-                Unmanaged<BlockingPool>.fromOpaque(context).release()
-                throw RingError(operation: .startThread, errnoValue: result)
+        /// Takes the oldest job of the lane out.
+        mutating func removeFirst(of lane: BlockingLane) -> Job {
+            let head = heads[lane.rawValue]
+            guard let job = jobs[lane.rawValue][head] else {
+                preconditionFailure("a lane has the jobs that wait in it")
             }
-            let started = handle
-            threads.withLock { $0.append(started) }
+            jobs[lane.rawValue][head] = nil
+            heads[lane.rawValue] = head + 1
+            if head + 1 == jobs[lane.rawValue].count {
+                jobs[lane.rawValue].removeAll(keepingCapacity: true)
+                heads[lane.rawValue] = 0
+            } else if head >= 1024, head * 2 > jobs[lane.rawValue].count {
+                jobs[lane.rawValue].removeFirst(head + 1)
+                heads[lane.rawValue] = 0
+            }
+            return job
         }
     }
 
-    /// Queues a job; false when as many wait as may, or the pool is closed.
-    package func submit(_ job: @escaping @Sendable () -> Void) -> Bool { add(.closure(job)) }
+    private let state: Mutex<State>
+    private let available = Semaphore()
+    /// A thread has ended.
+    private let threadEnded = Semaphore()
+    private let threads: Mutex<[pthread_t]>
 
-    /// Queues work, whose `finished` runs on its loop afterwards; false as above.
-    package func submit(_ work: BlockingWork) -> Bool { add(.work(work)) }
+    /// Longest time that `close` waits for calls that may never end, nanoseconds.
+    private static let hangingNanoseconds: UInt64 = 2_000_000_000
 
-    private func add(_ job: Job) -> Bool {
+    /// A pool of the service, with its lanes.
+    package static func service() throws(RingError) -> BlockingPool {
+        let schedule = LaneSchedule.service()
+        return try BlockingPool(schedule, threadCount: schedule.runningMax)
+    }
+
+    /// A pool for one kind of work: each lane may use all its threads.
+    package convenience init(
+        threadCount: Int = 4, waitingMax: Int = 8192
+    ) throws(RingError) {
+        let schedule = LaneSchedule { _ in
+            LaneSchedule.Bounds(runningMax: threadCount, waitingMax: waitingMax)
+        }
+        try self.init(schedule, threadCount: threadCount)
+    }
+
+    /// A pool whose jobs run as `schedule` says, on so many threads.
+    package init(_ schedule: LaneSchedule, threadCount: Int) throws(RingError) {
+        threads = Mutex([])
+        let laneCount = BlockingLane.allCases.count
+        state = Mutex(
+            State(
+                schedule: schedule, jobs: Array(repeating: [], count: laneCount),
+                heads: Array(repeating: 0, count: laneCount)))
+        for _ in 0..<threadCount { try startThread() }
+    }
+
+    private func startThread() throws(RingError) {
+        var handle = pthread_t()
+        let context = Unmanaged.passRetained(self).toOpaque()
+        state.withLock { $0.threadCount += 1 }
+        let result = pthread_create(
+            &handle, nil,
+            { context in
+                guard let context else { preconditionFailure("a thread without its pool") }
+                cl_block_signals()
+                cl_name_thread("blocking")
+                takeShortTurns()
+                Unmanaged<BlockingPool>.fromOpaque(context).takeRetainedValue().run()
+                return nil
+            }, context)
+        guard result == 0 else {
+            state.withLock { $0.threadCount -= 1 }
+            Unmanaged<BlockingPool>.fromOpaque(context).release()
+            close()
+            throw RingError(operation: .startThread, errnoValue: result)
+        }
+        let started = handle
+        threads.withLock { $0.append(started) }
+    }
+
+    /// Queues a job; false when as many of its lane wait as may, or the pool is closed.
+    package func submit(
+        _ lane: BlockingLane, _ job: @escaping @Sendable () -> Void
+    ) -> Bool {
+        add(.closure(job), lane, isOwed: false)
+    }
+
+    /// Queues a job that has to be done, however many wait: what is given back, and ends of things
+    /// that are bounded themselves. False only when the pool is closed.
+    package func require(
+        _ lane: BlockingLane, _ job: @escaping @Sendable () -> Void
+    ) -> Bool {
+        add(.closure(job), lane, isOwed: true)
+    }
+
+    /// Queues work, whose `finished` runs on its loop afterwards. False only when the pool is closed:
+    /// whoever owns the work bounds it.
+    package func submit(_ lane: BlockingLane, work: BlockingWork) -> Bool {
+        add(.work(work), lane, isOwed: true)
+    }
+
+    /// The same in the lane of the service's own.
+    package func submit(_ job: @escaping @Sendable () -> Void) -> Bool {
+        submit(.housekeeping, job)
+    }
+
+    /// The same in the lane of the service's own.
+    package func require(_ job: @escaping @Sendable () -> Void) -> Bool {
+        require(.housekeeping, job)
+    }
+
+    private func add(_ job: Job, _ lane: BlockingLane, isOwed: Bool) -> Bool {
         let accepted = state.withLock { state in
-            guard !state.isClosed, state.count < Self.capacity else { return false }
-            state.jobs[(state.head + state.count) % Self.capacity] = job
-            state.count += 1
+            guard !state.isClosed, state.schedule.arrived(in: lane, isOwed: isOwed) else {
+                return false
+            }
+            state.append(job, to: lane)
             return true
         }
         if accepted { available.signal() }
@@ -92,14 +170,22 @@ package final class BlockingPool: Sendable {
     }
 
     /// Runs `body` on the pool and returns what it returned; nil when the pool does not take it.
-    package func run<Value: Sendable>(_ body: @escaping @Sendable () -> Value) async -> Value? {
+    package func run<Value: Sendable>(
+        _ lane: BlockingLane, _ body: @escaping @Sendable () -> Value
+    ) async -> Value? {
         await withCheckedContinuation { continuation in
-            let accepted = submit { continuation.resume(returning: body()) }
+            let accepted = submit(lane) { continuation.resume(returning: body()) }
             if !accepted { continuation.resume(returning: nil) }
         }
     }
 
-    /// Finishes what waits, ends the threads and waits for them.
+    /// The same in the lane of the service's own.
+    package func run<Value: Sendable>(_ body: @escaping @Sendable () -> Value) async -> Value? {
+        await run(.housekeeping, body)
+    }
+
+    /// Finishes what waits, ends the threads and waits for them: without a limit for calls that
+    /// end, for a moment for those that may hang, which are left behind.
     package func close() {
         let handles = threads.withLock { threads in
             defer { threads = [] }
@@ -107,27 +193,100 @@ package final class BlockingPool: Sendable {
         }
         state.withLock { $0.isClosed = true }
         for _ in handles { available.signal() }
-        for handle in handles { pthread_join(handle, nil) }
+        let deadline = cl_now_nanoseconds() + Self.hangingNanoseconds
+        var isHanging = false
+        while state.withLock({ $0.threadCount > 0 }) {
+            let next = max(deadline, cl_now_nanoseconds() + 100_000_000)
+            if threadEnded.wait(until: next) { continue }
+            isHanging = state.withLock { $0.threadCount > 0 && $0.schedule.hasOnlyHanging }
+            if isHanging { break }
+        }
+        for handle in handles {
+            // Which of them hang is not known: those that have ended lose only their status.
+            if isHanging { pthread_detach(handle) } else { pthread_join(handle, nil) }
+        }
     }
 
     private func run() {
         while true {
             available.wait()
-            let job = state.withLock { state -> Job? in
-                guard state.count > 0 else { return nil }
-                let job = state.jobs[state.head]
-                state.jobs[state.head] = nil
-                state.head = (state.head + 1) % Self.capacity
-                state.count -= 1
-                return job
+            // What was held back by a bound of its lane is taken by whoever ends a job of it.
+            while let (lane, job) = nextJob() {
+                switch job {
+                case .closure(let body): body()
+                case .work(let work):
+                    work.perform()
+                    work.mailbox.post(finished: work)
+                }
+                state.withLock { $0.schedule.ended(in: lane) }
             }
-            switch job {
-            case .closure(let body): body()
-            case .work(let work):
-                work.perform()
-                work.mailbox.post(finished: work)
-            case nil: return
+            let isOver = state.withLock { state in
+                if state.isClosed { state.threadCount -= 1 }
+                return state.isClosed
+            }
+            guard !isOver else { return threadEnded.signal() }
+        }
+    }
+
+    private func nextJob() -> (BlockingLane, Job)? {
+        state.withLock { state in
+            guard let lane = state.schedule.threadFree() else { return nil }
+            return (lane, state.removeFirst(of: lane))
+        }
+    }
+}
+
+/// What became of a call that may hang.
+package enum LimitedOutcome<Value: Sendable>: Sendable {
+    case done(Value)
+    /// It has not ended in time. It goes on, and nobody hears of its end.
+    case late
+    /// As many of its lane wait as may, or the pool is closed.
+    case refused
+}
+
+extension BlockingPool {
+    /// Runs `body` on the pool, and waits for it at most so long. `whenLate` takes what comes too
+    /// late, on the pool: it has to close what was opened.
+    package func run<Value: Sendable>(
+        _ lane: BlockingLane, limitNanoseconds: UInt64,
+        whenLate: @escaping @Sendable (Value) -> Void = { _ in },
+        _ body: @escaping @Sendable () -> Value
+    ) async -> LimitedOutcome<Value> {
+        await withCheckedContinuation { continuation in
+            let race = Race(continuation)
+            let limit = Task {
+                // Cancelled: the call has ended.
+                guard (try? await Task.sleep(nanoseconds: limitNanoseconds)) != nil else { return }
+                _ = race.end(.late)
+            }
+            let accepted = submit(lane) {
+                let value = body()
+                if race.end(.done(value)) { limit.cancel() } else { whenLate(value) }
+            }
+            if !accepted {
+                limit.cancel()
+                _ = race.end(.refused)
             }
         }
+    }
+}
+
+/// Resumes whoever waits, once.
+private final class Race<Value: Sendable>: Sendable {
+    private let waiter: Mutex<CheckedContinuation<LimitedOutcome<Value>, Never>?>
+
+    init(_ waiter: CheckedContinuation<LimitedOutcome<Value>, Never>) {
+        self.waiter = Mutex(waiter)
+    }
+
+    /// False when somebody else was first.
+    func end(_ outcome: LimitedOutcome<Value>) -> Bool {
+        let waiter = waiter.withLock { waiter in
+            defer { waiter = nil }
+            return waiter
+        }
+        waiter?.resume(returning: outcome)
+        return waiter != nil
     }
 }

@@ -25,6 +25,9 @@ extension EventLoop {
             precondition(
                 result >= 0 || result == -EAGAIN || result == -EBUSY || result == -EINTR,
                 "io_uring_submit failed with errno \(-result)")
+            // EBUSY: the kernel holds completions that have no room in the ring, and takes nothing
+            // until they are taken. EAGAIN: it has no memory for more, until some have ended.
+            keepCompletions()
         }
     }
 

@@ -82,6 +82,8 @@ package final class EventLoop {
     /// Sum of the pools' release counters when those who wait were last told.
     private var releasesSeen: UInt64 = 0
     private var waiting = WaitWindow()
+    /// Completions that were taken from the ring inside a handler: handed out with the next ones.
+    private var kept: [io_uring_cqe] = []
 
     /// Sets the loop up; runs on the thread that will own it.
     package init(
@@ -210,7 +212,7 @@ package final class EventLoop {
     package private(set) var isStopping = false
 
     private func turn() {
-        let wait = deferred.isEmpty && !someWaiterHasRoom
+        let wait = deferred.isEmpty && !someWaiterHasRoom && kept.isEmpty
         var timeout: Int64 = -1
         if wait, let deadline = timers.nextDeadline {
             timeout = Int64(clamping: deadline - min(deadline, cl_now_nanoseconds()))
@@ -254,26 +256,53 @@ package final class EventLoop {
         }
     }
 
+    /// Most completions that are taken from the ring at a time.
+    private static let batchCount = 128
+
+    /// Hands out what has completed, in the order of the kernel. A batch has left the ring before
+    /// its first handler is called, for that may have to take others out of it.
     private func reap() {
-        withUnsafeTemporaryAllocation(
-            of: UnsafeMutablePointer<io_uring_cqe>?.self, capacity: 128
-        ) { batch in
+        withUnsafeTemporaryAllocation(of: io_uring_cqe.self, capacity: Self.batchCount) { batch in
             while true {
-                let count = cl_ring_peek(ring, batch.baseAddress, 128)
-                for index in 0..<Int(count) {
-                    let completion = batch[index].unsafelyUnwrapped.pointee
-                    if completion.user_data & HandlerTable.ofFile != 0 {
-                        fileOperationsInFlight -= 1
-                    }
-                    handlers.dispatch(
-                        userData: completion.user_data, result: completion.res,
-                        flags: completion.flags,
-                        isLast: completion.flags & UInt32(cl_cqe_f_more) == 0)
+                var position = 0
+                while position < kept.count {
+                    dispatch(kept[position])
+                    position += 1
                 }
-                cl_ring_advance(ring, count)
-                if count < 128 { return }
+                kept.removeAll(keepingCapacity: true)
+                let count = takeCompletions { batch[$0] = $1 }
+                for index in 0..<count { dispatch(batch[index]) }
+                if count < Self.batchCount, kept.isEmpty { return }
             }
         }
+    }
+
+    /// Takes completions out of the ring; returns how many.
+    @inline(__always)
+    private func takeCompletions(_ body: (Int, io_uring_cqe) -> Void) -> Int {
+        withUnsafeTemporaryAllocation(
+            of: UnsafeMutablePointer<io_uring_cqe>?.self, capacity: Self.batchCount
+        ) { places in
+            let count = Int(cl_ring_peek(ring, places.baseAddress, UInt32(Self.batchCount)))
+            for index in 0..<count { body(index, places[index].unsafelyUnwrapped.pointee) }
+            cl_ring_advance(ring, UInt32(count))
+            return count
+        }
+    }
+
+    /// Makes room in the ring from inside a handler, which must not be called again meanwhile: what
+    /// has completed waits for its turn.
+    func keepCompletions() {
+        check(cl_ring_turn(ring, false, 0))
+        while takeCompletions({ kept.append($1) }) == Self.batchCount {}
+    }
+
+    @inline(__always)
+    private func dispatch(_ completion: io_uring_cqe) {
+        if completion.user_data & HandlerTable.ofFile != 0 { fileOperationsInFlight -= 1 }
+        handlers.dispatch(
+            userData: completion.user_data, result: completion.res, flags: completion.flags,
+            isLast: completion.flags & UInt32(cl_cqe_f_more) == 0)
     }
 
     private var releases: UInt64 {

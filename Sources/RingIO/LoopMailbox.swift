@@ -5,6 +5,9 @@ internal import Synchronization
 /// How other threads reach a loop: a bounded queue of messages that run on it, one wake-up for
 /// each time the queue stops being empty. Requests never pass here: only control messages,
 /// connections that move to another loop and finished blocking work.
+///
+/// Behind a full queue wait the messages of those who are bounded themselves: suspended tasks, jobs
+/// of the blocking pool, cuts. Nobody waits for room on a thread.
 package final class LoopMailbox: Sendable {
     /// Runs on the loop.
     package typealias Message = @Sendable (EventLoop) -> Void
@@ -20,6 +23,8 @@ package final class LoopMailbox: Sendable {
 
     private struct State {
         var items: [Item] = []
+        /// What has no room yet, in order; empty while `items` has room.
+        var behind: [Item] = []
         var isClosed = false
     }
 
@@ -37,15 +42,16 @@ package final class LoopMailbox: Sendable {
     /// Queues a message; false when the queue is full or the loop has stopped.
     package func post(_ message: @escaping Message) -> Bool { add(.message(message)) == .queued }
 
-    /// Queues a message, and waits while the queue is full, which the loop soon changes. False
-    /// when the loop has stopped. Not for loops themselves.
+    /// Queues a message, behind a full queue where that is full. For those whose number is bounded:
+    /// each has one message on its way and waits for what follows from it. False when the loop has
+    /// stopped.
     @discardableResult
     package func postWhenRoom(_ message: @escaping Message) -> Bool {
-        addWhenRoom(.message(message))
+        add(.message(message), behindOthers: true) == .queued
     }
 
     /// Queues finished work, which is told on the loop.
-    func post(finished work: BlockingWork) { _ = addWhenRoom(.finished(work)) }
+    func post(finished work: BlockingWork) { _ = add(.finished(work), behindOthers: true) }
 
     private enum Outcome {
         case queued
@@ -53,25 +59,20 @@ package final class LoopMailbox: Sendable {
         case closed
     }
 
-    private func add(_ item: Item) -> Outcome {
+    private func add(_ item: Item, behindOthers: Bool = false) -> Outcome {
         let (outcome, mustWake) = state.withLock { state -> (Outcome, Bool) in
             if state.isClosed { return (.closed, false) }
-            guard state.items.count < Self.capacity else { return (.full, false) }
+            guard state.items.count < Self.capacity, state.behind.isEmpty else {
+                guard behindOthers else { return (.full, false) }
+                // The loop takes them with what is before them.
+                state.behind.append(item)
+                return (.queued, false)
+            }
             state.items.append(item)
             return (.queued, state.items.count == 1)
         }
         if mustWake { eventfd_write(event, 1) }
         return outcome
-    }
-
-    private func addWhenRoom(_ item: Item) -> Bool {
-        while true {
-            switch add(item) {
-            case .queued: return true
-            case .closed: return false
-            case .full: sched_yield()
-            }
-        }
     }
 
     /// Runs `body` on the loop and returns what it returned; nil when the loop has stopped.
@@ -84,9 +85,19 @@ package final class LoopMailbox: Sendable {
         }
     }
 
-    /// Takes all that waits into `items`, which is empty and gives its memory in return.
-    func takeAll(into items: inout [Item]) {
-        state.withLock { swap(&$0.items, &items) }
+    /// Takes what is in the queue into `items`, which is empty and gives its memory in return. What
+    /// waits behind takes its place, and the loop is woken for it. False when there was nothing.
+    func takeAll(into items: inout [Item]) -> Bool {
+        let hasMore = state.withLock { state in
+            swap(&state.items, &items)
+            guard !state.behind.isEmpty else { return false }
+            let count = min(state.behind.count, Self.capacity)
+            state.items.append(contentsOf: state.behind.prefix(count))
+            state.behind.removeFirst(count)
+            return true
+        }
+        if hasMore { eventfd_write(event, 1) }
+        return !items.isEmpty
     }
 
     /// Refuses what comes from now on.
@@ -117,12 +128,14 @@ final class MailReader: RingHandler {
         runAll()
         guard loop.isStopping else { return arm() }
         loop.mailbox.refuse()
-        runAll()
+        while runAll() {}
         loop.remove(self)
     }
 
-    private func runAll() {
-        loop.mailbox.takeAll(into: &items)
+    /// Runs what is in the queue; false when nothing was.
+    @discardableResult
+    private func runAll() -> Bool {
+        guard loop.mailbox.takeAll(into: &items) else { return false }
         for item in items {
             switch item {
             case .message(let message): message(loop)
@@ -130,5 +143,6 @@ final class MailReader: RingHandler {
             }
         }
         items.removeAll(keepingCapacity: true)
+        return true
     }
 }

@@ -143,6 +143,9 @@ extension SnapshotEngine {
         return .finish(outcome)
     }
 
+    /// Whether the page of the map can be touched.
+    package func isMapPageReserved(_ page: UInt64) -> Bool { map.isReserved(page: page) }
+
     /// The page can be touched now, or marking in it would have failed.
     package func mapPageReserved(_ page: UInt64) {
         map.pageReserved(page)

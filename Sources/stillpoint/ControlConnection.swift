@@ -67,11 +67,12 @@ enum ControlConnection {
             head.headers.add(name: "content-type", value: "application/json")
             head.headers.add(name: "content-length", value: String(body.count))
         }
-        try await outbound.write(.head(head))
-        if let body = request.body {
-            try await outbound.write(.body(.byteBuffer(ByteBuffer(bytes: body))))
-        }
-        try await outbound.write(.end(nil))
+        var parts = [HTTPClientRequestPart.head(head)]
+        if let body = request.body { parts.append(.body(.byteBuffer(ByteBuffer(bytes: body)))) }
+        parts.append(.end(nil))
+        // In one go: the service may answer and close as soon as it has the last byte, and an end
+        // that is written after that fails.
+        try await outbound.write(contentsOf: parts)
     }
 }
 

@@ -109,6 +109,9 @@ struct DeviceCommand: AsyncParsableCommand {
                 ("snapshots", device.snapshots.isEmpty ? "none" : "\(device.snapshots.count)"),
                 ("attached", device.attachedAt.formatted(.iso8601)),
             ]
+            if let sentence = device.originState?.sentence(path: device.path) {
+                facts.append(("attention", sentence))
+            }
             if let history = device.history, let generation = device.generation {
                 facts += [
                     ("history", history + (device.historyReason.map { ": \($0)" } ?? "")),

@@ -44,6 +44,10 @@ struct Status: AsyncParsableCommand {
         var text = factLines(facts) + "\n" + deviceTable(status.devices)
         if !status.snapshots.isEmpty { text += "\n" + snapshotTable(status.snapshots) }
         if !status.blocks.isEmpty { text += "\n" + blockTable(status.blocks) }
+        for device in status.devices {
+            guard let sentence = device.originState?.sentence(path: device.path) else { continue }
+            text += "device \(device.name): \(sentence)\n"
+        }
         for device in status.missing {
             text += "missing: \(device.name), \(device.path): \(device.reason)\n"
         }

@@ -43,3 +43,38 @@ import Testing
         #expect(await harness.close() == nil)
     }
 }
+
+/// Sizes that cuts take over.
+@Suite struct `Looks at the size of an origin` {
+    @Test func `are taken over in the order in which they were made, whatever they find`()
+        async throws
+    {
+        let folder = Folder()
+        let path = folder.file(size: 1 << 20)
+        let harness = try await DeviceHarness(path: path)
+        let cut = try CutThread()
+        let member = CutMember(device: harness.device, snapshot: nil)
+        // Many cuts at once, and a file that grows and shrinks meanwhile.
+        for round in 0..<20 {
+            let outcomes = await withTaskGroup(of: CutOutcome.self) { group in
+                for step in 0..<6 {
+                    let size = ((round * 7 + step * 5) % 11 + 1) << 20
+                    group.addTask {
+                        _ = truncate(path, off_t(size))
+                        return await cut.makeCut([member], isBase: false)
+                    }
+                }
+                return await group.reduce(into: []) { $0.append($1) }
+            }
+            #expect(outcomes.allSatisfy { $0.fault == nil })
+            var facts = stat()
+            #expect(stat(path, &facts) == 0)
+            // The newest look may have been before the last change; one more cut finds it.
+            let last = await cut.makeCut([member], isBase: false)
+            #expect(last.sizes == [UInt64(facts.st_size)], "round \(round)")
+            #expect(harness.device.facts.size == UInt64(facts.st_size))
+        }
+        cut.close()
+        #expect(await harness.close() == nil)
+    }
+}

@@ -13,12 +13,13 @@ final class DeviceHarness: Sendable {
     private let client: LoopConfined<HarnessClient>
 
     init(
-        path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil
+        path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil,
+        blocking pool: BlockingPool? = nil
     ) async throws {
         var configuration = LoopConfiguration()
         configuration.bufferPoolBytes = 64 << 20
         thread = try LoopThread(index: 0, configuration: configuration)
-        blocking = try BlockingPool(threadCount: 2)
+        blocking = try pool ?? BlockingPool(threadCount: 2)
         do {
             device = try await AttachedDevice.attach(
                 path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes, on: thread,

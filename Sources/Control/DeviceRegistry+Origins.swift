@@ -1,0 +1,108 @@
+internal import BlockModel
+internal import DataPlane
+internal import Logging
+internal import SnapshotCore
+
+// What becomes of origins while they are attached: a disk that goes, a file that another one replaces
+// under its name. Clients go on with what was attached; whoever opens the path meets something else.
+
+/// How the origin of a device stands.
+package enum OriginState: String, Codable, Sendable {
+    /// It is there, and its path names it.
+    case present
+    /// The device is gone: requests fail, snapshots are corrupted.
+    case gone
+    /// Its path names another file or device.
+    case replaced
+    /// Its path names nothing.
+    case deleted
+
+    init(_ name: OriginName) {
+        self =
+            switch name {
+            case .origin: .present
+            case .replaced: .replaced
+            case .deleted: .deleted
+            }
+    }
+
+    /// What people should know; nil when all is well.
+    package func sentence(path: String) -> String? {
+        switch self {
+        case .present: nil
+        case .gone:
+            "the origin \(path) is gone: requests fail; when it is back, detach the device and "
+                + "attach it again"
+        case .replaced:
+            "\(path) was replaced: clients still use the origin that was attached, but its path names "
+                + "another one; detach the device and attach the one that is meant"
+        case .deleted:
+            "\(path) was deleted or renamed: clients still use it, and when the device is detached "
+                + "what they wrote may be lost; copy the device first"
+        }
+    }
+}
+
+extension DeviceRegistry {
+    /// Time between two looks at the paths of all origins.
+    private static let lookInterval = Duration.seconds(10)
+
+    /// Looks at the paths of all origins again and again, until the task is cancelled.
+    func watchOrigins() async {
+        while !Task.isCancelled {
+            for name in entries.keys.sorted() { await lookAtOrigin(of: name) }
+            // Cancelled: the loop ends.
+            try? await Task.sleep(for: Self.lookInterval)
+        }
+    }
+
+    /// Looks whether the path of the device's origin still names it, and records when it does not.
+    /// Returns how the origin stands.
+    @discardableResult
+    func lookAtOrigin(of name: ObjectName) async -> OriginState {
+        guard let device = entries[name]?.device else { return .present }
+        let known = originStates[name] ?? .present
+        guard known != .gone else { return known }
+        if let fault = await device.goneFault() {
+            originIsGone(name, fault)
+            return .gone
+        }
+        guard let found = await device.originName() else { return known }
+        // It was detached meanwhile, or its loop found it gone.
+        guard entries[name]?.device === device, originStates[name] != .gone else {
+            return originStates[name] ?? .present
+        }
+        let state = OriginState(found)
+        guard state != known else { return state }
+        originStates[name] = state
+        if let sentence = state.sentence(path: device.facts.path) {
+            let message = "device \(name): \(sentence)"
+            logger.error("\(message)")
+            events.record(.originReplaced, device: name, message)
+        } else {
+            logger.info("device \(name): \(device.facts.path) names its origin again")
+        }
+        return state
+    }
+
+    /// A loop found that the origin is gone.
+    func originIsGone(_ name: ObjectName, _ fault: Fault) {
+        guard let device = entries[name]?.device, originStates[name] != .gone else { return }
+        originStates[name] = .gone
+        let message =
+            "device \(name): the origin \(device.facts.path) is gone "
+            + "(\(errnoText(fault.errnoValue))): its requests fail and its snapshots are corrupted; "
+            + "when it is back, detach the device and attach it again"
+        logger.error("\(message)")
+        events.record(.deviceGone, device: name, errno: fault.errnoValue, message)
+    }
+
+    /// What the origins stand on: no filesystem of theirs is frozen.
+    func grounds() -> [ProtectedGround] {
+        entries.map { name, entry in
+            ProtectedGround(
+                what: "the origin of device \(name), \(entry.device.facts.path)",
+                devices: entry.device.ground)
+        }
+    }
+}
