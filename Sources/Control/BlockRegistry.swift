@@ -133,6 +133,8 @@ package actor BlockRegistry {
     private var place: String?
     private var isMemoryLocked = false
     private var isStopping = false
+    /// Who used the block devices when that was last looked at.
+    var lastUsers: (at: ContinuousClock.Instant, users: [String: [String]])?
     /// Attachments of devices that are not there, kept for when they are.
     var absent: [RememberedBlock] = []
     /// Block devices of the service before whose devices are not there; their users go on waiting.
@@ -349,37 +351,6 @@ package actor BlockRegistry {
         }
         guard let made else { throw ControlError.tooManyOperations }
         entry.link = try made.get()
-    }
-
-    // -- list
-
-    /// All block devices, by path, with who uses them.
-    package func list() async -> [BlockDocument] {
-        let there = entries.sorted { $0.key < $1.key }.compactMap { $0.value }
-            .filter { $0.export != nil }
-        let users = await users(of: there)
-        return there.map { entry in
-            var document = document(of: entry)
-            document.users = users[document.node] ?? []
-            return document
-        }
-    }
-
-    func document(of entry: Entry) -> BlockDocument {
-        let node = entry.export?.path ?? ""
-        return BlockDocument(
-            path: entry.link ?? node, node: node, target: entry.target,
-            readOnly: entry.isReadOnly, partitions: entry.scansPartitions, size: entry.size,
-            sectorSize: entry.sectorBytes, attachedAt: entry.attachedAt,
-            temporary: entry.remembered == nil, outlivesService: entry.isHeld,
-            takeovers: entry.takeoverCount, users: [])
-    }
-
-    /// Who uses these, by the path of the loop device.
-    func users(of entries: [Entry]) async -> [String: [String]] {
-        let paths = entries.compactMap { $0.export?.path }
-        guard !paths.isEmpty else { return [:] }
-        return await blocking.run { BlockUsers.find(of: paths) } ?? [:]
     }
 
     func cutOff(_ export: BlockExport) async {

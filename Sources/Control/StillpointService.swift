@@ -397,7 +397,8 @@ package final class StillpointService: Service {
             loops: await registry.listLoops(),
             memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
-            missing: await registry.listMissing(), blocks: await registries.blocks.list(),
+            missing: await registry.listMissing(),
+            blocks: await registries.blocks.list(usersSeenWithin: .seconds(2)),
             letGo: letGo.withLock { $0 }, restartLimit: configuration.restartLimitSeconds)
     }
 
