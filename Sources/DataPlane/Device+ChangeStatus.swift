@@ -2,29 +2,50 @@ internal import BlockModel
 internal import ChangeTracking
 internal import SnapshotCore
 
-// Block status that says what changed: a slice of the change map, answered at once on the loop.
+// Block status that says what changed: answered on the loop from the change map, in slices, one of
+// the device in each turn.
+//
+// Where a request stands between two slices lies in its slot:
+//   progress     where the next slice begins, from the request's offset
+//   attachment   changed ranges found, in the last third of the buffer
+//   step         slices done
 //
 // Invariants
 // - An answer begins at the request's offset, has no gap, ends at its end at the latest and
 //   describes at least one byte. Neighbouring extents differ.
 // - What is not known is a fault, never an answer that is too short.
 
-/// Bounds of one answer: its time on the loop. A client goes on where an answer ends.
+/// Bounds of one answer and of one slice. A client goes on where an answer ends.
 private enum ChangeStatusLimit {
-    /// Bytes of the device it describes where nothing was ever changed.
+    /// Bytes of the device an answer describes where nothing was ever changed.
     static let byteCount: UInt64 = 1 << 40
-    /// Entries of the map it looks at: 1 MiB of them.
+    /// Entries of the map a slice looks at: 1 MiB of them.
     static let chunkCount: UInt64 = 131_072
+    /// Slices of an answer.
+    static let sliceCount = 64
 }
 
 extension Device {
-    /// Fills the request's buffer with what changed after the cut `base`, until the cut of
-    /// `snapshot` or until now. Returns why it cannot.
-    func tellChanges(
-        _ index: RequestIndex, since base: TrackingBase, until snapshot: SnapshotIndex?
-    ) -> Fault? {
-        guard base.generation == generation else { return .invalid }
+    /// A request asks what changed after its base: until now, or until the cut of `image`.
+    func changeStatusArrived(_ index: RequestIndex, image: ImageDevice?) {
         let request = requests.pointer(to: index)
+        request.pointee.progress = 0
+        request.pointee.attachment = 0
+        request.pointee.step = 0
+        if !changeStatusSlice(index, image: image) { statuses.append(index, of: image) }
+    }
+
+    /// Looks at the next part of the range; true when the request is finished.
+    func changeStatusSlice(_ index: RequestIndex, image: ImageDevice?) -> Bool {
+        func finish(_ fault: Fault?) -> Bool {
+            if let image { image.finish(index, fault) } else { self.finish(index, fault) }
+            return true
+        }
+        let request = requests.pointer(to: index)
+        guard let base = request.pointee.statusBase, base.generation == generation else {
+            return finish(.invalid)
+        }
+        if image?.isGone == true { return finish(.shutdown) }
         guard let buffer = request.pointee.buffer else {
             preconditionFailure("a block status request without room for the answer")
         }
@@ -33,30 +54,57 @@ extension Device {
         // one, which never catch up with the ranges they are made of.
         let rangeCount = (room - 1) / 3
         precondition(rangeCount > 0, "a block status request has room for a few extents")
-        let extents = buffer.bindMemory(to: StatusExtent.self, capacity: room - rangeCount)
         let ranges = UnsafeMutableBufferPointer(
             start: (buffer + (room - rangeCount) * MemoryLayout<StatusExtent>.stride)
                 .bindMemory(to: ByteRange.self, capacity: rangeCount),
             count: rangeCount)
         let range = request.pointee.range
         let end = range.offset + min(range.length, ChangeStatusLimit.byteCount)
+        let start = range.offset + request.pointee.progress
+        var count = Int(request.pointee.attachment)
         let outcome = engine.changes(
-            since: base.epoch.rawValue, baseSize: base.size, until: snapshot, from: range.offset,
-            to: end, chunkBudget: ChangeStatusLimit.chunkCount, into: ranges)
+            since: base.epoch.rawValue, baseSize: base.size, until: image?.snapshot,
+            from: start, to: end, chunkBudget: ChangeStatusLimit.chunkCount,
+            into: UnsafeMutableBufferPointer(rebasing: ranges[count...]))
         switch outcome {
         case .unknown:
-            let isLost = snapshot.map { engine.report(on: $0).isCorrupted } ?? false
-            return isLost ? .inputOutput : .invalid
-        case .damaged: return .inputOutput
-        case .ranges(let count, let resumeOffset):
-            let extentCount = Self.describe(
-                ranges.prefix(count), from: range.offset, to: min(resumeOffset, end),
-                into: extents)
+            let isLost = image.map { engine.report(on: $0.snapshot).isCorrupted } ?? false
+            return finish(isLost ? .inputOutput : .invalid)
+        case .damaged: return finish(.inputOutput)
+        case .ranges(let found, let resumeOffset):
+            count = Self.joined(ranges, count, with: found)
+            let resume = max(min(resumeOffset, end), start)
+            request.pointee.step += 1
+            request.pointee.progress = resume - range.offset
+            request.pointee.attachment = UInt32(count)
             let isOne = request.pointee.flags.contains(.oneExtent)
+            // A device that shrank ends before its range does.
+            if resume > start, resume < end, count < rangeCount, !(isOne && count > 1),
+                request.pointee.step < ChangeStatusLimit.sliceCount
+            {
+                return false
+            }
+            let extentCount = Self.describe(
+                ranges.prefix(count), from: range.offset, to: resume,
+                into: buffer.bindMemory(to: StatusExtent.self, capacity: room - rangeCount))
             request.pointee.resultByteCount =
                 (isOne ? 1 : extentCount) * MemoryLayout<StatusExtent>.stride
-            return nil
+            return finish(extentCount > 0 ? nil : .invalid)
         }
+    }
+
+    /// Joins what ends where the ranges of the next slice begin; returns how many there are.
+    private static func joined(
+        _ ranges: UnsafeMutableBufferPointer<ByteRange>, _ count: Int, with found: Int
+    ) -> Int {
+        guard count > 0, found > 0, ranges[count - 1].end == ranges[count].offset else {
+            return count + found
+        }
+        ranges[count - 1] = ByteRange(
+            offset: ranges[count - 1].offset,
+            length: ranges[count - 1].length + ranges[count].length)
+        for position in count..<count + found - 1 { ranges[position] = ranges[position + 1] }
+        return count + found - 1
     }
 
     /// Turns changed ranges into extents that cover `start ..< end`; returns how many.

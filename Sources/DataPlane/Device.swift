@@ -51,6 +51,7 @@ final class Device: BlockTarget {
     /// Those of them that are asked for again in a moment.
     var wishesPutOff: [(SourceIndex, StoragePurpose)] = []
     var timer: TimerID?
+    private var statusesStorage: StatusQueue?
     private var originStorage: Origin?
     private var preserverStorage: Preserver?
     private var underway = 0
@@ -84,10 +85,13 @@ final class Device: BlockTarget {
         super.init(size: opened.facts.size, alignment: UInt64(opened.facts.offsetAlignment))
         originStorage = Origin(opened, device: self, loop: loop, blocking: blocking)
         preserverStorage = Preserver(device: self, loop: loop, limits: limits)
+        statusesStorage = StatusQueue(self)
     }
 
     var origin: Origin { originStorage.unsafelyUnwrapped }
     var preserver: Preserver { preserverStorage.unsafelyUnwrapped }
+    /// Block status requests that are answered on the loop, in slices.
+    var statuses: StatusQueue { statusesStorage.unsafelyUnwrapped }
 
     /// A snapshot is prepared, held or not yet gone.
     var hasSnapshots: Bool { parts.contains { $0 != nil } }
@@ -99,6 +103,11 @@ final class Device: BlockTarget {
         guard loop.register(origin) else { return false }
         guard loop.register(preserver) else {
             loop.remove(origin)
+            return false
+        }
+        guard loop.register(statuses) else {
+            loop.remove(origin)
+            loop.remove(preserver)
             return false
         }
         preservation.deviceAdded(self)
@@ -136,8 +145,8 @@ final class Device: BlockTarget {
             // The page cache is not ours to fill: direct origins have none, tmpfs is memory.
             finish(index, nil)
         case .blockStatus:
-            guard let base = request.pointee.statusBase else { return origin.statusArrived(index) }
-            finish(index, tellChanges(index, since: base, until: nil))
+            guard request.pointee.statusBase != nil else { return origin.statusArrived(index) }
+            changeStatusArrived(index, image: nil)
         }
     }
 
@@ -246,7 +255,8 @@ final class Device: BlockTarget {
 
     private func continueClosing() {
         guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
-            origin.scanCount == 0, awaitedExtentCount == 0, !pageWishes.hasJob, !isCheckingOrigin,
+            origin.scanCount == 0, statuses.isEmpty, awaitedExtentCount == 0,
+            !pageWishes.hasJob, !isCheckingOrigin,
             !hasSnapshots, preserver.operationsInFlight == 0, !engine.hasWork
         else { return }
         let finish = current.finish
@@ -254,8 +264,10 @@ final class Device: BlockTarget {
         origin.close { fault in
             if let timer = self.timer { self.loop.cancel(timer) }
             self.loop.remove(self.preserver)
+            self.loop.remove(self.statuses)
             self.preservation.deviceRemoved(self)
             self.preserverStorage = nil
+            self.statusesStorage = nil
             self.originStorage = nil
             finish?(fault)
         }

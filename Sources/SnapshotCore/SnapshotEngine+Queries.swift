@@ -109,24 +109,60 @@ extension SnapshotEngine {
     package func imageRun(
         of snapshot: SnapshotIndex, overlay: Bool, offset: UInt64, length: UInt64
     ) -> (run: ImageRun, length: UInt64)? {
+        var unbounded = Int.max
+        return imageRun(
+            of: snapshot, overlay: overlay, offset: offset, length: length,
+            lookupBudget: &unbounded)
+    }
+
+    /// The same, looking for at most about `lookupBudget` records in layers, which is lessened by
+    /// those looked for. A run that ends for want of them may go on as the next one.
+    package func imageRun(
+        of snapshot: SnapshotIndex, overlay: Bool, offset: UInt64, length: UInt64,
+        lookupBudget: inout Int
+    ) -> (run: ImageRun, length: UInt64)? {
         guard isReadable(snapshot.rawValue, overlay: overlay) else { return nil }
         precondition(length > 0, "a run has bytes")
         let end = offset + length
-        let kind = runKind(of: snapshot.rawValue, overlay, offset / blockByteCount)
-        var position = (offset / blockByteCount + 1) * blockByteCount
-        while position < end,
-            runKind(of: snapshot.rawValue, overlay, position / blockByteCount) == kind
-        {
-            position += blockByteCount
+        var run: ImageRun?
+        var position = offset
+        while position < end, lookupBudget > 0 || run == nil {
+            let next = imageStep(of: snapshot.rawValue, overlay, at: position, &lookupBudget)
+            guard run == nil || run == next.run else { break }
+            run = next.run
+            position = next.end
         }
-        return (kind, min(position, end) - offset)
+        guard let run else { preconditionFailure("a run begins with a step") }
+        return (run, min(position, end) - offset)
     }
 
-    private func runKind(of snapshot: UInt16, _ overlay: Bool, _ block: UInt64) -> ImageRun {
-        switch resolve(block, of: snapshot, overlay: overlay) {
-        case .origin: .origin
-        case .zero: .zero
-        case .memory, .stored: .data
+    /// How the image lies from a byte to the end of its block, or of its chunk where that is
+    /// untouched, or of everything where nothing is touched.
+    private func imageStep(
+        of snapshot: UInt16, _ overlay: Bool, at position: UInt64, _ lookupBudget: inout Int
+    ) -> (run: ImageRun, end: UInt64) {
+        let record = snapshots[Int(snapshot)]
+        let chunk = position / chunkByteCount
+        let first = chainPosition(of: record.layer)
+        var isTouched = false
+        var isChunkTouched = false
+        func look(in layer: Int) {
+            guard layers[layer].recordCount > 0 else { return }
+            isTouched = true
+            lookupBudget -= 1
+            if layers[layer].find(chunk) != nil { isChunkTouched = true }
         }
+        if overlay, record.overlay != .max { look(in: Int(record.overlay)) }
+        for index in first..<chainCount where !isChunkTouched { look(in: Int(chain[index])) }
+        guard isTouched else { return (.origin, .max) }
+        guard isChunkTouched else { return (.origin, (chunk + 1) * chunkByteCount) }
+        let block = position / blockByteCount
+        let run: ImageRun =
+            switch resolve(block, of: snapshot, overlay: overlay) {
+            case .origin: .origin
+            case .zero: .zero
+            case .memory, .stored: .data
+            }
+        return (run, (block + 1) * blockByteCount)
     }
 }

@@ -53,7 +53,8 @@ final class DeviceHarness: Sendable {
     /// Submits a request and returns its outcome.
     func perform(
         _ operation: RequestOperation, offset: UInt64 = 0, length: UInt64 = 0,
-        bytes: [UInt8] = [], flags: RequestFlags = [], on target: LoopConfined<BlockTarget>? = nil
+        bytes: [UInt8] = [], flags: RequestFlags = [], since base: TrackingBase? = nil,
+        on target: LoopConfined<BlockTarget>? = nil
     ) async -> Answer {
         let client = client
         let target = target ?? device.target
@@ -62,7 +63,7 @@ final class DeviceHarness: Sendable {
                 client.get(on: loop).start(
                     target.get(on: loop), operation, offset,
                     operation == .write ? UInt64(bytes.count) : length, bytes,
-                    flags
+                    flags, base
                 ) { continuation.resume(returning: $0) }
             }
             precondition(accepted, "the loop takes messages")
@@ -96,11 +97,13 @@ private final class HarnessClient: RequestOwner {
     func start(
         _ target: BlockTarget, _ operation: RequestOperation, _ offset: UInt64, _ length: UInt64,
         _ bytes: [UInt8],
-        _ flags: RequestFlags, _ finish: @escaping (DeviceHarness.Answer) -> Void
+        _ flags: RequestFlags, _ base: TrackingBase?,
+        _ finish: @escaping (DeviceHarness.Answer) -> Void
     ) {
         var request = BlockRequest(
             operation: operation, flags: flags, offset: offset, length: length,
             owner: Unmanaged.passUnretained(self))
+        request.statusBase = base
         var lease: BufferLease?
         if operation == .read || operation == .write || operation == .blockStatus {
             let range = ByteRange(offset: offset, length: length)

@@ -13,6 +13,8 @@ final class HeldSnapshot {
     let storage: SnapshotStorage
     let image: LoopConfined<BlockTarget>
     let writable: LoopConfined<BlockTarget>
+    /// The cut.
+    let base: TrackingBase
 
     init(
         of harness: DeviceHarness, account: UInt16, storage requests: [StorageRequest],
@@ -30,6 +32,7 @@ final class HeldSnapshot {
         let outcome = await cut.makeCut(
             [CutMember(device: harness.device, snapshot: snapshot)], isBase: true)
         #expect(outcome.fault == nil)
+        base = outcome.base(at: 0)
         (image, writable) = try #require(await snapshot.images())
     }
 }
@@ -194,6 +197,77 @@ final class HeldSnapshot {
                 ) { _, _ in }
             }
         }
+        #expect(await harness.close() == nil)
+    }
+    /// Looks at more records than one turn of the loop may.
+    @Test func `tell how they lie over more than their loop looks at in one turn`() async throws {
+        let folder = Folder()
+        let size = UInt64(3) << 30
+        let harness = try await DeviceHarness(path: folder.file(size: Int(size)))
+        let cut = try CutThread()
+        let stride = UInt64(128 << 10)
+        let count = UInt64(5000)
+        for number in 0..<count {
+            #expect(
+                await harness.write([UInt8](repeating: 7, count: 4096), at: number * stride) == nil)
+        }
+        let held = try await HeldSnapshot(
+            of: harness, account: 1, storage: [.memory(64 << 20)], cut: cut)
+        for number in 0..<count {
+            #expect(
+                await harness.perform(.writeZeroes, offset: number * stride, length: 4096).fault
+                    == nil)
+        }
+        var position: UInt64 = 0
+        var answers = 0
+        while position < size {
+            // Others are served between its slices.
+            async let answer = harness.perform(
+                .blockStatus, offset: position, length: size - position, on: held.image)
+            let read = await harness.read(512, at: 0)
+            #expect(read == [UInt8](repeating: 0, count: 512))
+            let extents = await answer.extents
+            #expect(!extents.isEmpty)
+            for extent in extents {
+                let isData = position % stride == 0 && position < count * stride
+                #expect(extent.flags == (isData ? 0 : 3))
+                let end =
+                    isData
+                    ? position + 4096
+                    : position + stride < count * stride ? position + stride - 4096 : size
+                #expect(position + extent.length == end)
+                position += extent.length
+            }
+            answers += 1
+        }
+        #expect(answers >= 5 && answers < 20, "\(answers)")
+        // Nothing changed between a cut and itself, though every chunk has changed since.
+        let changes = await harness.perform(
+            .blockStatus, length: size, since: held.base, on: held.image)
+        #expect(changes.extents == [StatusExtent(length: size, flags: ChangeFlags.unchanged)])
+        let since = await harness.perform(.blockStatus, length: size, since: held.base)
+        #expect(since.extents.count > 1000 && since.extents.first?.length == 4096)
+        await held.snapshot.destroy()
+        cut.close()
+        #expect(await harness.close() == nil)
+    }
+
+    @Test func `that nothing was written to are told whole`() async throws {
+        let folder = Folder()
+        let harness = try await DeviceHarness(path: folder.file(size: 5 << 30))
+        let cut = try CutThread()
+        let held = try await HeldSnapshot(
+            of: harness, account: 1, storage: [.memory(4 << 20)], cut: cut)
+        let whole = StatusExtent(length: 5 << 30, flags: 3)
+        for _ in 0..<2 {
+            let answer = await harness.perform(
+                .blockStatus, length: 5 << 30, on: held.image)
+            #expect(answer.extents == [whole])
+            // A block that was preserved anywhere makes it look at every chunk.
+            _ = await harness.perform(.writeZeroes, offset: 4096, length: 4096)
+        }
+        await held.snapshot.destroy()
+        cut.close()
         #expect(await harness.close() == nil)
     }
 }

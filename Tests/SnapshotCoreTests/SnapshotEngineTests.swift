@@ -366,4 +366,47 @@ import Testing
             harness.engine.imageRun(of: snapshot, overlay: false, offset: 8192, length: 65536))
         #expect(second == (.zero, 4096))
     }
+    @Test func `how an image lies is told in pieces of bounded work that add up`() throws {
+        let harness = Harness()
+        let snapshot = harness.take()
+        for (number, block) in [1, 2, 7, 40].enumerated() {
+            harness.write(UInt32(number), UInt64(block) * 4096, 4096)
+            for case .readOrigin(let copy, _, _) in harness.effects() {
+                harness.copyDone(copy.rawValue, 4096, zeroMask: 1)
+            }
+        }
+        let length: UInt64 = 64 * 4096
+        func runs(lookups: Int) -> (kinds: [ImageRun], pieces: Int) {
+            var kinds: [ImageRun] = []
+            var pieces = 0
+            var position: UInt64 = 0
+            while position < length {
+                var budget = lookups
+                guard
+                    let (run, count) = harness.engine.imageRun(
+                        of: snapshot, overlay: false, offset: position,
+                        length: length - position, lookupBudget: &budget)
+                else { return ([], 0) }
+                #expect(count > 0 && budget >= -1)
+                kinds += Array(repeating: run, count: Int(count / 4096))
+                position += count
+                pieces += 1
+            }
+            return (kinds, pieces)
+        }
+        let whole = runs(lookups: .max)
+        #expect(whole.pieces == 7)
+        for lookups in [1, 2, 3, 10, 1000] {
+            let parts = runs(lookups: lookups)
+            #expect(parts.kinds == whole.kinds)
+            #expect(parts.pieces >= whole.pieces)
+        }
+        // Chunks that nothing was preserved of are passed whole: one look for 16 blocks.
+        var budget = 100
+        let untouched = try #require(
+            harness.engine.imageRun(
+                of: snapshot, overlay: false, offset: 48 * 4096, length: 16 * 4096,
+                lookupBudget: &budget))
+        #expect(untouched == (.origin, 16 * 4096) && budget == 99)
+    }
 }
