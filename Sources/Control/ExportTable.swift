@@ -8,7 +8,12 @@ internal import Synchronization
 // Invariants
 // - An export tells changes by the list of its device's bases at the moment it is looked up; what
 //   a client negotiated keeps its meaning, for its requests carry the cut itself.
-// - An image names no cut later than its own.
+// - An image names only cuts before its own.
+// - A name that an export was published under wins over an id that begins so.
+//
+// A client may ask for an export by another name than the one it is listed under:
+//   DEVICE@ID, DEVICE@ID:rw    the id of the snapshot or a beginning of it that no other has
+//   NAME:since=BASE            the export NAME with the bitmap of BASE and no other
 
 /// Which changes an export tells.
 enum ExportHistory: Sendable {
@@ -25,6 +30,10 @@ package final class ExportTable: ExportDirectory {
     private struct Entry {
         var export: ExportDescription
         var history: ExportHistory
+        /// Of an image.
+        var snapshot: SnapshotLabel?
+        /// The snapshot's id as text: handshakes look many of them through.
+        var snapshotID = ""
     }
 
     private struct State {
@@ -38,22 +47,49 @@ package final class ExportTable: ExportDirectory {
             case .none: break
             case .device(let device): export.bases = bases[device]?.all
             case .image(let device, let cut):
-                export.bases = bases[device]?.view(until: cut.epoch, of: cut.generation)
+                export.bases = bases[device]?.view(before: cut.epoch, of: cut.generation)
             }
             return export
         }
+
+        /// The entry of that name, or of the snapshot whose id it begins with.
+        func entry(named name: some StringProtocol) -> Entry? {
+            if let entry = entries.first(where: { $0.export.name == name }) { return entry }
+            let parts = name.split(separator: "@", maxSplits: 1, omittingEmptySubsequences: false)
+            guard parts.count == 2 else { return nil }
+            let suffix = parts[1].hasSuffix(":rw") ? ":rw" : ""
+            let text = parts[1].dropLast(suffix.count)
+            let isName = entries.contains { $0.snapshot?.name.map { $0.text == text } ?? false }
+            guard !text.isEmpty, !isName else { return nil }
+            let prefix = text.lowercased()
+            let matches = entries.filter { $0.snapshotID.hasPrefix(prefix) }
+            guard let snapshot = matches.first?.snapshot,
+                matches.allSatisfy({ $0.snapshot == snapshot })
+            else { return nil }
+            let canonical = "\(parts[0])@\(snapshot)\(suffix)"
+            return matches.first { $0.export.name == canonical }
+        }
     }
+
+    /// What stands between the name of an export and that of the only base it is to tell. It needs
+    /// no escape in the URIs of NBD, nor in the options of QEMU.
+    private static let since = ":since="
 
     private let state = Mutex(State())
 
     package init() {}
 
-    /// Enters an export; from here on clients find it.
-    func publish(_ export: ExportDescription, history: ExportHistory) {
+    /// Enters an export, of an image of `snapshot` or of a device; from here on clients find it.
+    func publish(
+        _ export: ExportDescription, history: ExportHistory, snapshot: SnapshotLabel? = nil
+    ) {
         state.withLock { state in
             let place =
                 state.entries.firstIndex { $0.export.name > export.name } ?? state.entries.endIndex
-            state.entries.insert(Entry(export: export, history: history), at: place)
+            state.entries.insert(
+                Entry(
+                    export: export, history: history, snapshot: snapshot,
+                    snapshotID: snapshot?.id.description ?? ""), at: place)
         }
     }
 
@@ -74,12 +110,23 @@ package final class ExportTable: ExportDirectory {
 
     package func export(named name: String) -> ExportDescription? {
         state.withLock { state in
-            guard name.isEmpty else {
-                return state.entries.first { $0.export.name == name }.map(state.described)
-            }
+            guard name.isEmpty else { return Self.found(name, in: state) }
             // Images do not count: a snapshot must not change what the empty name means.
             let devices = state.entries.filter { !$0.export.name.contains("@") }
             return devices.count == 1 ? state.described(devices[0]) : nil
         }
+    }
+
+    private static func found(_ name: String, in state: State) -> ExportDescription? {
+        guard let mark = name.firstRange(of: since) else {
+            return state.entry(named: name).map(state.described)
+        }
+        guard let entry = state.entry(named: name[..<mark.lowerBound]) else { return nil }
+        var export = state.described(entry)
+        let base = name[mark.upperBound...]
+        guard let bases = export.bases?.only(base) else { return nil }
+        export.bases = bases
+        export.name += since + base
+        return export
     }
 }

@@ -198,7 +198,9 @@ package actor SnapshotRegistry {
             await withdrawCheckpoint(of: entry)
             throw error
         }
-        for (export, history) in published { exports.publish(export, history: history) }
+        for (export, history) in published {
+            exports.publish(export, history: history, snapshot: entry.label)
+        }
         events.record(
             .taken, snapshot: entry.label,
             "snapshot \(entry.label) taken; writers waited \(outcome.closedMicroseconds) us")

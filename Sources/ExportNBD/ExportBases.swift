@@ -6,7 +6,8 @@ package import BlockModel
 // Invariants
 // - A list never changes: exports share it, handshakes read it on any thread. Another set of
 //   checkpoints is another list.
-// - An image names a suffix of its device's list, for lists begin with the newest cut.
+// - An image names a suffix of its device's list, for lists begin with the newest cut. Its own cut
+//   is not in it: nothing changed between the two.
 
 /// The cuts of a device that can be named, all of one generation.
 package final class ExportBases: Sendable {
@@ -46,15 +47,15 @@ package final class ExportBases: Sendable {
     /// All of them, for the device itself.
     package var all: View { View(bases: self, first: 0) }
 
-    /// Those not later than the cut that ended `epoch`, for an image of that cut; none when the
-    /// cut is of another generation.
-    package func view(until epoch: Epoch, of generation: Generation) -> View {
+    /// Those before the cut that ended `epoch`, for an image of that cut; none when the cut is of
+    /// another generation.
+    package func view(before epoch: Epoch, of generation: Generation) -> View {
         guard generation == self.generation else { return View(bases: self, first: entries.count) }
         var low = 0
         var high = entries.count
         while low < high {
             let middle = (low + high) / 2
-            if entries[middle].base.epoch > epoch { low = middle + 1 } else { high = middle }
+            if entries[middle].base.epoch >= epoch { low = middle + 1 } else { high = middle }
         }
         return View(bases: self, first: low)
     }
@@ -62,22 +63,36 @@ package final class ExportBases: Sendable {
     /// The part of a list that an export names.
     package struct View: Sendable {
         private let bases: ExportBases
-        private let first: Int
+        private var range: Range<Int>
+        /// The client asked for this one and is told of no other.
+        private(set) var isSingle = false
 
         fileprivate init(bases: ExportBases, first: Int) {
             self.bases = bases
-            self.first = first
+            range = first..<bases.entries.count
         }
 
         /// The newest of them, `count` at most.
         func newest(_ count: Int) -> ArraySlice<Entry> {
-            bases.entries[first...].prefix(count)
+            bases.entries[range].prefix(count)
         }
 
         /// The cut of that name.
         func base(named name: Substring) -> TrackingBase? {
-            guard let place = bases.places[String(name)], place >= first else { return nil }
-            return bases.entries[place].base
+            place(of: name).map { bases.entries[$0].base }
+        }
+
+        /// The cut of that name alone; nil when it is not among them.
+        package func only(_ name: Substring) -> View? {
+            guard let place = place(of: name) else { return nil }
+            var view = self
+            view.range = place..<place + 1
+            view.isSingle = true
+            return view
+        }
+
+        private func place(of name: Substring) -> Int? {
+            bases.places[String(name)].flatMap { range.contains($0) ? $0 : nil }
         }
     }
 }

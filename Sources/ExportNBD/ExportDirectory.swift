@@ -3,7 +3,8 @@ package import RingIO
 
 /// What a client can open, as it stands at this moment.
 package struct ExportDescription: Sendable {
-    /// Name in the protocol: `DEVICE`, `DEVICE@SNAPSHOT` or `DEVICE@SNAPSHOT:rw`.
+    /// Name in the protocol: `DEVICE`, `DEVICE@SNAPSHOT` or `DEVICE@SNAPSHOT:rw`; the first two may
+    /// be followed by `:since=NAME`.
     package var name: String
     /// One line for people.
     package var summary: String

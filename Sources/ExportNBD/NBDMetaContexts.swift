@@ -41,8 +41,11 @@ enum NBDMetaContexts {
         if isListed("base:"), names.insert(allocation).inserted {
             chosen.insert(Context(name: allocation, base: nil), at: 0)
         }
-        let prefixes = changePrefixes.filter(isListed)
-        guard !prefixes.isEmpty, let bases = export.bases else { return chosen }
+        guard let bases = export.bases else { return chosen }
+        // Clients that take the only one there is must not see it twice.
+        let prefixes = changePrefixes.prefix(bases.isSingle ? 1 : changePrefixes.count)
+            .filter(isListed)
+        guard !prefixes.isEmpty else { return chosen }
         for entry in bases.newest(NBDNegotiation.listedCountMax / prefixes.count) {
             for prefix in prefixes where names.insert(prefix + entry.name).inserted {
                 chosen.append(Context(name: prefix + entry.name, base: entry.base))

@@ -225,7 +225,7 @@ struct NBDNegotiation {
         var wanted: Set<UInt16> = []
         for _ in 0..<count { if let item = data.uint16() { wanted.insert(item) } }
         guard let export = directory.export(named: name) else {
-            reply(option, .unknown, "there is no such export")
+            reply(option, .unknown, "the export was not found")
             return .more
         }
         inform(option, export, wanted)
@@ -315,7 +315,7 @@ struct NBDNegotiation {
             return reply(option, .invalid, "the option is malformed")
         }
         guard let export = directory.export(named: name) else {
-            return reply(option, .unknown, "there is no such export")
+            return reply(option, .unknown, "the export was not found")
         }
         let isSetting = option == .setMetaContext
         let chosen =

@@ -91,10 +91,12 @@ private func changes(_ name: String) -> [String] {
     ["qemu:dirty-bitmap:\(name)", "stillpoint:changes:\(name)"]
 }
 
+private func bitmaps(_ names: String...) -> [String] { names.map { "qemu:dirty-bitmap:\($0)" } }
+
 @Suite struct `Negotiation` {
     let directory = TestDirectory()
     private let thread: LoopThread
-    private let bases = TestBases(["monday", "tuesday"])
+    private let bases = TestBases(["monday", "tuesday", "wednesday"])
 
     init() async throws {
         var configuration = LoopConfiguration()
@@ -104,12 +106,12 @@ private func changes(_ name: String) -> [String] {
             await thread.mailbox.run { loop in
                 LoopConfined<BlockTarget>(BlockTarget(size: 1 << 30, alignment: 1), on: loop)
             })
-        for (name, isReadOnly) in [("disk", false), ("disk@monday", true)] {
+        for (name, isReadOnly) in [("disk", false), ("disk@tuesday", true)] {
             let export = ExportDescription(
                 name: name, summary: "a disk", size: 1 << 30, isReadOnly: isReadOnly,
                 isRotational: isReadOnly, canDiscard: !isReadOnly,
                 bases: isReadOnly
-                    ? bases.list.view(until: Epoch(1), of: bases.generation)
+                    ? bases.list.view(before: Epoch(2), of: bases.generation)
                     : bases.list.all,
                 loop: thread, target: target)
             directory.exports.withLock { $0.append(export) }
@@ -159,7 +161,7 @@ private func changes(_ name: String) -> [String] {
         #expect(try flags("disk", []) == 0b1101_0110_1101)
         #expect(try flags("disk", [8]) == 0b1101_1110_1101)
         #expect(try flags("disk", [11]) == 0b1_1101_1110_1101)
-        #expect(try flags("disk@monday", [8]) == 0b0101_1001_1111)
+        #expect(try flags("disk@tuesday", [8]) == 0b0101_1001_1111)
     }
 
     @Test func `EXPORT_NAME opens with and without the 124 zeroes`() {
@@ -239,14 +241,24 @@ private func changes(_ name: String) -> [String] {
 
     @Test(
         arguments: [
-            ([], ["base:allocation"] + changes("tuesday") + changes("monday")),
+            (
+                [],
+                ["base:allocation"] + changes("wednesday") + changes("tuesday")
+                    + changes("monday")
+            ),
             (["base:"], ["base:allocation"]),
-            (["qemu:"], ["qemu:dirty-bitmap:tuesday", "qemu:dirty-bitmap:monday"]),
-            (["qemu:dirty-bitmap:"], ["qemu:dirty-bitmap:tuesday", "qemu:dirty-bitmap:monday"]),
-            (["stillpoint:"], ["stillpoint:changes:tuesday", "stillpoint:changes:monday"]),
+            (["qemu:"], bitmaps("wednesday", "tuesday", "monday")),
+            (["qemu:dirty-bitmap:"], bitmaps("wednesday", "tuesday", "monday")),
+            (
+                ["stillpoint:"],
+                [
+                    "stillpoint:changes:wednesday", "stillpoint:changes:tuesday",
+                    "stillpoint:changes:monday",
+                ]
+            ),
             (
                 ["qemu:dirty-bitmap:monday", "qemu:"],
-                ["qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"]
+                bitmaps("monday", "wednesday", "tuesday")
             ),
             (["none:", "base", "qemu:d", "", ":", "qemu:dirty-bitmap:none"], []),
         ] as [([String], [String])])
@@ -279,17 +291,32 @@ private func changes(_ name: String) -> [String] {
         #expect(client.opening?.contexts.map(\.id) == [1, 2, 3])
     }
 
-    @Test func `an image names no cut later than its own`() throws {
+    @Test func `an image names only cuts before its own`() throws {
         var client = client()
         _ = try client.ask(8)
-        let listed = names(try client.ask(9, NBDClient.contextData("disk@monday", [])))
+        let listed = names(try client.ask(9, NBDClient.contextData("disk@tuesday", [])))
         #expect(listed == ["base:allocation"] + changes("monday"))
-        let wanted = ["qemu:dirty-bitmap:tuesday", "qemu:dirty-bitmap:monday"]
+        let wanted = bitmaps("wednesday", "tuesday", "monday")
         #expect(
-            names(try client.ask(10, NBDClient.contextData("disk@monday", wanted)))
-                == ["qemu:dirty-bitmap:monday"])
+            names(try client.ask(10, NBDClient.contextData("disk@tuesday", wanted)))
+                == bitmaps("monday"))
         let other = Generation(id: .random())
-        #expect(bases.list.view(until: Epoch(9), of: other).newest(9).isEmpty)
+        #expect(bases.list.view(before: Epoch(9), of: other).newest(9).isEmpty)
+    }
+
+    @Test func `of a single cut one bitmap is listed, and no other can be selected`() throws {
+        let view = try #require(bases.list.all.only("tuesday"))
+        directory.exports.withLock { $0[0].bases = view }
+        #expect(bases.list.all.only("sunday") == nil)
+        #expect(view.only("monday") == nil)
+        var client = client()
+        _ = try client.ask(8)
+        let listed = names(try client.ask(9, NBDClient.contextData("disk", [])))
+        #expect(listed == ["base:allocation"] + bitmaps("tuesday"))
+        let wanted = bitmaps("wednesday", "tuesday", "monday")
+        #expect(
+            names(try client.ask(10, NBDClient.contextData("disk", wanted)))
+                == bitmaps("tuesday"))
     }
 
     @Test func `of thousands of cuts the newest are listed, and any 64 can be selected`() throws {
@@ -314,7 +341,7 @@ private func changes(_ name: String) -> [String] {
         let base = NBDClient.contextData("disk", ["base:allocation"])
         for later in [
             NBDClient.contextData("disk", []), NBDClient.contextData("none", ["base:allocation"]),
-            [1, 2, 3], NBDClient.contextData("disk@monday", ["base:allocation"]),
+            [1, 2, 3], NBDClient.contextData("disk@tuesday", ["base:allocation"]),
         ] {
             var client = client()
             _ = try client.ask(8)
@@ -327,7 +354,7 @@ private func changes(_ name: String) -> [String] {
         _ = try kept.ask(11)
         _ = try kept.ask(10, base)
         _ = try kept.ask(9, NBDClient.contextData("disk", []))
-        _ = try kept.ask(6, NBDClient.goData("disk@monday"))
+        _ = try kept.ask(6, NBDClient.goData("disk@tuesday"))
         _ = try kept.ask(7, NBDClient.goData("disk"))
         #expect(kept.opening?.contexts.count == 1)
     }
