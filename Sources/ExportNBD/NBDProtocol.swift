@@ -158,6 +158,13 @@ struct NBDRequestHeader: Equatable {
         }
     }
 
+    /// Whether `length` bytes follow the header. Those of a write do, whatever its flags: QEMU up
+    /// to 10 at least leaves the payload flag out, and its data must never be taken for requests.
+    func hasPayload(in mode: NBDReplyMode) -> Bool {
+        type == NBD.Command.write.rawValue
+            || mode == .extended && flags & NBD.CommandFlag.payloadLength != 0
+    }
+
     /// Bytes of a header in the mode.
     static func byteCount(in mode: NBDReplyMode) -> Int {
         mode == .extended ? NBD.extendedRequestByteCount : NBD.requestByteCount

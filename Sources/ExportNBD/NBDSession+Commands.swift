@@ -11,9 +11,7 @@ extension NBDSession {
             abort()
             return true
         }
-        let isWrite = header.type == NBD.Command.write.rawValue
-        let hasPayload =
-            mode == .extended ? header.flags & NBD.CommandFlag.payloadLength != 0 : isWrite
+        let hasPayload = header.hasPayload(in: mode)
         if hasPayload, header.length > UInt64(NBD.payloadByteCountMax) {
             // Nobody may make us read past 32 MiB to find the next header.
             abort()
@@ -39,6 +37,11 @@ extension NBDSession {
     private func begin(
         _ command: NBD.Command, _ header: NBDRequestHeader, hasPayload: Bool
     ) -> Bool {
+        if command == .read, !countRead(header.length) { return false }
+        // The slot first: a buffer that is leased and given back again looks like room to others.
+        guard requests.hasRoom(heldCount: unansweredCount, earnedCount: earnedCount) else {
+            return false
+        }
         var request = BlockRequest(
             operation: operation(of: command), flags: flags(of: header), offset: header.offset,
             length: header.length, owner: Unmanaged.passUnretained(self),
@@ -50,19 +53,15 @@ extension NBDSession {
         case .read, .write:
             let range = ByteRange(offset: header.offset, length: header.length)
                 .roundedOutward(to: target.alignment)
-            guard
-                let found = loop.buffers.lease(
-                    byteCount: Int(range.length), heldBytes: heldByteCount)
-            else { return false }
+            guard let found = leaseBuffer(byteCount: Int(range.length)) else { return false }
             request.buffer =
                 loop.buffers.address(of: found) + Int(header.offset - range.offset)
             request.bufferByteCount = found.byteCount
             lease = found
         case .blockStatus:
             guard
-                let found = loop.buffers.lease(
-                    byteCount: NBDStatusReply.byteCount(contextCount: contexts.count),
-                    heldBytes: heldByteCount)
+                let found = leaseBuffer(
+                    byteCount: NBDStatusReply.byteCount(contextCount: contexts.count))
             else { return false }
             request.buffer = loop.buffers.address(of: found)
             request.bufferByteCount = found.byteCount
@@ -70,10 +69,10 @@ extension NBDSession {
         case .disconnect, .flush, .trim, .cache, .writeZeroes: break
         }
         request.ownerNote = NBDRequestNote(lease: lease, hasPayload: hasPayload).rawValue
-        guard let index = requests.lease(request, heldCount: unansweredCount) else {
-            if let lease { loop.buffers.release(lease) }
-            return false
-        }
+        guard
+            let index = requests.lease(
+                request, heldCount: unansweredCount, earnedCount: earnedCount)
+        else { preconditionFailure("there was room for a request, and nobody has taken it") }
         unansweredCount += 1
         heldByteCount += lease?.byteCount ?? 0
         if hasPayload, header.length > 0 {
@@ -86,6 +85,11 @@ extension NBDSession {
             submitTaken(index)
         }
         return true
+    }
+
+    private func leaseBuffer(byteCount: Int) -> BufferLease? {
+        loop.buffers.lease(
+            byteCount: byteCount, heldBytes: heldByteCount, earnedBytes: earnedByteCount)
     }
 
     /// Gives a request whose payload is there to the target.
@@ -110,9 +114,10 @@ extension NBDSession {
             offset: header.offset, owner: Unmanaged.passUnretained(self),
             ownerToken: header.cookie)
         request.fault = fault
-        guard let index = requests.lease(request, heldCount: unansweredCount) else {
-            return false
-        }
+        guard
+            let index = requests.lease(
+                request, heldCount: unansweredCount, earnedCount: earnedCount)
+        else { return false }
         unansweredCount += 1
         skipByteCount = skipping
         answer(index)
@@ -124,10 +129,7 @@ extension NBDSession {
         guard let command = NBD.Command(rawValue: header.type),
             header.flags & ~allowedFlags(of: command) == 0
         else { return .invalid }
-        if mode == .extended {
-            if hasPayload, command != .write, command != .blockStatus { return .invalid }
-            if command == .write, !hasPayload { return .invalid }
-        }
+        if hasPayload, command != .write, command != .blockStatus { return .invalid }
         let isInside =
             ByteRange(checking: header.offset, length: header.length, within: target.size) != nil
         switch command {

@@ -101,14 +101,14 @@ extension NBDSession {
         if stashCount == headerByteCount, !beginStashed() {
             // What came behind it stays where it is.
             isBlocked = true
-            return loop.callWhenRoom(handler)
+            return waitToGoOn()
         }
         if backlogStart < backlogEnd, let backlog {
             let start = backlogStart
             let count = backlogEnd - start
             backlogStart = 0
             backlogEnd = 0
-            take(backlog + start, count)
+            take(UnsafeRawPointer(backlog) + start, count)
         }
         if isListening, !isBlocked, backlog != nil {
             backlog?.deallocate()
@@ -192,12 +192,18 @@ extension NBDSession {
             let capacity = loop.receiveBuffers.bufferBytes
             precondition(count <= capacity, "what waits came in with one receive")
             let place = backlog ?? .allocate(byteCount: capacity, alignment: 16)
-            // The bytes may lie in the backlog already, further behind.
-            memmove(place, bytes, count)
+            // Bytes that lie in the backlog already stay where they are: a session may try many
+            // times in vain.
+            let start = bytes - UnsafeRawPointer(place)
+            if backlog != nil, start >= 0, start < capacity {
+                backlogStart = start
+            } else {
+                place.copyMemory(from: bytes, byteCount: count)
+                backlogStart = 0
+            }
             backlog = place
-            backlogStart = 0
-            backlogEnd = count
+            backlogEnd = backlogStart + count
         }
-        loop.callWhenRoom(handler)
+        waitToGoOn()
     }
 }

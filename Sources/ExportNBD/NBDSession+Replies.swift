@@ -34,7 +34,10 @@ extension NBDSession {
     func sendCompleted(_ result: Int32) {
         let isAgain = result == -EINTR || result == -EAGAIN
         if result > 0 || isAgain, phase != .aborting {
-            if result > 0 { lastSend = loop.now }
+            if result > 0 {
+                lastSend = loop.now
+                earnedByteCount &+= Int(result)
+            }
             guard replies.sent(Int(max(result, 0))) else { return sendRest() }
             releaseBatch()
             isSending = false
@@ -51,6 +54,7 @@ extension NBDSession {
 
     private func releaseBatch() {
         for position in 0..<replies.batchCount { release(replies.batch[position]) }
+        earnedCount &+= replies.batchCount
         replies.batchCount = 0
     }
 

@@ -68,10 +68,16 @@ final class NBDSession: RequestOwner, TargetUser {
     }
     /// Requests whose replies have not been sent completely.
     var unansweredCount = 0
-    /// Requests with the target.
+    /// Requests with the target, and those in `unfinishedStatuses`.
     var submittedCount = 0
+    /// Block status requests that have meta contexts left to ask the target for.
+    var unfinishedStatuses = RequestQueue()
     /// Bytes of leased buffers.
     var heldByteCount = 0
+    /// Bytes that were read or written through the connection and are done with, and requests
+    /// answered: what it has given back of what it borrowed.
+    var earnedByteCount = 0
+    var earnedCount = 0
     var isReceiving = false
     var isSending = false
     /// Stopped for want of room; `backlog` or a complete header in the stash waits.
@@ -98,6 +104,11 @@ final class NBDSession: RequestOwner, TargetUser {
     var backlog: UnsafeMutableRawPointer?
     var backlogStart = 0
     var backlogEnd = 0
+    /// Bytes of reads that were begun since the turn's work was last counted, and which turn that was.
+    private var begunByteCount: UInt64 = 0
+    private var begunTurn: UInt64 = 0
+    /// Stopped because its share of the turn is used up: the next turn goes on.
+    var isTurnSpent = false
 
     // Sending.
     let replies: NBDReplyQueue
@@ -207,7 +218,34 @@ final class NBDSession: RequestOwner, TargetUser {
         release(index)
     }
 
+    /// Reads that one connection may begin in a turn; one longer read goes alone. Where the origin
+    /// answers at once, as tmpfs does, a turn would otherwise last as long as all that was asked.
+    private static let turnByteCountMax: UInt64 = 1 << 20
+
+    /// Counts a read in; false, with nothing counted, when it must wait for the next turn.
+    func countRead(_ byteCount: UInt64) -> Bool {
+        if begunTurn != loop.now {
+            begunTurn = loop.now
+            begunByteCount = 0
+        }
+        isTurnSpent =
+            begunByteCount > 0 && begunByteCount + byteCount > Self.turnByteCountMax
+        if !isTurnSpent { begunByteCount += byteCount }
+        return !isTurnSpent
+    }
+
+    /// Has `unblock` called when it may be of use.
+    func waitToGoOn() {
+        if isTurnSpent { loop.callAtEndOfTurn(handler) } else { loop.callWhenRoom(handler) }
+    }
+
     func turnEnded() {
+        continueStatuses()
+        if isTurnSpent {
+            isTurnSpent = false
+            begunByteCount = 0
+            unblock()
+        }
         if phase == .leaving, submittedCount == 0 { stopListening() }
         if phase == .aborting { dropReplies() }
         if !isSending { sendReplies() }
@@ -265,31 +303,48 @@ final class NBDSession: RequestOwner, TargetUser {
 
     /// Takes a slot for a request that asks nothing of the target but will be answered.
     func release(_ index: RequestIndex) {
-        let note = NBDRequestNote(requests[index].ownerNote)
-        if let lease = note.lease {
-            heldByteCount -= lease.byteCount
-            loop.buffers.release(lease)
-        }
+        releaseBuffer(of: index)
         requests.release(index)
         unansweredCount -= 1
+    }
+
+    private func releaseBuffer(of index: RequestIndex) {
+        let request = requests.pointer(to: index)
+        guard let lease = NBDRequestNote(request.pointee.ownerNote).lease else { return }
+        request.pointee.ownerNote = NBDRequestNote(lease: nil, hasPayload: false).rawValue
+        heldByteCount -= lease.byteCount
+        loop.buffers.release(lease)
     }
 
     // MARK: Requests finish
 
     override func requestFinished(_ index: RequestIndex) {
+        if phase != .aborting, requests[index].operation == .blockStatus, takeStatus(index) {
+            unfinishedStatuses.append(index, in: requests)
+            return loop.callAtEndOfTurn(handler)
+        }
         submittedCount -= 1
         if phase == .aborting {
             release(index)
             loop.callAtEndOfTurn(handler)
             return
         }
-        if requests[index].operation == .blockStatus, continueStatus(index) { return }
         answer(index)
     }
 
     /// Queues a reply; it goes out at the end of the turn, or at once when many wait, so that
     /// client and server work at the same time on origins that finish requests at once.
     func answer(_ index: RequestIndex) {
+        let request = requests.pointer(to: index)
+        switch request.pointee.operation {
+        case .read, .blockStatus:
+            if request.pointee.fault != nil { releaseBuffer(of: index) }
+        case .write:
+            // A client that takes no replies keeps nobody waiting for this memory.
+            earnedByteCount &+= Int(request.pointee.length)
+            releaseBuffer(of: index)
+        case .flush, .discard, .writeZeroes, .prefetch: break
+        }
         replies.append(index)
         if replies.count >= NBDReplyQueue.eagerCount, !isSending {
             sendReplies()

@@ -45,6 +45,9 @@ package final class BufferPool {
     /// Counts what was given back, so that the loop sees when room was made.
     private(set) var releaseCount: UInt64 = 0
 
+    /// What each asker may have.
+    package let shares: PoolShares
+
     private let memory: UnsafeMutableRawPointer
     private let pageCount: Int
     /// Per page: order of the free run it heads, or `notFree`.
@@ -63,6 +66,8 @@ package final class BufferPool {
         let largest = Self.pageByteCount << Self.orderMax
         capacityBytes = max(requested / largest, 1) * largest
         freeBytes = capacityBytes
+        shares = PoolShares(
+            capacity: capacityBytes, reserveDivisor: 3, unit: Self.pageByteCount)
         pageCount = capacityBytes / Self.pageByteCount
         let mapping = mmap(
             nil, capacityBytes, PROT_READ | PROT_WRITE,
@@ -103,14 +108,17 @@ package final class BufferPool {
 
     /// A run of at least `byteCount` bytes, or nil when none is free now.
     ///
-    /// `heldBytes` is what the asker holds already: beside its first run an asker gets another
-    /// only while it holds no more than what would stay free, so that askers that never give
-    /// back leave room for those that do (dynamic thresholds, Choudhury and Hahne 1998).
-    package func lease(byteCount: Int, heldBytes: Int) -> BufferLease? {
+    /// `heldBytes` is what the asker holds already, `earnedBytes` what it has given back since it
+    /// came; `PoolShares` says what that entitles it to.
+    package func lease(
+        byteCount: Int, heldBytes: Int, earnedBytes: Int = .max
+    ) -> BufferLease? {
         let order = Self.order(for: byteCount)
         precondition(order <= Self.orderMax, "a buffer larger than the pool's largest run")
         let runBytes = Self.pageByteCount << order
-        guard heldBytes == 0 || heldBytes + runBytes <= freeBytes else { return nil }
+        guard
+            shares.allow(runBytes, held: heldBytes, earned: earnedBytes, free: freeBytes)
+        else { return nil }
         if order == 0, hotCount > 0 {
             hotCount -= 1
             freeBytes -= runBytes

@@ -17,7 +17,7 @@ package struct LoopConfiguration: Sendable {
     /// Entries of the submission queue; a power of two.
     package var submissionEntries: UInt32 = 1024
     /// Bytes of the pool of payload buffers.
-    package var bufferPoolBytes = 128 << 20
+    package var bufferPoolBytes = 192 << 20
     /// Request slots.
     package var requestCapacity = 8192
     /// Bytes and number of the buffers the kernel receives into.
@@ -78,8 +78,11 @@ package final class EventLoop {
     private var deferred: [RingHandler] = []
     private var deferredSpare: [RingHandler] = []
     private var waitingForRoom: [RingHandler] = []
-    private var waitingSpare: [RingHandler] = []
-    /// Sum of the pools' release counters when those who wait were last told.
+    /// Those before it in `waitingForRoom` were told.
+    private var toldCount = 0
+    /// Those who wait and were not told since room was last made: the next to be told.
+    private var untoldCount = 0
+    /// Sum of the pools' release counters when it was last looked at.
     private var releasesSeen: UInt64 = 0
     private var waiting = WaitWindow()
     /// Completions that were taken from the ring inside a handler: handed out with the next ones.
@@ -104,7 +107,6 @@ package final class EventLoop {
         deferred.reserveCapacity(1024)
         deferredSpare.reserveCapacity(1024)
         waitingForRoom.reserveCapacity(1024)
-        waitingSpare.reserveCapacity(1024)
         let reader = MailReader(loop: self)
         precondition(register(reader), "the first handler finds a slot")
         reader.arm()
@@ -167,8 +169,8 @@ package final class EventLoop {
         deferred.append(handler)
     }
 
-    /// Calls `roomMade` once, at the end of a turn in which a buffer or slot was given back.
-    /// Handlers are called in the order they asked.
+    /// Calls `roomMade` once, at the end of a turn after a buffer or slot was given back. Handlers
+    /// are called in the order they asked, a few in each turn.
     package func callWhenRoom(_ handler: RingHandler) {
         guard !handler.isWaitingForRoom else { return }
         handler.isWaitingForRoom = true
@@ -309,19 +311,39 @@ package final class EventLoop {
         buffers.releaseCount &+ requests.releaseCount &+ receiveBuffers.releaseCount
     }
 
-    private var someWaiterHasRoom: Bool { !waitingForRoom.isEmpty && releases != releasesSeen }
+    private var waitingCount: Int { waitingForRoom.count - toldCount }
+
+    private var someWaiterHasRoom: Bool {
+        waitingCount > 0 && (untoldCount > 0 || releases != releasesSeen)
+    }
+
+    /// Most of those who wait for room that are told in one turn: many of them may wait in vain, and
+    /// others must not wait for that.
+    private static let toldCountMax = 8
+
+    /// Tells those who wait that room was made, in the order in which they asked.
+    private func tellWaiting() {
+        if releases != releasesSeen {
+            releasesSeen = releases
+            untoldCount = waitingCount
+        }
+        for _ in 0..<min(untoldCount, Self.toldCountMax) {
+            let handler = waitingForRoom[toldCount]
+            toldCount += 1
+            untoldCount -= 1
+            handler.isWaitingForRoom = false
+            // It may have left since it asked.
+            if handler.isRegistered { handler.roomMade() }
+        }
+        // The list moves up when half of it was told, so each entry is moved once on average.
+        if toldCount > waitingForRoom.count / 2 {
+            waitingForRoom.removeSubrange(..<toldCount)
+            toldCount = 0
+        }
+    }
 
     private func endTurn() {
-        if someWaiterHasRoom {
-            releasesSeen = releases
-            swap(&waitingForRoom, &waitingSpare)
-            for handler in waitingSpare {
-                handler.isWaitingForRoom = false
-                // It may have left since it asked.
-                if handler.isRegistered { handler.roomMade() }
-            }
-            waitingSpare.removeAll(keepingCapacity: true)
-        }
+        if someWaiterHasRoom { tellWaiting() }
         swap(&deferred, &deferredSpare)
         for handler in deferredSpare {
             handler.isDeferred = false

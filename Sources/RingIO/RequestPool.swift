@@ -13,6 +13,7 @@ package final class RequestPool {
     /// Counts what was given back, so that the loop sees when room was made.
     private(set) var releaseCount: UInt64 = 0
 
+    private let shares: PoolShares
     private let slots: UnsafeMutablePointer<BlockRequest>
     private let freeList: UnsafeMutablePointer<UInt32>
     private let isLeased: UnsafeMutablePointer<Bool>
@@ -20,6 +21,7 @@ package final class RequestPool {
     package init(capacity: Int) {
         precondition(capacity > 0 && capacity < Int(UInt32.max), "a pool has a sensible size")
         self.capacity = capacity
+        shares = PoolShares(capacity: capacity, reserveDivisor: 2)
         slots = .allocate(capacity: capacity)
         freeList = .allocate(capacity: capacity)
         isLeased = .allocate(capacity: capacity)
@@ -33,12 +35,19 @@ package final class RequestPool {
         isLeased.deallocate()
     }
 
+    /// Whether `lease` would find a slot.
+    package func hasRoom(heldCount: Int, earnedCount: Int = .max) -> Bool {
+        shares.allow(1, held: heldCount, earned: earnedCount, free: capacity - leasedCount)
+    }
+
     /// A slot holding `request`, or nil when none is free now. `heldCount` is what the asker
-    /// holds already; the rule is that of `BufferPool.lease`.
-    package func lease(_ request: BlockRequest, heldCount: Int) -> RequestIndex? {
-        let free = capacity - leasedCount
-        guard free > 0, heldCount == 0 || heldCount < free else { return nil }
-        let index = freeList[free - 1]
+    /// holds already, `earnedCount` what it has given back since it came; `PoolShares` says what that
+    /// entitles it to.
+    package func lease(
+        _ request: BlockRequest, heldCount: Int, earnedCount: Int = .max
+    ) -> RequestIndex? {
+        guard hasRoom(heldCount: heldCount, earnedCount: earnedCount) else { return nil }
+        let index = freeList[capacity - leasedCount - 1]
         leasedCount += 1
         isLeased[Int(index)] = true
         (slots + Int(index)).initialize(to: request)

@@ -36,7 +36,7 @@ package final class NBDClient: @unchecked Sendable {
     }
 
     package let descriptor: Int32
-    package private(set) var headers: Headers = .simple
+    package var headers: Headers = .simple
     package private(set) var byteCount: UInt64 = 0
     package private(set) var flags: UInt16 = 0
     package private(set) var blockSizes: BlockSizes?

@@ -100,6 +100,8 @@ package struct NBDRequest: Sendable {
     package var offset: UInt64
     package var length: UInt64
     package var payload: [UInt8]
+    /// Leaves the payload flag of a write with extended headers out, as QEMU does.
+    package var omitsPayloadFlag = false
 
     package init(
         _ command: NBD.Command, flags: UInt16 = 0, cookie: UInt64 = 1, offset: UInt64 = 0,
@@ -127,7 +129,8 @@ package struct NBDRequest: Sendable {
             bytes.append(big: UInt32(truncatingIfNeeded: length))
         case .extended:
             bytes.append(big: NBD.extendedRequestMagic)
-            let implied = command == .write ? NBD.CommandFlag.payloadLength : 0
+            let implied =
+                command == .write && !omitsPayloadFlag ? NBD.CommandFlag.payloadLength : 0
             bytes.append(big: flags | implied)
             bytes.append(big: command.rawValue)
             bytes.append(big: cookie)

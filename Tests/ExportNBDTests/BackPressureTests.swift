@@ -11,7 +11,7 @@ import Testing
     private var small: LoopConfiguration {
         var configuration = LoopConfiguration()
         configuration.bufferPoolBytes = 64 << 20
-        configuration.requestCapacity = 8
+        configuration.requestCapacity = 16
         configuration.receiveBufferBytes = 4096
         configuration.receiveBufferCount = 2
         return configuration
@@ -57,7 +57,7 @@ import Testing
                         length: 5000, payload: [UInt8](repeating: UInt8(number + 1), count: 5000)))
             }
         }
-        try await device.waitForHeld(8)
+        try await device.waitForHeld(6)
         try await device.with { target in
             target.mode = .atOnce
             target.releaseHeld()
@@ -112,6 +112,95 @@ import Testing
         for _ in 0..<100 { #expect(try other.read(0, 4096).count == 4096) }
         try await harness.waitForConnections(1)
         #expect(try other.read(0, 4096).count == 4096)
+        await harness.stop()
+    }
+
+    @Test(arguments: [1, 16, 200])
+    func `clients that read nothing leave the others their share, for as long as they stay`(
+        count: Int
+    ) async throws {
+        let mebibyte = 1 << 20
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 3_600_000_000_000 }
+        let device = try await harness.add()
+        let good = try harness.connect()
+        // What it has taken speaks for it.
+        for _ in 0..<80 { #expect(try good.read(0, mebibyte).count == mebibyte) }
+        var silent: [NBDClient] = []
+        for _ in 0..<count {
+            let client = try harness.connect(.simple)
+            try client.send(
+                (0..<200).flatMap {
+                    NBDRequest(.read, cookie: UInt64($0), length: UInt64(mebibyte))
+                        .encoded(.simple)
+                })
+            silent.append(client)
+        }
+        try await waitUntil {
+            let used = try await device.with {
+                $0.loop.buffers.capacityBytes - $0.loop.buffers.freeBytes
+            }
+            return used >= min(count, 64) * mebibyte
+        }
+        let newcomer = try harness.connect()
+        for number in 0..<200 {
+            for client in [good, newcomer] {
+                try client.write(UInt64(number) * 4096, [UInt8](repeating: 1, count: 4096))
+                #expect(try client.read(UInt64(number) * 4096, 4096).count == 4096)
+            }
+        }
+        for _ in 0..<20 { #expect(try good.read(0, mebibyte).count == mebibyte) }
+        #expect(harness.server.connections == count + 2, "the others are still there")
+        silent = []
+        await harness.stop()
+    }
+
+    @Test func `many large reads of one client are begun in turns of their own`() async throws {
+        let harness = try await ServerHarness()
+        let device = try await harness.add()
+        let client = try harness.connect(.simple)
+        // In pieces that end within a header, and many in one.
+        let length = 256 << 10
+        let bytes = (0..<100).flatMap {
+            NBDRequest(.read, cookie: UInt64($0), length: UInt64(length)).encoded(.simple)
+        }
+        try client.send(Array(bytes[..<500]))
+        for _ in 0..<5 { _ = try client.receiveChunk { _ in length } }
+        try client.send(Array(bytes[500...]))
+        for _ in 5..<100 {
+            #expect(try client.receiveChunk { _ in length }.payload.count == length)
+        }
+        // A turn's end begins what the next turn may.
+        #expect(try await device.with { $0.readBytesInATurn } <= 2 << 20)
+        #expect(try await device.with { $0.seen.count } == 100)
+        await harness.stop()
+    }
+
+    @Test func `what was written is no longer held for a client that takes no answers`()
+        async throws
+    {
+        let harness = try await ServerHarness { $0.session.stallNanoseconds = 3_600_000_000_000 }
+        let device = try await harness.add()
+        let deaf = try harness.connect(.simple)
+        var size: Int32 = 4096
+        setsockopt(deaf.descriptor, SOL_SOCKET, SO_RCVBUF, &size, 4)
+        // A large reply fills the socket; what follows is performed all the same.
+        var bytes = NBDRequest(.read, length: 3 << 20).encoded(.simple)
+        for cookie in 1...40 {
+            bytes += NBDRequest(
+                .write, cookie: UInt64(cookie), length: 65536,
+                payload: [UInt8](repeating: 1, count: 65536)
+            ).encoded(.simple)
+        }
+        try deaf.send(bytes)
+        try await waitUntil {
+            try await device.with { $0.seen.filter { $0.operation == .write }.count } == 40
+        }
+        let used = try await device.with {
+            $0.loop.buffers.capacityBytes - $0.loop.buffers.freeBytes
+        }
+        #expect(used == 4 << 20, "the read's buffer alone")
+        #expect(try deaf.receive(16 + (3 << 20)).count == 16 + (3 << 20))
+        for _ in 1...40 { #expect(try deaf.receiveChunk().error == nil) }
         await harness.stop()
     }
 

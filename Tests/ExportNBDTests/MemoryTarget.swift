@@ -22,6 +22,10 @@ final class MemoryTarget: BlockTarget {
     /// Set when a buffer is not placed as the contract wants it.
     private(set) var misplacedCount = 0
     var whenUsersChange: (() -> Void)?
+    /// Most block status requests, and most bytes of reads, that came in one turn of the loop.
+    private(set) var statusesInATurn = 0
+    private(set) var readBytesInATurn: UInt64 = 0
+    private var turn = (time: UInt64(0), statuses: 0, readBytes: UInt64(0))
 
     struct Seen: Equatable, Sendable {
         var operation: RequestOperation
@@ -65,6 +69,12 @@ final class MemoryTarget: BlockTarget {
             let address = UInt64(UInt(bitPattern: buffer))
             if address % alignment != request.offset % alignment { misplacedCount += 1 }
         }
+        // The loop reads its clock once a turn.
+        if turn.time != loop.now { turn = (loop.now, 0, 0) }
+        if request.operation == .blockStatus { turn.statuses += 1 }
+        if request.operation == .read { turn.readBytes += request.length }
+        statusesInATurn = max(statusesInATurn, turn.statuses)
+        readBytesInATurn = max(readBytesInATurn, turn.readBytes)
         switch mode {
         case .atOnce: perform(index)
         case .held: held.append(index)
@@ -77,6 +87,18 @@ final class MemoryTarget: BlockTarget {
         let indices = reversed ? held.reversed() : held
         held = []
         for index in indices { perform(index) }
+    }
+
+    /// What was set for the context, from the range's start to its end at most.
+    private func status(of request: BlockRequest) -> [StatusExtent] {
+        var answer: [StatusExtent] = []
+        var left = request.length
+        for extent in extents[request.statusBase] ?? [StatusExtent(length: .max, flags: 0)]
+        where left > 0 && !(request.flags.contains(.oneExtent) && answer.count == 1) {
+            answer.append(StatusExtent(length: min(extent.length, left), flags: extent.flags))
+            left -= answer[answer.count - 1].length
+        }
+        return answer
     }
 
     private func perform(_ index: RequestIndex) {
@@ -93,9 +115,7 @@ final class MemoryTarget: BlockTarget {
             if request.length <= 1 << 20 { memset(place, 0, Int(request.length)) }
         case .flush, .prefetch: break
         case .blockStatus:
-            let answer =
-                extents[request.statusBase]
-                ?? [StatusExtent(length: request.length, flags: 0)]
+            let answer = status(of: request)
             for (position, extent) in answer.enumerated() {
                 request.buffer?.storeBytes(
                     of: extent, toByteOffset: 16 * position, as: StatusExtent.self)

@@ -306,6 +306,13 @@ private let mebibyte = 1 << 20
             try client.send(request)
             let chunk = try client.receiveChunk()
             #expect(chunk.isDone && chunk.error == nil)
+            // Twice the same is refused, and so is one that was not selected.
+            try client.send(
+                NBDRequest(
+                    .blockStatus, flags: TestSupport.NBD.CommandFlag.payloadLength, cookie: 4,
+                    offset: 0, length: UInt64(payload.count + 4),
+                    payload: payload + payload.suffix(4)))
+            #expect(try client.receiveChunk().error == 22)
             payload[11] = 99
             try client.send(
                 NBDRequest(
