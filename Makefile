@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 BUILD := -c release --scratch-path $(SCRATCH)
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package clean
+.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo peers bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,11 @@ build: ## Build the program in release mode
 build-tests: ## Build everything, the tests too
 	@Scripts/ensure-swift
 	swift build $(BUILD) --build-tests
+
+peers: ## Run clients of others (Debian's, the next Debian's, PyPI's) against the server and print a table
+	@Scripts/ensure-packages build test peers
+	@$(MAKE) --no-print-directory build
+	@Scripts/peers $(PROGRAM) $(SCRATCH)-peers $(SUITES)
 
 bench: bench-build ## Measure against the peers and write a report (QUICK=1: under 5 minutes)
 	@Scripts/bench $(PROGRAM) --untracked $(SCRATCH)/untracked/stillpoint $(BENCH)
