@@ -134,9 +134,12 @@ final class RestartLoad: Sendable {
 final class KernelLog {
     private let file: Int32
 
-    init() throws {
+    /// Where the log may not be read, it says so and knows of nothing.
+    init() {
         file = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC)
-        guard file >= 0 else { throw TestFailure("/dev/kmsg: \(errno)") }
+        if file < 0 {
+            print("the kernel's log is not looked at: \(String(cString: strerror(errno)))")
+        }
         lseek(file, 0, SEEK_END)
     }
 

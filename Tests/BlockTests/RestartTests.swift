@@ -24,7 +24,7 @@ struct `Block devices outlive the service` {
             place == .disk ? .sparseFile : .tmpfsFile, byteCount: Filesystem.byteCount)
         let harness = try BlockHarness(attaching: ["disk": origin.path])
         let block = try harness.attachBlock("disk")
-        let kernelLog = try KernelLog()
+        let kernelLog = KernelLog()
         try filesystem.make(on: block)
         try harness.command("checkpoint", "create", "before", "--device", "disk")
         let mount = try Mount(block)
