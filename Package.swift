@@ -107,12 +107,13 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "NBDAccess", swiftSettings: strict),
         .target(
-            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "NBDAccess"],
+            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "DataPlane", "NBDAccess"],
             swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "Control", "ImageCopy", "NBDAccess", "RingIO", "YAMLReading",
+                "BlockModel", "CLinux", "Control", "ImageCopy", "NBDAccess", "RingIO",
+                "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),

@@ -298,6 +298,8 @@ int cl_recognise_content(int fd, char *name, size_t capacity) {
     return result;
 }
 
+int cl_clone_file(int fd, int source) { return ioctl(fd, FICLONE, source); }
+
 int cl_lock_on_fault(const void *address, size_t length) {
     return mlock2(address, length, MLOCK_ONFAULT);
 }

@@ -29,29 +29,46 @@ enum ImageLocks {
         _ descriptor: Int32, path: String, isReadOnly: Bool, facts: cl_file_facts
     ) throws(AttachError) {
         try takeWholeFile(descriptor, path: path, isReadOnly: isReadOnly, facts: facts)
+        switch takeBytes(descriptor, isReadOnly: isReadOnly) {
+        case .taken: return
+        case .inUse:
+            throw AttachError(
+                .busy,
+                "origin \(path) is in use by QEMU or one of its tools; stop that first, or "
+                    + "protect the disk from inside it")
+        case .failed(let errnoValue):
+            throw AttachError(
+                .failed, "origin \(path): locking: \(OriginOpener.text(of: errnoValue))")
+        }
+    }
+
+    /// What came of taking QEMU's locks.
+    enum ByteLocks {
+        case taken
+        /// QEMU or one of its tools uses the file in a way that does not go with ours.
+        case inUse
+        case failed(errnoValue: Int32)
+    }
+
+    /// Takes QEMU's locks for reading alone, or for reading, writing and resizing.
+    static func takeBytes(_ descriptor: Int32, isReadOnly: Bool) -> ByteLocks {
         let used: [Permission] =
             isReadOnly ? [.consistentRead] : [.consistentRead, .write, .resize]
         let unshared: [Permission] = [.write, .resize]
         for byte in used.map(\.usedByte) + unshared.map(\.unsharedByte) {
             guard cl_lock_byte_shared(descriptor, byte) == 0 else {
-                throw AttachError(
-                    .failed, "origin \(path): locking: \(OriginOpener.text(of: errno))")
+                return .failed(errnoValue: errno)
             }
         }
         // After taking, look: whoever comes second sees the first, and both may see each other.
         for byte in used.map(\.unsharedByte) + unshared.map(\.usedByte) {
             switch cl_byte_is_locked(descriptor, byte) {
             case 0: continue
-            case 1:
-                throw AttachError(
-                    .busy,
-                    "origin \(path) is in use by QEMU or one of its tools; stop that first, or "
-                        + "protect the disk from inside it")
-            default:
-                throw AttachError(
-                    .failed, "origin \(path): locking: \(OriginOpener.text(of: errno))")
+            case 1: return .inUse
+            default: return .failed(errnoValue: errno)
             }
         }
+        return .taken
     }
 
     private static func takeWholeFile(

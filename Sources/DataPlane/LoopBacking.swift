@@ -29,6 +29,15 @@ enum LoopBacking {
     static func refuseIfBacking(
         path: String, device: UInt64, inode: UInt64
     ) throws(AttachError) {
+        guard let name = loopDevice(over: path, device: device, inode: inode) else { return }
+        throw AttachError(
+            .busy,
+            "origin \(path) backs the loop device \(name); attach that device instead, "
+                + "or detach it first (losetup -d \(name))")
+    }
+
+    /// The path of a loop device that stands on the file; nil when none does. Blocks.
+    static func loopDevice(over path: String, device: UInt64, inode: UInt64) -> String? {
         let served = servedDirectories()
         for name in SystemFile.names(in: "/sys/block") where name.hasPrefix("loop") {
             guard let backing = SystemFile.read("/sys/block/\(name)/loop/backing_file") else {
@@ -43,12 +52,9 @@ enum LoopBacking {
                 // Without the right to open it, the name the kernel shows has to do.
                 case .unknown: backing.trimmingNewline == path
                 }
-            guard isBacking else { continue }
-            throw AttachError(
-                .busy,
-                "origin \(path) backs the loop device /dev/\(name); attach that device instead, "
-                    + "or detach it first (losetup -d /dev/\(name))")
+            if isBacking { return "/dev/\(name)" }
         }
+        return nil
     }
 
     /// Where services like this one have mounted the files under their block devices.

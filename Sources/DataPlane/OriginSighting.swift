@@ -68,7 +68,7 @@ enum OriginSighting {
     }
 
     /// What the disk calls itself, or its volume manager does.
-    private static func stableID(ofDisk folder: String, _ descriptor: Int32) -> String {
+    static func stableID(ofDisk folder: String, _ descriptor: Int32) -> String {
         for name in ["dm/uuid", "wwid", "device/wwid", "md/uuid", "serial", "device/serial"] {
             if let text = line(of: "\(folder)/\(name)"), !text.isEmpty { return "\(name) \(text)" }
         }
@@ -100,7 +100,7 @@ enum OriginSighting {
     }
 
     /// Reads the counters of writing: Documentation/block/stat.rst of the kernel.
-    private static func counters(_ path: String) -> WriteCounters? {
+    static func counters(_ path: String) -> WriteCounters? {
         guard let fields = fields(path), fields.count >= 15 else { return nil }
         return WriteCounters(writtenSectors: fields[6], discardedSectors: fields[13])
     }
@@ -112,7 +112,7 @@ enum OriginSighting {
         return fields.compactMap { $0 }
     }
 
-    private static func line(of path: String) -> String? {
+    static func line(of path: String) -> String? {
         SystemFile.read(path)?.split(separator: "\n", omittingEmptySubsequences: false).first
             .map(String.init)
     }

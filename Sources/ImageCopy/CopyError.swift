@@ -26,5 +26,9 @@ package struct CopyError: Error, Equatable, Sendable, CustomStringConvertible {
         case failed
         /// The image could not be read.
         case unreadable
+        /// It does not exist.
+        case missing
+        /// The user called it off.
+        case interrupted
     }
 }

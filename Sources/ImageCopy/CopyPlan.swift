@@ -1,3 +1,5 @@
+package import BlockModel
+
 // What is to be done with a target, decided from what its record says, what it looks like and
 // what is wanted. No I/O.
 //
@@ -6,74 +8,36 @@
 //   in the changes since the base: it equals the base or a cut between the base and the wanted one, or
 //   was interrupted on its way between two such cuts. (Killed just after its last write, a copy is
 //   complete though nobody was told so: the same base with a newer snapshot must go on.)
-// - Without force nothing is overwritten but a copy of the same device.
-
-/// What is wanted: the image of a device at a cut.
-package struct CopyWish: Sendable {
-    /// A remembered cut, as the service tells it.
-    package struct Base: Equatable, Sendable {
-        package var name: String
-        package var generation: String
-        /// The epoch that ended at the cut.
-        package var epoch: UInt32
-
-        package init(name: String, generation: String, epoch: UInt32) {
-            self.name = name
-            self.generation = generation
-            self.epoch = epoch
-        }
-    }
-
-    package var device: String
-    package var cut: CopyCut
-    /// The cut that `--since` names.
-    package var since: Base?
-    /// Overwrite whatever the target holds.
-    package var isForced: Bool
-
-    package init(
-        device: String, cut: CopyCut, since: Base?, isForced: Bool
-    ) {
-        self.device = device
-        self.cut = cut
-        self.since = since
-        self.isForced = isForced
-    }
-}
-
-/// What lies beside the target.
-package enum CopyRecordFound: Equatable, Sendable {
-    case none
-    /// Something that is no record.
-    case damaged
-    case record(CopyRecord)
-}
-
-/// What the target holds at this moment.
-package struct CopyTargetFacts: Equatable, Sendable {
-    package var path: String
-    package var file: CopyRecord.File
-    /// What a block device without a record seems to hold, such as "an ext4 filesystem".
-    package var content: String?
-
-    package init(path: String, file: CopyRecord.File, content: String? = nil) {
-        self.path = path
-        self.file = file
-        self.content = content
-    }
-
-    /// A file without a byte.
-    package var isEmpty: Bool { !file.isBlockDevice && file.size == 0 }
-}
+// - Without force nothing is overwritten but what is left of a copy of the same device. A complete
+//   copy of another cut is a version that somebody keeps: where it may be replaced, a file is written
+//   beside it first.
+// - What cannot be told for certain of a block device counts as different.
 
 /// What is to be done; see the head of this file.
 package enum CopyPlan: Equatable, Sendable {
     /// The target equals the cut already.
     case nothing
-    /// Everything is copied. `isFresh`: what is not written reads as zero.
-    case full(isFresh: Bool)
+    /// Everything is copied.
+    case full(Full)
     /// What changed since the base is copied into what equals `from`, or lies on the way from it.
     case increment(from: CopyCut)
+
+    /// How everything is copied.
+    package struct Full: Equatable, Sendable {
+        /// What is not written reads as zero.
+        package var isFresh = false
+        /// What an interrupted copy of the same cut has copied.
+        package var done: [ByteRange] = []
+        /// The target is a complete copy: the new one is made beside it and takes its place in
+        /// the end.
+        package var isBeside = false
+
+        package init(isFresh: Bool = false, done: [ByteRange] = [], isBeside: Bool = false) {
+            self.isFresh = isFresh
+            self.done = done
+            self.isBeside = isBeside
+        }
+    }
 
     /// Decides.
     package init(
@@ -85,61 +49,155 @@ package enum CopyPlan: Equatable, Sendable {
                 "target \(target.path) has \(target.file.size) bytes, the image "
                     + "\(wish.cut.size); name a larger device")
         }
-        guard wish.since != nil else {
-            if target.isEmpty {
-                self = .full(isFresh: true)
-                return
-            }
-            if !wish.isForced { try Self.checkMayBeOverwritten(wish, target, found) }
-            self = .full(isFresh: false)
-            return
-        }
-        self = try Self.increment(wish, target, found)
+        self =
+            wish.since == nil
+            ? try Self.whole(wish, target, found) : try Self.increment(wish, target, found)
     }
 
-    private static func checkMayBeOverwritten(
+    // MARK: Everything
+
+    private static func whole(
         _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
-    ) throws(CopyError) {
-        let wayOut = "name another target, or overwrite it with --force"
+    ) throws(CopyError) -> CopyPlan {
+        if target.isEmpty { return .full(Full(isFresh: true)) }
+        if wish.isForced {
+            guard case .record(let record) = found else { return .full(Full()) }
+            return .full(Full(isBeside: record.state == .complete && !target.file.isBlockDevice))
+        }
         switch found {
-        case .none:
-            if target.file.isBlockDevice, target.content == nil { return }
-            let what = target.content.map { "holds \($0)" } ?? "exists and has no record of a copy"
-            throw CopyError(.busy, "target \(target.path) \(what); \(wayOut)")
-        case .damaged:
+        case .record(let record): return try over(record, wish, target)
+        case .none, .damaged:
+            if let refusal = noCopy(target, found) { throw refusal }
+            return .full(Full())
+        }
+    }
+
+    private static let wayOut = "name another target, or overwrite it with --force"
+
+    /// A target without a record; nil for a block device that holds nothing.
+    private static func noCopy(
+        _ target: CopyTargetFacts, _ found: CopyRecordFound
+    ) -> CopyError? {
+        if found == .damaged {
+            return CopyError(
+                .busy,
+                "\(target.recordPath) is damaged or no record of a copy, so \(target.path) may be "
+                    + "anything; \(wayOut)")
+        }
+        if target.file.isBlockDevice, target.content == nil { return nil }
+        let what = target.content.map { "holds \($0)" } ?? "exists and has no record of a copy"
+        return CopyError(.busy, "target \(target.path) \(what); \(wayOut)")
+    }
+
+    /// What may be done to a target that has a record.
+    private static func over(
+        _ record: CopyRecord, _ wish: CopyWish, _ target: CopyTargetFacts
+    ) throws(CopyError) -> CopyPlan {
+        guard record.device == wish.device else {
             throw CopyError(
                 .busy,
-                "\(target.path)\(CopyRecord.suffix) is no record of a copy, so \(target.path) may be "
-                    + "anything; \(wayOut)")
-        case .record(let record):
-            guard record.device == wish.device else {
+                "target \(target.path) is a copy of device \(record.device), not of "
+                    + "\(wish.device); \(wayOut)")
+        }
+        // Somebody wrote to the copy: it is still one. Another file is in its place: it is not.
+        guard isSameTarget(record, target) else {
+            throw CopyError(
+                .busy,
+                "target \(target.path) is another file or disk than the copy that its record "
+                    + "describes; \(wayOut)")
+        }
+        switch record.state {
+        case .running: return .full(resumption(record, wish, target))
+        case .complete:
+            guard let equals = record.equals else {
+                preconditionFailure("a complete record names the cut the target equals")
+            }
+            let isUnchanged = isUnchanged(record, target)
+            if isUnchanged, equals.isSameMoment(as: wish.cut) { return .nothing }
+            // There is no place beside a block device.
+            guard wish.mayReplace, !target.file.isBlockDevice else {
                 throw CopyError(
                     .busy,
-                    "target \(target.path) is a copy of device \(record.device), not of "
-                        + "\(wish.device); \(wayOut)")
+                    "target \(target.path) is a complete copy of \(record.device)@"
+                        + "\(equals.snapshot)\(isUnchanged ? "" : ", changed since"); bring it "
+                        + "forward with --since \(equals.snapshot), "
+                        + (target.file.isBlockDevice
+                            ? "" : "keep it as a version with --keep NAME, ")
+                        + "or replace it with --force")
             }
-            // Somebody wrote to the copy: it is still one. Another file is in its place: it is not.
-            guard record.target.inode == target.file.inode || isUnchanged(record, target) else {
-                throw CopyError(
-                    .busy,
-                    "target \(target.path) is another file than the copy that its record "
-                        + "describes; \(wayOut)")
-            }
+            return .full(Full(isBeside: true))
         }
     }
 
+    /// A full copy that was interrupted goes on where it was when it is of the same cut.
+    private static func resumption(
+        _ record: CopyRecord, _ wish: CopyWish, _ target: CopyTargetFacts
+    ) -> Full {
+        guard record.from == nil, record.to?.isSameMoment(as: wish.cut) == true,
+            target.samplesMatch != false,
+            target.file.isBlockDevice || target.file.size == wish.cut.size
+        else { return Full() }
+        let done = (record.done ?? []).compactMap {
+            ByteRange(checking: $0.offset, length: $0.length, within: wish.cut.size)
+        }
+        // A block device of which nothing proves that it is as it was left is copied anew.
+        if target.file.isBlockDevice, !done.isEmpty, target.samplesMatch != true { return Full() }
+        return Full(isFresh: record.isFresh == true && !target.file.isBlockDevice, done: done)
+    }
+
+    /// Why a full copy that was interrupted does not go on where it was; nil when it does, or none
+    /// was.
+    package static func whyAnew(
+        _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
+    ) -> String? {
+        guard case .record(let record) = found, record.state == .running, record.from == nil,
+            let to = record.to, wish.since == nil, !(record.done ?? []).isEmpty
+        else { return nil }
+        if !to.isSameMoment(as: wish.cut) {
+            return "\(target.path) was interrupted as a copy of \(record.device)@\(to.snapshot); a "
+                + "copy of another cut begins anew"
+        }
+        if resumption(record, wish, target).done.isEmpty {
+            return "\(target.path) is not as the interrupted copy left it; it begins anew"
+        }
+        return nil
+    }
+
+    // MARK: The same target
+
+    /// It is the file or disk that the record describes, whatever it holds now.
+    private static func isSameTarget(_ record: CopyRecord, _ target: CopyTargetFacts) -> Bool {
+        guard record.target.isBlockDevice == target.file.isBlockDevice else { return false }
+        if target.file.isBlockDevice {
+            guard let now = target.file.disk, let former = record.target.disk else { return false }
+            return now.verdict(since: former) != .another
+        }
+        return record.target.inode == target.file.inode || isUnchanged(record, target)
+    }
+
+    /// Nobody wrote to it since the record was made.
     private static func isUnchanged(_ record: CopyRecord, _ target: CopyTargetFacts) -> Bool {
-        record.target.isBlockDevice == target.file.isBlockDevice
-            && record.target.size == target.file.size
-            && (target.file.isBlockDevice
-                || record.target.changedNanoseconds == target.file.changedNanoseconds)
+        guard record.target.isBlockDevice == target.file.isBlockDevice,
+            record.target.size == target.file.size
+        else { return false }
+        guard target.file.isBlockDevice else {
+            return record.target.changedNanoseconds == target.file.changedNanoseconds
+        }
+        guard let now = target.file.disk, let former = record.target.disk else { return false }
+        switch now.verdict(since: former) {
+        case .another, .written: return false
+        case .unwritten: return true
+        case .unknown: return target.samplesMatch == true
+        }
     }
 
     // MARK: Increment
 
     private static func unfit(_ text: String, wayOut: String? = nil) -> CopyError {
         let first = wayOut.map { "\($0), or " } ?? ""
-        return CopyError(.unfit, "\(text); \(first)make a full copy, without --since")
+        return CopyError(
+            .unfit,
+            "\(text); \(first)make a full copy (without --since; --force replaces a complete one)")
     }
 
     private static func increment(
@@ -149,10 +207,13 @@ package enum CopyPlan: Equatable, Sendable {
         switch found {
         case .none:
             throw unfit(
-                "target \(target.path) has no record \(target.path)\(CopyRecord.suffix) that says "
-                    + "which cut it equals")
+                target.file.isBlockDevice
+                    ? "no record says which cut the disk \(target.path) equals "
+                        + "(\(target.recordPath) would)"
+                    : "target \(target.path) has no record \(target.recordPath) that says which "
+                        + "cut it equals")
         case .damaged:
-            throw unfit("\(target.path)\(CopyRecord.suffix) is damaged")
+            throw unfit("\(target.recordPath) is damaged")
         case .record(let found): record = found
         }
         guard record.device == wish.device else {
@@ -160,9 +221,9 @@ package enum CopyPlan: Equatable, Sendable {
                 "target \(target.path) is a copy of device \(record.device), not of "
                     + wish.device)
         }
-        guard record.target.isBlockDevice == target.file.isBlockDevice else {
-            throw unfit("target \(target.path) is not the copy that its record describes")
-        }
+        guard record.target.isBlockDevice == target.file.isBlockDevice,
+            !target.file.isBlockDevice || isSameTarget(record, target)
+        else { throw unfit("target \(target.path) is not the copy that its record describes") }
         switch record.state {
         case .complete: return try fromComplete(record, wish, target)
         case .running: return try fromRunning(record, wish, target)
@@ -176,7 +237,11 @@ package enum CopyPlan: Equatable, Sendable {
             preconditionFailure("a complete record names the cut the target equals")
         }
         guard isUnchanged(record, target) else {
-            throw unfit("target \(target.path) was changed since it was copied")
+            throw unfit(
+                target.file.isBlockDevice
+                    ? "target \(target.path) was written to since it was copied, or nothing proves "
+                        + "that it was not"
+                    : "target \(target.path) was changed since it was copied")
         }
         if equals.isSameMoment(as: wish.cut) { return .nothing }
         guard equals.generation == since.generation else {
@@ -186,7 +251,7 @@ package enum CopyPlan: Equatable, Sendable {
         guard equals.epoch <= wish.cut.epoch else {
             throw unfit(
                 "target \(target.path) equals the cut of \(equals.snapshot) (epoch "
-                    + "\(equals.epoch)), which is later than that of \(wish.cut.snapshot)",
+                    + "\(equals.epoch)), which is later than that of \(wish.snapshot)",
                 wayOut: "name a newer snapshot")
         }
         guard since.epoch <= equals.epoch else {
@@ -222,12 +287,18 @@ package enum CopyPlan: Equatable, Sendable {
         guard to.epoch <= wish.cut.epoch else {
             throw unfit(
                 "target \(target.path) was interrupted on its way to the cut of \(to.snapshot) "
-                    + "(epoch \(to.epoch)), which is later than that of \(wish.cut.snapshot)",
+                    + "(epoch \(to.epoch)), which is later than that of \(wish.snapshot)",
                 wayOut: "finish it with that snapshot or a newer one")
         }
-        let isSized =
-            target.file.isBlockDevice || target.file.size == from.size
-            || target.file.size == to.size
+        guard !target.file.isBlockDevice else {
+            guard target.samplesMatch == true else {
+                throw unfit(
+                    "target \(target.path) was interrupted and written to since, or nothing "
+                        + "proves that it was not")
+            }
+            return .increment(from: from)
+        }
+        let isSized = target.file.size == from.size || target.file.size == to.size
         guard isSized, record.target.inode == target.file.inode else {
             throw unfit("target \(target.path) is another file than the copy that was interrupted")
         }

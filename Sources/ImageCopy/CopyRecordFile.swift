@@ -1,10 +1,28 @@
 internal import Glibc
 
-/// The file beside a target that holds its record. Blocks.
+/// The file that holds the record of a target: beside a file, and for a block device in a directory
+/// that stays the same when the disk comes back under another path. Blocks.
 package struct CopyRecordFile: Sendable {
     package let path: String
+    /// The directory is the program's own, made when it is missing.
+    private let makesDirectory: Bool
 
-    package init(besideTarget target: String) { path = target + CopyRecord.suffix }
+    package init(besideTarget target: String) {
+        path = target + CopyRecord.suffix
+        makesDirectory = false
+    }
+
+    /// The file that the user named.
+    package init(named path: String) {
+        self.path = path
+        makesDirectory = false
+    }
+
+    /// The record of a disk of `size` bytes among those in `directory`.
+    package init(of disk: DiskState, size: UInt64, in directory: String) {
+        path = "\(directory)/\(disk.recordName(size: size))\(CopyRecord.suffix)"
+        makesDirectory = true
+    }
 
     private static func failure(_ path: String, _ errnoValue: Int32) -> CopyError {
         CopyError(
@@ -47,6 +65,10 @@ package struct CopyRecordFile: Sendable {
         } catch {
             preconditionFailure("a record has a text form: \(error)")
         }
+        if makesDirectory, let slash = path.lastIndex(of: "/") {
+            // One that is there already is as good; what else is wrong shows when it is written to.
+            mkdir(String(path[..<slash]), 0o700)
+        }
         let temporary = path + ".new"
         do throws(CopyError) {
             try Self.write(bytes, to: temporary)
@@ -57,6 +79,15 @@ package struct CopyRecordFile: Sendable {
             throw error
         }
         try Self.syncDirectory(of: path)
+    }
+
+    /// Takes the record away: what it described is gone.
+    package func remove() { unlink(path) }
+
+    /// Puts this record in the place of another one.
+    func move(to other: CopyRecordFile) throws(CopyError) {
+        guard rename(path, other.path) == 0 else { throw Self.failure(other.path, errno) }
+        try Self.syncDirectory(of: other.path)
     }
 
     private static func write(_ bytes: [UInt8], to path: String) throws(CopyError) {

@@ -3,19 +3,22 @@ package import Synchronization
 
 /// The pieces of an image that are to be copied, handed out to the workers, and what came of it.
 package final class CopyWork: Sendable {
-    private enum Remaining {
-        /// The bytes from here on.
-        case all(ByteRange)
-        /// These ranges, from a place on; the first from `offset` on.
-        case ranges([ByteRange], place: Int, offset: UInt64)
+    /// What is still to be handed out: ascending ranges, the first of them from `offset` on.
+    private struct Remaining {
+        var ranges: [ByteRange]
+        var place = 0
+        var offset: UInt64
     }
 
     /// Most bytes of a piece: what one worker does before it asks for more.
     private let pieceByteCount: UInt64
     /// Bytes to be looked at in all.
     package let byteCount: UInt64
-    private let remaining: Mutex<Remaining?>
+    private let remaining: Mutex<Remaining>
     private let failure = Mutex<CopyError?>(nil)
+    /// What was copied of a whole image; nil for a list of ranges, which is done again from its
+    /// beginning.
+    private let done: Mutex<DoneRanges?>
 
     /// Bytes that are done, for progress.
     package let doneByteCount = Atomic<UInt64>(0)
@@ -26,20 +29,31 @@ package final class CopyWork: Sendable {
     /// Bytes made to read as zero.
     package let zeroedByteCount = Atomic<UInt64>(0)
 
-    /// All of an image.
-    package init(wholeImage size: UInt64) {
+    /// All of an image but what is done already, in ascending ranges.
+    package init(wholeImage size: UInt64, done: [ByteRange] = []) {
         byteCount = size
         // Large enough to ask rarely, small enough that all workers have something to do.
         pieceByteCount = max(16 << 20, min(256 << 20, size / 64 / chunkByteCount * chunkByteCount))
-        remaining = Mutex(.all(ByteRange(offset: 0, length: size)))
+        var gaps: [ByteRange] = []
+        var position: UInt64 = 0
+        for range in done {
+            if range.offset > position {
+                gaps.append(ByteRange(offset: position, length: range.offset - position))
+            }
+            position = max(position, range.end)
+        }
+        if position < size { gaps.append(ByteRange(offset: position, length: size - position)) }
+        remaining = Mutex(Remaining(ranges: gaps, offset: gaps.first?.offset ?? 0))
+        self.done = Mutex(DoneRanges(done))
+        doneByteCount.store(done.reduce(0) { $0 + $1.length }, ordering: .relaxed)
     }
 
     /// These ranges, which ascend.
     package init(_ ranges: [ByteRange]) {
         byteCount = ranges.reduce(0) { $0 + $1.length }
         pieceByteCount = 16 << 20
-        remaining = Mutex(
-            ranges.isEmpty ? nil : .ranges(ranges, place: 0, offset: ranges[0].offset))
+        remaining = Mutex(Remaining(ranges: ranges, offset: ranges.first?.offset ?? 0))
+        done = Mutex(nil)
     }
 
     /// The next piece; nil when nothing is left, or something failed.
@@ -47,37 +61,62 @@ package final class CopyWork: Sendable {
         guard failure.withLock({ $0 == nil }) else { return nil }
         let limit = pieceByteCount
         return remaining.withLock { remaining in
-            switch remaining {
-            case nil: return nil
-            case .all(let rest):
-                let length = min(rest.length, limit)
-                remaining =
-                    length == rest.length
-                    ? nil
-                    : .all(
-                        ByteRange(offset: rest.offset + length, length: rest.length - length))
-                return length == 0 ? nil : ByteRange(offset: rest.offset, length: length)
-            case .ranges(let ranges, let place, let offset):
-                let end = ranges[place].end
-                let length = min(end - offset, limit)
-                if offset + length < end {
-                    remaining = .ranges(ranges, place: place, offset: offset + length)
-                } else if place + 1 < ranges.count {
-                    remaining = .ranges(
-                        ranges, place: place + 1, offset: ranges[place + 1].offset)
-                } else {
-                    remaining = nil
+            guard remaining.place < remaining.ranges.count else { return nil }
+            let offset = remaining.offset
+            let end = remaining.ranges[remaining.place].end
+            let length = min(end - offset, limit)
+            if offset + length < end {
+                remaining.offset = offset + length
+            } else {
+                remaining.place += 1
+                if remaining.place < remaining.ranges.count {
+                    remaining.offset = remaining.ranges[remaining.place].offset
                 }
-                return ByteRange(offset: offset, length: length)
             }
+            return ByteRange(offset: offset, length: length)
         }
     }
 
+    /// A range is in the target.
+    func finished(_ range: ByteRange) {
+        doneByteCount.add(range.length, ordering: .relaxed)
+        done.withLock { $0?.add(range) }
+    }
+
+    /// What is in the target of a whole image, ascending.
+    package var doneRanges: [ByteRange] { done.withLock { $0?.ranges ?? [] } }
+
     /// Something failed: no more pieces are handed out. The first failure counts.
-    func failed(_ error: CopyError) { failure.withLock { $0 = $0 ?? error } }
+    package func failed(_ error: CopyError) { failure.withLock { $0 = $0 ?? error } }
 
     /// Throws what failed.
     package func check() throws(CopyError) {
         if let error = failure.withLock({ $0 }) { throw error }
+    }
+}
+
+/// Ranges that were copied: ascending, apart from each other. They are few: each worker goes on
+/// where it was.
+struct DoneRanges {
+    private(set) var ranges: [ByteRange]
+
+    init(_ ranges: [ByteRange]) { self.ranges = ranges }
+
+    /// Adds a range that overlaps none of them.
+    mutating func add(_ range: ByteRange) {
+        guard !range.isEmpty else { return }
+        var place = ranges.count
+        while place > 0, ranges[place - 1].offset > range.offset { place -= 1 }
+        var range = range
+        if place < ranges.count, ranges[place].offset == range.end {
+            range = ByteRange(offset: range.offset, length: range.length + ranges[place].length)
+            ranges.remove(at: place)
+        }
+        if place > 0, ranges[place - 1].end == range.offset {
+            ranges[place - 1] = ByteRange(
+                offset: ranges[place - 1].offset, length: ranges[place - 1].length + range.length)
+        } else {
+            ranges.insert(range, at: place)
+        }
     }
 }

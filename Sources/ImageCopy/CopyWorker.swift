@@ -1,5 +1,4 @@
 internal import BlockModel
-internal import CLinux
 package import NBDAccess
 internal import Synchronization
 
@@ -29,7 +28,7 @@ package final class CopyWorker: @unchecked Sendable {
     /// What is done, and with which target.
     private struct Share {
         let pieces: CopyWork
-        let target: CopyTarget
+        let target: any CopySink
         let isFresh: Bool
     }
 
@@ -65,7 +64,7 @@ package final class CopyWorker: @unchecked Sendable {
         }
     }
 
-    private let reader: NBDReader
+    private let reader: NBDExport
     private let buffer: UnsafeMutableRawPointer
     private var slots = Array(repeating: Slot(), count: slotCount)
     private var free = Array(0..<slotCount)
@@ -74,11 +73,11 @@ package final class CopyWorker: @unchecked Sendable {
     package convenience init(
         _ address: NBDServerAddress, export: String
     ) throws(NBDAccessError) {
-        self.init(try NBDReader(address, export: export))
+        self.init(try NBDExport(address, export: export))
     }
 
     /// Goes on with a connection to an image.
-    init(_ reader: NBDReader) {
+    init(_ reader: NBDExport) {
         self.reader = reader
         buffer = .allocate(
             byteCount: Self.slotCount * Self.readByteCount, alignment: Int(blockByteCount))
@@ -91,7 +90,7 @@ package final class CopyWorker: @unchecked Sendable {
 
     /// Copies pieces until none is left or something failed. `isFresh`: what is not written to
     /// the target reads as zero.
-    func work(_ work: CopyWork, into target: CopyTarget, isFresh: Bool) {
+    package func work(_ work: CopyWork, into target: any CopySink, isFresh: Bool) {
         let share = Share(pieces: work, target: target, isFresh: isFresh)
         do throws(CopyError) {
             while let piece = work.next() {
@@ -102,6 +101,7 @@ package final class CopyWorker: @unchecked Sendable {
                 }
             }
             try finishReads(share)
+            try target.drain()
         } catch { work.failed(error) }
     }
 
@@ -119,7 +119,7 @@ package final class CopyWorker: @unchecked Sendable {
                 let range = ByteRange(offset: position, length: length)
                 if extent.isZero {
                     try zero(range, share)
-                    share.pieces.doneByteCount.add(length, ordering: .relaxed)
+                    share.pieces.finished(range)
                 } else {
                     try read(range, share)
                 }
@@ -132,9 +132,9 @@ package final class CopyWorker: @unchecked Sendable {
     /// Extents that describe some bytes from `start` on. Reads that end meanwhile are written.
     private func status(
         from start: UInt64, to end: UInt64, _ share: Share
-    ) throws(CopyError) -> [NBDReader.Extent] {
+    ) throws(CopyError) -> [NBDExport.Extent] {
         reader.requestStatus(cookie: Self.statusCookie, offset: start, length: end - start)
-        var extents: [NBDReader.Extent] = []
+        var extents: [NBDExport.Extent] = []
         while true {
             let piece = try receive()
             guard piece.cookie == Self.statusCookie else {
@@ -174,7 +174,7 @@ package final class CopyWorker: @unchecked Sendable {
         while free.count < slots.count { try came(try receive(), share) }
     }
 
-    private func receive() throws(CopyError) -> NBDReader.Piece {
+    private func receive() throws(CopyError) -> NBDExport.Piece {
         do throws(NBDAccessError) {
             let piece = try reader.next { cookie, offset, byteCount in
                 guard cookie < UInt64(slots.count),
@@ -192,7 +192,7 @@ package final class CopyWorker: @unchecked Sendable {
     }
 
     /// A piece of a read is there.
-    private func came(_ piece: NBDReader.Piece, _ share: Share) throws(CopyError) {
+    private func came(_ piece: NBDExport.Piece, _ share: Share) throws(CopyError) {
         guard piece.cookie < UInt64(slots.count), !slots[Int(piece.cookie)].range.isEmpty else {
             throw unreadable(.notUnderstood("a reply to nothing"))
         }
@@ -205,49 +205,20 @@ package final class CopyWorker: @unchecked Sendable {
         }
         share.pieces.readByteCount.add(range.length, ordering: .relaxed)
         try store(range, slotAddress(place), share)
-        share.pieces.doneByteCount.add(range.length, ordering: .relaxed)
+        share.pieces.finished(range)
         slots[place] = Slot()
         free.append(place)
     }
 
     // MARK: Target
 
-    /// Writes a range: blocks that are all zero become holes.
     private func store(
         _ range: ByteRange, _ bytes: UnsafeRawPointer, _ share: Share
     ) throws(CopyError) {
-        var start = 0
-        let byteCount = Int(range.length)
-        while start < byteCount {
-            let isZero = isZeroBlock(bytes, start, byteCount)
-            var end = start + blockLength(start, byteCount)
-            while end < byteCount, isZeroBlock(bytes, end, byteCount) == isZero {
-                end += blockLength(end, byteCount)
-            }
-            let part = ByteRange(
-                offset: range.offset + UInt64(start), length: UInt64(end - start))
-            if isZero {
-                try zero(part, share)
-            } else {
-                try share.target.write(bytes + start, end - start, at: part.offset)
-                share.pieces.writtenByteCount.add(part.length, ordering: .relaxed)
-            }
-            start = end
-        }
-    }
-
-    private func blockLength(_ start: Int, _ byteCount: Int) -> Int {
-        min(Int(blockByteCount), byteCount - start)
-    }
-
-    /// Only whole blocks count: shorter ones at the end of an image are written as they are.
-    private func isZeroBlock(_ bytes: UnsafeRawPointer, _ start: Int, _ byteCount: Int) -> Bool {
-        byteCount - start >= Int(blockByteCount)
-            && cl_is_zero(bytes + start, Int(blockByteCount))
+        try share.pieces.store(range, bytes, into: share.target, isFresh: share.isFresh)
     }
 
     private func zero(_ range: ByteRange, _ share: Share) throws(CopyError) {
-        if !share.isFresh { try share.target.zero(range) }
-        share.pieces.zeroedByteCount.add(range.length, ordering: .relaxed)
+        try share.pieces.zero(range, of: share.target, isFresh: share.isFresh)
     }
 }

@@ -1,6 +1,6 @@
-// NBDAccess reads exports over NBD: one connection per object, many requests in flight, blocking
-// sockets. It is what `copy` needs of the protocol and nothing else: fixed newstyle, structured or
-// extended replies, reads and `base:allocation`.
+// NBDAccess uses exports over NBD: one connection per object, many requests in flight, blocking
+// sockets. It is what copies need of the protocol and nothing else: fixed newstyle, structured or
+// extended replies, reads, `base:allocation`, writes, zeroes and flushes.
 
 /// Why an export cannot be read.
 package enum NBDAccessError: Error, Equatable, Sendable, CustomStringConvertible {

@@ -102,6 +102,19 @@ final class NBDStream {
         output.removeAll(keepingCapacity: true)
     }
 
+    /// Sends bytes without gathering them.
+    func sendNow(_ bytes: UnsafeRawBufferPointer) throws(NBDAccessError) {
+        var sent = 0
+        while sent < bytes.count {
+            let count = Glibc.send(
+                descriptor, bytes.baseAddress.unsafelyUnwrapped + sent, bytes.count - sent,
+                Int32(MSG_NOSIGNAL))
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { throw .ended }
+            sent += count
+        }
+    }
+
     /// Receives exactly `byteCount` bytes into `destination`, after sending what was gathered.
     func receive(
         into destination: UnsafeMutableRawPointer, _ byteCount: Int

@@ -1,4 +1,4 @@
-// Numbers of the NBD protocol that a reader needs, and integers in its byte order (big endian):
+// Numbers of the NBD protocol that a client needs, and integers in its byte order (big endian):
 // https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 
 enum NBDWire {
@@ -9,6 +9,7 @@ enum NBDWire {
     static let extendedRequestMagic: UInt32 = 0x21E4_1C71
     static let structuredReplyMagic: UInt32 = 0x668E_33EF
     static let extendedReplyMagic: UInt32 = 0x6E8A_278C
+    static let simpleReplyMagic: UInt32 = 0x6744_6698
 
     static let fixedNewstyle: UInt16 = 1 << 0
     static let noZeroes: UInt16 = 1 << 1
@@ -30,9 +31,21 @@ enum NBDWire {
 
     enum Command {
         static let read: UInt16 = 0
+        static let write: UInt16 = 1
         static let disconnect: UInt16 = 2
+        static let flush: UInt16 = 3
+        static let writeZeroes: UInt16 = 6
         static let blockStatus: UInt16 = 7
     }
+
+    enum TransmissionFlag {
+        static let readOnly: UInt16 = 1 << 1
+        static let flush: UInt16 = 1 << 2
+        static let zeroes: UInt16 = 1 << 6
+    }
+
+    /// Of a command with extended headers: data follows.
+    static let commandPayloadFlag: UInt16 = 1 << 5
 
     enum Chunk {
         static let none: UInt16 = 0

@@ -1,90 +1,332 @@
 import ArgumentParser
 import BlockModel
 import Control
+import FoundationEssentials
+import Glibc
 import ImageCopy
 import Synchronization
 
-/// `copy`: an image into a file or block device, whole or by what changed.
+/// `copy`: images into files or block devices, whole or by what changed.
 struct CopyCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "copy",
-        abstract: "Copy an image into a file, wholly or only what changed.",
-        usage: "stillpoint copy DEVICE@SNAPSHOT TARGET [--since NAME] [OPTIONS]",
+        abstract: "Copy a device as it is at one moment, wholly or only what changed.",
+        usage: "stillpoint copy DEVICE[@SNAPSHOT]... TARGET [--since NAME|auto] [OPTIONS]",
         discussion: """
+            DEVICE@SNAPSHOT is the image of a snapshot that is held; for DEVICE alone a snapshot is \
+            made for the time of the copy (--checkpoint names its cut) and destroyed in every case. \
+            Several devices are copied at one moment, to DIRECTORY/DEVICE.img.
+
             Without --since everything is copied; holes and zeroes become holes. With --since only \
-            what changed since that cut is copied, in place, into a target that equals it. \
-            TARGET.stillpoint records which cut the target equals. A copy that was interrupted is \
-            finished by the same command; when its snapshot is gone, by one with a newer snapshot \
-            and the same --since. A target that does not fit is refused with exit status 5: make a \
-            full copy then.
+            what changed since that cut is copied, in place, into a target that equals it. `--since \
+            auto` takes the newest cut that the target equals and the device still knows; without \
+            one everything is copied beside what is there. A record says which cut the target \
+            equals: TARGET.stillpoint, for a block device a file in the service's state directory. A \
+            copy that was interrupted is finished by the same command; when its snapshot is gone, by \
+            one with a newer snapshot and the same --since. A target that does not fit is refused \
+            with exit status 5: make a full copy then.
 
             Examples:
               stillpoint copy vm1@monday /backup/vm1.img
               stillpoint copy vm1@tuesday /backup/vm1.img --since monday
+              stillpoint copy vm1 /backup/vm1.img --since auto --checkpoint wednesday --keep tuesday
+              stillpoint copy vm1 vm2 --to /backup --since auto
+              stillpoint copy vm1@monday - | zstd >/backup/vm1.img.zst
             """)
 
-    @Argument(help: ArgumentHelp("What to copy.", valueName: "device@snapshot"))
-    var image: String
-
-    @Argument(help: "File (made when it is missing) or block device that becomes the copy.")
-    var target: String
+    @Argument(
+        help: ArgumentHelp(
+            "What to copy, then the target: a file (made when it is missing), a block device, or "
+                + "- for standard output.", valueName: "device[@snapshot]... target"))
+    var operands: [String]
 
     @Option(
         help: ArgumentHelp(
-            "The cut that the target equals: a checkpoint or a named snapshot.", valueName: "name"))
+            "The cut that the target equals: a checkpoint, a named snapshot or auto.",
+            valueName: "name|auto"))
     var since: String?
 
-    @Flag(help: "Overwrite a target that is no copy of this device. Not with --since.")
+    @Option(help: ArgumentHelp("Name of the cut that is made for DEVICE.", valueName: "name"))
+    var checkpoint: String?
+
+    @Option(
+        help: ArgumentHelp("Keep what the target was as TARGET@NAME.", valueName: "name"))
+    var keep: String?
+
+    @Option(
+        help: "Copy every device to DIRECTORY/DEVICE.img.", completion: .directory)
+    var to: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "File that holds the record of a single target.", valueName: "file"))
+    var record: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Of a stream: raw, or diff, which is what `rbd export-diff` writes.",
+            valueName: "raw|diff"))
+    var format = StreamKind.raw
+
+    @Flag(help: "Overwrite a target, whatever it is. Not with --since.")
     var force = false
 
     @OptionGroup var options: ClientOptions
+
+    private static let auto = "auto"
 
     func validate() throws {
         if force, since != nil {
             throw ValidationError(
                 "--force overwrites everything, --since only what changed; give one of them")
         }
+        if force, keep != nil {
+            throw ValidationError(
+                "--force replaces what is there, --keep keeps it; give one of them")
+        }
+        if to == nil, operands.count != 2 {
+            throw ValidationError(
+                operands.count < 2
+                    ? "give what to copy (DEVICE or DEVICE@SNAPSHOT) and the target"
+                    : "several devices need a directory: give --to DIRECTORY and no other target")
+        }
+        if to != nil, operands.isEmpty { throw ValidationError("give the devices to copy") }
+        if record != nil, to != nil {
+            throw ValidationError("--record is of one target, and --to has several")
+        }
+        for (option, name) in [("--keep", keep), ("--checkpoint", checkpoint)] {
+            if let name, ObjectName(name) == nil {
+                throw ValidationError(
+                    "\(option) \"\(name)\" is not a name: letters, digits, dots, hyphens and "
+                        + "underscores, at most 64, the first a letter or digit")
+            }
+        }
     }
 
     mutating func run() async throws {
-        let path = try Defaults.absolute(target)
-        let image = try await CopySource.find(image, with: try options.client())
-        let begun = ContinuousClock.now
-        var ranges: [ByteRange]?
-        var base: CopyWish.Base?
-        if let since {
-            let changes = try await image.changes(since: since)
-            ranges = changes.ranges
-            base = changes.base
+        // A file that grows beyond the limit is an error that is told, not the end.
+        signal(SIGXFSZ, SIG_IGN)
+        let images = try (to == nil ? operands.dropLast() : operands[...]).map { text in
+            try CopyImageName(text)
         }
-        let wish = CopyWish(
-            device: image.device, cut: image.cut, since: base, isForced: force)
-        let work = ranges.map { CopyWork($0) } ?? CopyWork(wholeImage: image.cut.size)
-        let run = CopyRun(image: image, wish: wish, path: path, work: work)
-        let plan = try await run.perform()
-        let isNothing = plan == .nothing
-        let result = CopyDocument(
-            device: image.device, snapshot: image.cut.snapshot, target: path, full: since == nil,
-            since: since, generation: image.cut.generation, epoch: image.cut.epoch,
-            size: image.cut.size, ranges: isNothing ? 0 : ranges?.count ?? 1,
+        try check(images)
+        let targets = try self.targets(images)
+        let client = try options.client()
+        let held = try await HeldImages.hold(
+            images.filter { $0.snapshot == nil }.map(\.device), named: nameOfCut(images),
+            with: client)
+        let outcome: Result<[CopyDocument], any Error>
+        do {
+            var documents: [CopyDocument] = []
+            var left: Set<String> = []
+            for (image, target) in zip(images, targets) {
+                let source = try await CopySource.find(
+                    image.device, image.snapshot ?? held?.snapshot.id ?? "", with: client)
+                let isOwn = image.snapshot == nil
+                documents.append(
+                    targetIsStream
+                        ? try await stream(source, to: target)
+                        : try await copy(source, to: target, isOwn: isOwn, &left))
+            }
+            // Only now: one cut may be the base of several targets.
+            for name in left { try await forget(name, client) }
+            outcome = .success(documents)
+        } catch { outcome = .failure(error) }
+        let complaint = held?.release()
+        let documents = try outcome.get()
+        if let complaint { throw ControlError(.failed, complaint) }
+        try show(documents)
+    }
+
+    /// A name that fits no snapshot that is there is of no use.
+    private func check(_ images: [CopyImageName]) throws {
+        if checkpoint != nil, images.contains(where: { $0.snapshot != nil }) {
+            throw ValidationError(
+                "--checkpoint names the cut that is made for DEVICE; a snapshot has its own")
+        }
+        if targetIsStream, since == Self.auto || keep != nil || record != nil || force {
+            throw ValidationError(
+                "a stream has neither a record nor versions: --since auto, --keep, --record and "
+                    + "--force do not go with it")
+        }
+        if targetIsStream, since != nil, format == .raw {
+            throw ValidationError("what changed is no raw image; give --format diff with --since")
+        }
+        if !targetIsStream, format == .diff {
+            throw ValidationError("--format diff is for streams: give - as the target")
+        }
+    }
+
+    private var targetIsStream: Bool {
+        to == nil && operands.last.map { StreamRun.takesStream($0) } == true
+    }
+
+    private func targets(_ images: [CopyImageName]) throws -> [String] {
+        guard let to else {
+            let target = operands[operands.count - 1]
+            return [targetIsStream ? target : try Defaults.absolute(target)]
+        }
+        let directory = try Defaults.absolute(to)
+        return images.map { "\(directory)/\($0.device).img" }
+    }
+
+    /// What the cut is called that is made for the copy: without a name no later increment can
+    /// begin at it.
+    private func nameOfCut(_ images: [CopyImageName]) -> String? {
+        if let checkpoint { return checkpoint }
+        guard since == Self.auto, images.contains(where: { $0.snapshot == nil }) else { return nil }
+        let seconds = UInt64(max(0, time(nil)))
+        return "copy-\(seconds)-\(getpid())"
+    }
+
+    // MARK: One copy
+
+    private func copy(
+        _ image: CopySource, to target: String, isOwn: Bool, _ left: inout Set<String>
+    ) async throws -> CopyDocument {
+        let begun = ContinuousClock.now
+        var notes: [String] = []
+        var base = since
+        var recordFile: CopyRecordFile?
+        if let record { recordFile = CopyRecordFile(named: try Defaults.absolute(record)) }
+        let records = image.records
+        if since == Self.auto {
+            let found = ImageCopier.baseCut(ofTarget: target, records: records, record: recordFile)
+            base = nil
+            if let found { base = try await image.base(for: found) }
+            if base == nil, access(target, F_OK) == 0 {
+                notes.append(
+                    "no cut that \(target) equals is known to device \(image.device) any more: "
+                        + "everything is copied, beside what is there until it is complete")
+            }
+        }
+        var changes: [ByteRange]?
+        var known: CopyWish.Base?
+        if let base { (known, changes) = try await image.changes(since: base) }
+        var wish = CopyWish(
+            device: image.device, cut: image.cut, snapshot: isOwn ? nil : image.snapshot,
+            since: known, isForced: force, mayReplace: since == Self.auto || keep != nil)
+        var copyOptions = CopyOptions()
+        copyOptions.surroundings = image.surroundings
+        copyOptions.diskRecords = records
+        copyOptions.recordPath = recordFile?.path
+        copyOptions.keep = keep
+        copyOptions.isNameOwned = isOwn && checkpoint == nil && since == Self.auto
+        var run = CopyRun(
+            image: image, wish: wish, path: target, changes: changes, options: copyOptions)
+        let copier: ImageCopier
+        let said: [String]
+        do {
+            (copier, said) = try await run.perform()
+        } catch let error as ControlError where error.code == .historyUnknown && mayBeginAnew {
+            notes.append("\(error.message): everything is copied, beside what is there")
+            wish.since = nil
+            (base, changes) = (nil, nil)
+            run = CopyRun(
+                image: image, wish: wish, path: target, changes: nil, options: copyOptions)
+            (copier, said) = try await run.perform()
+        }
+        notes += said
+        if let name = nameLeft(by: copier.former, image) { left.insert(name) }
+        for note in notes { FileHandles.error.write("stillpoint: \(note)\n") }
+        return document(image, target, base: base, copier, changes, notes, begun)
+    }
+
+    /// Whether everything is copied when what is there cannot be brought forward.
+    private var mayBeginAnew: Bool { since == Self.auto }
+
+    /// The cut that the former copy made for itself, which the target has left.
+    private func nameLeft(by former: CopyRecord?, _ image: CopySource) -> String? {
+        guard keep == nil, let former, former.isNameOwned == true, let equals = former.equals,
+            !equals.isSameMoment(as: image.cut)
+        else { return nil }
+        return equals.snapshot
+    }
+
+    private func forget(_ name: String, _ client: ControlClient) async throws {
+        do {
+            _ = try await client.call(
+                .DELETE, "/v1/checkpoints/\(ControlClient.escaped(name))",
+                as: CheckpointDocument.self)
+        } catch let error as ControlError where error.code == .notFound {
+            // Somebody deleted it already.
+        }
+    }
+
+    private func document(
+        _ image: CopySource, _ target: String, base: String?, _ copier: ImageCopier,
+        _ changes: [ByteRange]?, _ notes: [String], _ begun: ContinuousClock.Instant
+    ) -> CopyDocument {
+        let isNothing = copier.plan == .nothing
+        let work = copier.work
+        return CopyDocument(
+            device: image.device, snapshot: image.cut.snapshot, target: target,
+            full: base == nil, since: base, generation: image.cut.generation,
+            epoch: image.cut.epoch, size: image.cut.size,
+            ranges: isNothing ? 0 : changes?.count ?? 1,
             changedBytes: isNothing ? 0 : work.byteCount,
             transferredBytes: work.readByteCount.load(ordering: .relaxed),
             writtenBytes: work.writtenByteCount.load(ordering: .relaxed),
-            zeroedBytes: work.zeroedByteCount.load(ordering: .relaxed),
+            zeroedBytes: work.zeroedByteCount.load(ordering: .relaxed), already: isNothing,
+            notes: notes,
             seconds: (ContinuousClock.now - begun) / .seconds(1))
-        try options.show(result) { Self.text(result, isNothing: isNothing) }
     }
 
-    private static func text(_ result: CopyDocument, isNothing: Bool) -> String {
-        let image = "\(result.device)@\(result.snapshot)"
-        if isNothing { return "\(result.target) equals \(image) already\n" }
-        let what =
-            result.full
-            ? "all \(sizeText(result.size))"
-            : "\(sizeText(result.changedBytes)) in \(result.ranges) range(s)"
-        let rate = Double(result.transferredBytes) / max(result.seconds, 0.001)
-        return "copied \(image) to \(result.target): \(what), "
-            + "\(sizeText(result.transferredBytes)) transferred, \(sizeText(UInt64(rate)))/s\n"
+    private func stream(_ image: CopySource, to target: String) async throws -> CopyDocument {
+        let begun = ContinuousClock.now
+        var changes: [ByteRange]?
+        if let since { changes = try await image.changes(since: since).ranges }
+        let name = checkpoint ?? image.cut.snapshot
+        let work = try await StreamRun(
+            image: image, format: format == .raw ? .raw : .difference(from: since, to: name),
+            changes: changes
+        ).perform(to: target)
+        return CopyDocument(
+            device: image.device, snapshot: image.cut.snapshot, target: target,
+            full: since == nil, since: since, generation: image.cut.generation,
+            epoch: image.cut.epoch, size: image.cut.size, ranges: changes?.count ?? 1,
+            changedBytes: work.byteCount,
+            transferredBytes: work.readByteCount.load(ordering: .relaxed),
+            writtenBytes: work.writtenByteCount.load(ordering: .relaxed),
+            zeroedBytes: work.zeroedByteCount.load(ordering: .relaxed), already: false, notes: [],
+            seconds: (ContinuousClock.now - begun) / .seconds(1))
+    }
+
+    // MARK: Output
+
+    private func show(_ documents: [CopyDocument]) throws {
+        if targetIsStream {
+            // Standard output is the stream's.
+            for document in documents { FileHandles.error.write("stillpoint: " + document.text) }
+            return
+        }
+        if to == nil, let document = documents.first {
+            return try options.show(document) { document.text }
+        }
+        try options.show(documents) { documents.map(\.text).joined() }
+    }
+}
+
+/// What a stream is made of.
+enum StreamKind: String, CaseIterable, ExpressibleByArgument { case raw, diff }
+
+/// DEVICE, or DEVICE@SNAPSHOT.
+struct CopyImageName: Sendable {
+    let device: String
+    let snapshot: String?
+
+    init(_ text: String) throws(ControlError) {
+        let parts = text.split(separator: "@", maxSplits: 1, omittingEmptySubsequences: false)
+        guard ObjectName(String(parts[0])) != nil, parts.count == 1 || !parts[1].isEmpty,
+            parts.count == 1 || !parts[1].contains(":")
+        else {
+            throw ControlError(
+                .invalid,
+                "\"\(text)\" names neither a device nor an image: give DEVICE, or DEVICE@SNAPSHOT "
+                    + "such as vm1@monday")
+        }
+        device = String(parts[0])
+        snapshot = parts.count == 2 ? String(parts[1]) : nil
     }
 }
 
@@ -109,5 +351,20 @@ struct CopyDocument: Encodable {
     var writtenBytes: UInt64
     /// Bytes made to read as zero.
     var zeroedBytes: UInt64
+    /// The target equalled the cut already.
+    var already: Bool
+    /// What the user should know of how it was done.
+    var notes: [String]
     var seconds: Double
+
+    /// For people.
+    var text: String {
+        let image = "\(device)@\(snapshot)"
+        if already { return "\(target) equals \(image) already\n" }
+        let what =
+            full ? "all \(sizeText(size))" : "\(sizeText(changedBytes)) in \(ranges) range(s)"
+        let rate = Double(transferredBytes) / max(seconds, 0.001)
+        return "copied \(image) to \(target): \(what), "
+            + "\(sizeText(transferredBytes)) transferred, \(sizeText(UInt64(rate)))/s\n"
+    }
 }

@@ -10,19 +10,24 @@ struct CopyRun {
     let image: CopySource
     let wish: CopyWish
     let path: String
-    let work: CopyWork
+    let changes: [ByteRange]?
+    let options: CopyOptions
 
     /// Connections, one thread each: the service's side keeps a core busy with fewer.
     private static let workerCount = 4
     /// Below this many bytes one connection does.
     private static let manyByteCount: UInt64 = 4 << 20
+    /// How often the record of a full copy says how far it is.
+    private static let progressInterval = Duration.seconds(5)
 
-    /// Copies; returns what there was to do.
-    func perform() async throws -> CopyPlan {
-        let count = work.byteCount < Self.manyByteCount ? 1 : Self.workerCount
+    /// Copies; returns the copier and what the user should know.
+    func perform() async throws -> (copier: ImageCopier, notes: [String]) {
+        let byteCount = changes?.reduce(0) { $0 + $1.length } ?? wish.cut.size
+        let count = byteCount < Self.manyByteCount ? 1 : Self.workerCount
         let pool: BlockingPool
         do throws(RingError) {
-            pool = try BlockingPool(threadCount: count)
+            // One more records how far the others are.
+            pool = try BlockingPool(threadCount: count + 1)
         } catch { throw ControlError(.failed, "the copy cannot start: \(error)") }
         defer { pool.close() }
         do {
@@ -32,7 +37,9 @@ struct CopyRun {
         }
     }
 
-    private func perform(_ count: Int, on pool: BlockingPool) async throws -> CopyPlan {
+    private func perform(
+        _ count: Int, on pool: BlockingPool
+    ) async throws -> (copier: ImageCopier, notes: [String]) {
         let connected = await Self.run(on: pool) { image.connect(count) }
         let workers: [CopyWorker]
         switch connected {
@@ -44,31 +51,63 @@ struct CopyRun {
                     + "where the service listens with `stillpoint status`")
         }
         try await image.checkIsHeld()
-        let copier = try await Self.run(on: pool) {
+        let (copier, said) = try await Self.run(on: pool) {
             Result { () throws(CopyError) in
-                let copier = try ImageCopier(wish, target: path, workers: workers)
-                try copier.begin()
-                return copier
+                let copier = try ImageCopier(
+                    wish, target: path, changes: changes, options: options, workers: workers)
+                return (copier, try copier.begin())
             }
         }.get()
-        guard copier.plan != .nothing else { return .nothing }
+        let notes = copier.notes + said
+        guard copier.plan != .nothing else { return (copier, notes) }
+        let work = copier.work
+        let interruption = Interruption.whenAsked {
+            work.failed(
+                CopyError(.interrupted, "interrupted; the same command again finishes the copy"))
+        }
+        defer { interruption.withdraw() }
         try await ProgressBar.showing(
             "copy \(image.export)", of: work.byteCount,
             done: { work.doneByteCount.load(ordering: .relaxed) }
         ) {
-            await withTaskGroup(of: Void.self) { group in
-                for index in workers.indices {
-                    group.addTask {
-                        await Self.run(on: pool) { copier.copy(work, worker: index) }
+            await copyAll(copier, on: pool)
+        }
+        try await Self.run(on: pool) {
+            Result { () throws(CopyError) in
+                do throws(CopyError) {
+                    try work.check()
+                } catch {
+                    // Why it failed is the news, not whether this can be recorded as well.
+                    try? copier.recordFailure()
+                    throw error
+                }
+                try copier.finish()
+            }
+        }.get()
+        return (copier, notes)
+    }
+
+    private func copyAll(_ copier: ImageCopier, on pool: BlockingPool) async {
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask {
+                // Cancelled when the work is done.
+                while (try? await Task.sleep(for: Self.progressInterval)) != nil {
+                    await Self.run(on: pool) {
+                        do throws(CopyError) {
+                            try copier.recordProgress()
+                        } catch {
+                            copier.work.failed(error)
+                        }
                     }
                 }
             }
+            await withTaskGroup(of: Void.self) { workers in
+                for index in 0..<copier.workerCount {
+                    workers.addTask { await Self.run(on: pool) { copier.copy(index) } }
+                }
+            }
+            group.cancelAll()
         }
-        try work.check()
-        try await Self.run(on: pool) {
-            Result { () throws(CopyError) in try copier.finish() }
-        }.get()
-        return copier.plan
     }
 
     /// Runs something that blocks; the pool has a thread for each job that is given to it.
@@ -83,16 +122,25 @@ struct CopyRun {
 
     /// A read that failed means something else when the image is not what it was.
     private func meaning(of error: CopyError) async throws -> ControlError {
-        switch error.code {
-        case .busy: return ControlError(.busy, error.message)
-        case .unfit: return ControlError(.historyUnknown, error.message)
-        case .unsuitable: return ControlError(.unsuitable, error.message)
-        case .failed: return ControlError(.failed, error.message)
-        case .unreadable:
-            try await image.checkIsHeld()
-            return ControlError(
-                .failed,
-                "\(image.export) could not be copied: \(error.message); run the same command again")
-        }
+        guard error.code == .unreadable else { return ControlError(error) }
+        try await image.checkIsHeld()
+        return ControlError(
+            .failed,
+            "\(image.export) could not be copied: \(error.message); run the same command again")
+    }
+}
+
+extension ControlError {
+    /// What an error of a copy means to scripts.
+    init(_ error: CopyError) {
+        let code: Code =
+            switch error.code {
+            case .busy: .busy
+            case .unfit: .historyUnknown
+            case .missing: .notFound
+            case .unsuitable: .unsuitable
+            case .failed, .unreadable, .interrupted: .failed
+            }
+        self.init(code, error.message)
     }
 }

@@ -7,32 +7,43 @@ import NBDAccess
 struct CopySource: Sendable {
     let client: ControlClient
     let device: String
+    /// What the user called the snapshot.
+    let snapshot: String
     let cut: CopyCut
     /// Name of the image's export.
     let export: String
     /// Where the service serves it, the best first.
     let addresses: [NBDServerAddress]
 
-    /// Asks the service for `DEVICE@SNAPSHOT`.
-    static func find(_ text: String, with client: ControlClient) async throws -> CopySource {
-        let parts = text.split(separator: "@", maxSplits: 1, omittingEmptySubsequences: false)
-        guard parts.count == 2, ObjectName(String(parts[0])) != nil, !parts[1].isEmpty,
-            !parts[1].contains(":")
-        else {
-            throw ControlError(
-                .invalid, "\"\(text)\" is no image: give DEVICE@SNAPSHOT, such as vm1@monday")
-        }
-        let device = String(parts[0])
+    /// The service, as it was when the image was found.
+    let status: StatusDocument
+
+    /// Asks the service for the image of a device in a snapshot, which `text` names.
+    static func find(
+        _ device: String, _ text: String, with client: ControlClient
+    ) async throws -> CopySource {
         let status = try await client.call(.GET, "/v1/status", as: StatusDocument.self)
-        let snapshot = try await Self.snapshot(String(parts[1]), client)
+        let snapshot = try await Self.snapshot(text, client)
         let part = try Self.part(of: snapshot, device)
         guard let export = part.image, let generation = part.generation, let epoch = part.epoch
         else {
             throw ControlError(
                 .busy,
-                "snapshot \(snapshot.label) is \(snapshot.state): only the image of one that is "
+                "snapshot \(text) is \(snapshot.state): only the image of one that is "
                     + "held can be copied; take it first, or name another")
         }
+        return CopySource(
+            client: client, device: device, snapshot: text,
+            cut: CopyCut(
+                generation: generation, epoch: epoch, size: part.size, snapshot: snapshot.label,
+                snapshotId: snapshot.id),
+            export: export,
+            addresses: Self.addresses(status),
+            status: status)
+    }
+
+    /// Where the service serves NBD, the best first.
+    static func addresses(_ status: StatusDocument) -> [NBDServerAddress] {
         let listening = status.nbd.compactMap { text -> NBDServerAddress? in
             // An address that only a newer program knows is one this program cannot use.
             switch try? ListenAddress(parsing: text) {
@@ -44,13 +55,7 @@ struct CopySource: Sendable {
         let isUnix = { (address: NBDServerAddress) in
             if case .unix = address { true } else { false }
         }
-        return CopySource(
-            client: client, device: device,
-            cut: CopyCut(
-                generation: generation, epoch: epoch, size: part.size, snapshot: snapshot.label,
-                snapshotId: snapshot.id),
-            export: export,
-            addresses: listening.filter(isUnix) + listening.filter { !isUnix($0) })
+        return listening.filter(isUnix) + listening.filter { !isUnix($0) }
     }
 
     private static func snapshot(
@@ -91,7 +96,7 @@ struct CopySource: Sendable {
             document.until.epoch == cut.epoch, document.size == cut.size
         else {
             throw ControlError(
-                .failed, "the service answered about another cut than \(device)@\(cut.snapshot)")
+                .failed, "the service answered about another cut than \(device)@\(snapshot)")
         }
         var ranges: [ByteRange] = []
         try changes.ranges.forEach { range in
@@ -104,6 +109,47 @@ struct CopySource: Sendable {
         return (
             CopyWish.Base(name: name, generation: document.generation, epoch: since.epoch), ranges
         )
+    }
+
+    /// The newest cut that a target which equals `cut` can be brought forward from; nil when the
+    /// device knows none.
+    func base(for cut: CopyCut) async throws -> String? {
+        let checkpoints = try await client.call(
+            .GET, "/v1/checkpoints", as: [CheckpointDocument].self)
+        return Self.newestBase(of: device, for: cut, among: checkpoints)
+    }
+
+    /// The newest checkpoint of the same history that is not later than the cut: whatever changed
+    /// since an older one covers what changed since the cut.
+    static func newestBase(
+        of device: String, for cut: CopyCut, among checkpoints: [CheckpointDocument]
+    ) -> String? {
+        var best: (name: String, epoch: UInt32)?
+        for checkpoint in checkpoints {
+            for part in checkpoint.devices
+            where part.device == device && part.usable && part.generation == cut.generation
+                && part.epoch <= cut.epoch && part.epoch > best?.epoch ?? 0
+            {
+                best = (checkpoint.name, part.epoch)
+            }
+        }
+        return best?.name
+    }
+
+    /// Where the records of block devices are.
+    static func records(_ status: StatusDocument) -> String { status.stateDirectory + "/copies" }
+
+    /// Where the records of block devices are.
+    var records: String { Self.records(status) }
+
+    /// What a target must keep clear of.
+    var surroundings: CopySurroundings { Self.surroundings(status) }
+
+    /// What a target must keep clear of.
+    static func surroundings(_ status: StatusDocument) -> CopySurroundings {
+        CopySurroundings(
+            origins: status.devices.map { .init(name: $0.name, path: $0.path) },
+            blocks: status.blocks.map { .init(name: $0.target, path: $0.path) })
     }
 
     // -- connections
@@ -133,14 +179,14 @@ struct CopySource: Sendable {
         } catch let error as ControlError where error.code == .notFound {
             throw ControlError(
                 .notFound,
-                "snapshot \(cut.snapshot) was destroyed while \(device)@\(cut.snapshot) was "
+                "snapshot \(snapshot) was destroyed while \(device)@\(snapshot) was "
                     + "copied; bring the target forward with a newer one and the same --since, or "
                     + "make a full copy if this was one")
         }
         let part = try Self.part(of: now, device)
         guard part.image == export else {
             throw ControlError(
-                .busy, "snapshot \(cut.snapshot) is being destroyed; copy a newer one")
+                .busy, "snapshot \(snapshot) is being destroyed; copy a newer one")
         }
     }
 }

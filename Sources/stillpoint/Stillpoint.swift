@@ -23,13 +23,16 @@ struct Stillpoint: AsyncParsableCommand {
         version: stillpointVersion,
         subcommands: [
             Serve.self, Status.self, Probe.self, DeviceCommand.self, SnapshotCommand.self,
-            CheckpointCommand.self, ChangesCommand.self, CopyCommand.self, BlockCommand.self,
+            CheckpointCommand.self, ChangesCommand.self, CopyCommand.self, CopiesCommand.self,
+            VerifyCommand.self, RestoreCommand.self, RunCommand.self, BlockCommand.self,
             EventsCommand.self, Thaw.self, GuardianCommand.self, ErrandCommand.self,
+            KeeperCommand.self,
         ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.
     static func main() async {
         do {
+            try checkArguments()
             var command = try parseAsRoot()
             if var command = command as? any AsyncParsableCommand {
                 try await command.run()
@@ -47,6 +50,26 @@ struct Stillpoint: AsyncParsableCommand {
             let isUsage = code == .validationFailure
             FileHandles.error.write(fullMessage(for: error) + "\n")
             leave(isUsage ? .wrongUsage : .failed)
+        }
+    }
+
+    /// Arguments are taken as text; bytes that are none would be replaced, and another file written
+    /// than the one that was named.
+    private static func checkArguments() throws(ControlError) {
+        for index in 0..<Int(CommandLine.argc) {
+            guard let argument = CommandLine.unsafeArgv[index] else { continue }
+            let bytes = UnsafeBufferPointer(start: argument, count: strlen(argument))
+            guard String(validating: bytes.lazy.map { UInt8(bitPattern: $0) }, as: UTF8.self) == nil
+            else { continue }
+            let shown = bytes.map { byte in
+                byte >= 0x20 && byte < 0x7F
+                    ? String(UnicodeScalar(UInt8(bitPattern: byte)))
+                    : "\\x" + String(UInt8(bitPattern: byte), radix: 16)
+            }
+            throw ControlError(
+                .invalid,
+                "the argument \"\(shown.joined())\" is no UTF-8, which names have to be; rename the "
+                    + "file, or name it through a symbolic link")
         }
     }
 

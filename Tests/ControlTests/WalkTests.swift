@@ -8,7 +8,7 @@ import Testing
     .enabled(if: PythonTools.areThere, "the Python packages cannot be had"))
 struct `Every command and every exit status` {
     /// Commands whose success needs more than this walk: their own suites show it.
-    private static let elsewhere: Set<String> = ["serve"]
+    private static let elsewhere: Set<String> = ["serve", "run"]
 
     @Test func `does what it says, in text and in JSON of its schema`() throws {
         let walk = Walk(try ControlHarness())
@@ -88,6 +88,13 @@ struct `Every command and every exit status` {
             ["copy", "vm1@nightly", copies.path("copy")],
             json: ["copy", "vm1@nightly", copies.path("copy2")], schema: "Copy", says: "copy")
         try walk.does(
+            ["copies", copies.path("copy")], schema: "CopyEntry", isList: true, says: "complete")
+        try walk.does(
+            ["verify", copies.path("copy"), "vm1@nightly"], schema: "Verify", says: "equals")
+        try walk.does(
+            ["restore", copies.path("copy"), copies.path("restored"), "--yes"],
+            schema: "Restore", says: "restored")
+        try walk.does(
             ["checkpoint", "delete", "monday"], json: ["checkpoint", "delete", "tuesday"],
             schema: "Checkpoint", says: "monday")
         try walk.harness.done("snapshot", "destroy", "nightly")
@@ -145,6 +152,7 @@ struct `Every command and every exit status` {
             ["probe", "/none"], ["device", "attach", "none", "/none"],
             ["device", "resize", "none"],
             ["copy", "vm1@none", walk.harness.service.directory.path("copy")],
+            ["copies", "/none"], ["verify", "/none", "vm1@none"], ["restore", "/none", "vm1"],
             ["thaw", "--runtime-dir", "/none"],
         ]
         for arguments in missing { try walk.fails(arguments, 3, says: "none") }
@@ -197,7 +205,7 @@ struct `Every command and every exit status` {
             (["changes", "mark", "vm1", "--range", "0:0"], "0"),
             (["changes", "mark", "vm1", "--range", "4096"], "4096"),
             (["events", "--timeout", "soon"], "soon"), (["events", "--after", "-1"], "after"),
-            (["copy", "vm1", "/var/tmp/none"], "DEVICE@SNAPSHOT"),
+            (["copy", "vm1@", "/var/tmp/none"], "DEVICE@SNAPSHOT"),
             (["block", "attach"], "target"), (["block", "detach"], "path"),
             (["block", "list", "extra"], "extra"), (["thaw", "--runtime-dir", ""], "empty path"),
         ]
@@ -248,11 +256,14 @@ struct `Every command and every exit status` {
             "device attach": ["a", "/a"], "snapshot append-storage": ["s", "--storage", "/a"],
             "changes mark": ["a", "--range", "0:4096"], "block attach": ["a"],
             "block detach": ["/dev/loop0"], "copy": ["a@s", directory.path("copy")],
+            "verify": [directory.path("copy"), "a@s"], "restore": [directory.path("copy"), "a"],
         ]
         let plain: Set<String> = [
             "status", "events", "device list", "snapshot list", "checkpoint list", "block list",
         ]
-        for command in try Walk.commands().subtracting(["serve", "probe", "thaw"]).sorted() {
+        for command in try Walk.commands().subtracting(["serve", "run", "probe", "thaw"])
+            .sorted()
+        {
             let words = command.split(separator: " ").map(String.init)
             let rest = named[command] ?? (plain.contains(command) ? [] : ["a"])
             let outcome = try Command.run(

@@ -54,7 +54,7 @@ let package = Package(
             swiftSettings: instrumented),
         .target(name: "NBDAccess", swiftSettings: instrumented),
         .target(
-            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "NBDAccess"],
+            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "DataPlane", "NBDAccess"],
             swiftSettings: instrumented),
         // With the configuration file's reader, which the program alone has otherwise.
         .executableTarget(

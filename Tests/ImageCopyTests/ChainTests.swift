@@ -118,7 +118,7 @@ struct `A chain of copies` {
         try harness.restart(environment: environment)
         try harness.take("b")
         try harness.expectRefusal(5, "full", harness.copyArguments("b", since: "a"))
-        try harness.copy("b")
+        try harness.copy("b", isForced: true)
         try harness.expectCopyIsRight("\(kind)")
         // From here on a chain goes on.
         try harness.change(5, &generator)

@@ -12,7 +12,7 @@ final class CopyHarness {
     let byteCount: Int
     /// What the device holds, as a plain array; kept by `write` and `zero`. Empty when not wanted.
     private(set) var contents: [UInt8] = []
-    private var writer: NBDClient
+    private var writer: NBDClient?
 
     init(
         byteCount: Int, keepsContents: Bool = true, environment: [String: String] = [:]
@@ -61,8 +61,10 @@ final class CopyHarness {
 
     /// Copies the image of a snapshot; returns what `copy --json` says.
     @discardableResult
-    func copy(_ snapshot: String, since: String? = nil) throws -> [String: Any] {
-        try json(copyArguments(snapshot, since: since))
+    func copy(
+        _ snapshot: String, since: String? = nil, isForced: Bool = false
+    ) throws -> [String: Any] {
+        try json(copyArguments(snapshot, since: since) + (isForced ? ["--force"] : []))
     }
 
     func copyArguments(_ snapshot: String, since: String? = nil) -> [String] {
@@ -97,10 +99,23 @@ final class CopyHarness {
         contents = try readFile(files.path("disk"), 0..<byteCount)
     }
 
+    private func connection() throws -> NBDClient {
+        guard let writer else { throw TestFailure("the harness is not connected") }
+        return writer
+    }
+
+    /// Ends the connection to the device, so that nobody uses it.
+    func disconnect() { writer = nil }
+
+    /// What the device holds is what its origin holds now.
+    func takeContents() throws {
+        contents = try readFile(files.path("disk"), 0..<byteCount)
+    }
+
     func write(_ bytes: [UInt8], at offset: Int) throws {
         for start in stride(from: 0, to: bytes.count, by: mebibyte) {
             let end = min(start + mebibyte, bytes.count)
-            try writer.write(UInt64(offset + start), Array(bytes[start..<end]))
+            try connection().write(UInt64(offset + start), Array(bytes[start..<end]))
         }
         if !contents.isEmpty {
             contents.replaceSubrange(offset..<offset + bytes.count, with: bytes)
@@ -108,7 +123,7 @@ final class CopyHarness {
     }
 
     func zero(_ range: Range<Int>) throws {
-        try writer.succeed(
+        try connection().succeed(
             NBDRequest(
                 .writeZeroes, offset: UInt64(range.lowerBound), length: UInt64(range.count)))
         if !contents.isEmpty {
@@ -152,6 +167,24 @@ final class CopyHarness {
     func record() throws -> [String: Any] {
         let bytes = try Data(contentsOf: URL(filePath: copyPath + ".stillpoint"))
         return try JSONSerialization.jsonObject(with: bytes) as? [String: Any] ?? [:]
+    }
+
+    /// The records of block devices.
+    func diskRecords() throws -> [String] {
+        let directory = service.directory.path("state/copies")
+        return try FileManager.default.contentsOfDirectory(atPath: directory).map {
+            "\(directory)/\($0)"
+        }
+    }
+
+    /// Runs a line of bash in which `$stillpoint` is the program and `$control` its socket.
+    func bash(_ line: String) throws -> Command.Outcome {
+        try Command.run(
+            "bash", ["-c", line],
+            environment: [
+                "stillpoint": TestService.binary, "STILLPOINT_CONTROL": service.controlPath,
+                "files": files.root, "PATH": ProcessInfo.processInfo.environment["PATH"] ?? "",
+            ], deadline: 300)
     }
 
     /// Bytes of disk space that a file uses.

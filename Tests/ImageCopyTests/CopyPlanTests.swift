@@ -1,3 +1,4 @@
+import BlockModel
 import Foundation
 import ImageCopy
 import Testing
@@ -53,16 +54,60 @@ import Testing
     @Test func `of everything goes into an empty file whatever lies beside it`() throws {
         for found in [CopyRecordFound.none, .damaged, complete(3, device: "vm2")] {
             let plan = try CopyPlan(wish(5), target { $0.size = 0 }, found)
-            #expect(plan == .full(isFresh: true))
+            #expect(plan == .full(.init(isFresh: true)))
         }
     }
 
-    @Test func `of everything replaces an older, an interrupted and a changed copy`() throws {
+    @Test func `of everything replaces what an interrupted copy left`() throws {
         let changed = target { $0.changedNanoseconds = 100 }
-        for found in [complete(3), complete(9), running(nil, 4), running(3, 4)] {
-            #expect(try CopyPlan(wish(5), target(), found) == .full(isFresh: false))
-            #expect(try CopyPlan(wish(5), changed, found) == .full(isFresh: false))
+        for found in [running(nil, 4), running(3, 4)] {
+            #expect(try CopyPlan(wish(5), target(), found) == .full(.init()))
+            #expect(try CopyPlan(wish(5), changed, found) == .full(.init()))
         }
+    }
+
+    @Test func `of everything leaves a complete copy of another cut alone, unless told otherwise`()
+        throws
+    {
+        let changed = target { $0.changedNanoseconds = 100 }
+        for (target, found) in [
+            (target(), complete(3)), (target(), complete(9)), (changed, complete(5)),
+        ] {
+            #expect(refusal(wish(5), target, found) == .busy)
+            let beside = CopyPlan.full(.init(isBeside: true))
+            #expect(try CopyPlan(wish(5, force: true), target, found) == beside)
+            var kept = wish(5)
+            kept.mayReplace = true
+            #expect(try CopyPlan(kept, target, found) == beside)
+        }
+        #expect(try CopyPlan(wish(5), target(), complete(5)) == .nothing)
+    }
+
+    @Test func `of everything goes on where it was interrupted, for the same cut alone`() throws {
+        let half = target { $0.changedNanoseconds = 100 }
+        let done = [CopyRecord.Extent(offset: 4096, length: 8192)]
+        let found = CopyRecordFound.record(
+            .running(device: "vm1", from: nil, to: cut(5), file, done: done, isFresh: true))
+        let ranges = [ByteRange(offset: 4096, length: 8192)]
+        #expect(
+            try CopyPlan(wish(5), half, found) == .full(.init(isFresh: true, done: ranges)))
+        #expect(CopyPlan.whyAnew(wish(5), half, found) == nil)
+        #expect(try CopyPlan(wish(6), half, found) == .full(.init()))
+        #expect(CopyPlan.whyAnew(wish(6), half, found)?.contains("vm1@s5") == true)
+        let short = target { $0.size = 4096 }
+        #expect(try CopyPlan(wish(5), short, found) == .full(.init()))
+        // Of a disk something must prove that it is as it was left.
+        var (disk, record) = (
+            self.disk(touched: 9),
+            CopyRecord.running(
+                device: "vm1", from: nil, to: cut(5), self.disk(touched: 7).file, done: done)
+        )
+        #expect(try CopyPlan(wish(5), disk, .record(record)) == .full(.init()))
+        record.samples = [.init(offset: 4096, length: 4096, checksum: 1)]
+        disk.samplesMatch = true
+        #expect(try CopyPlan(wish(5), disk, .record(record)) == .full(.init(done: ranges)))
+        disk.samplesMatch = false
+        #expect(try CopyPlan(wish(5), disk, .record(record)) == .full(.init()))
     }
 
     @Test func `overwrites nothing that is not a copy of the same device, unless forced`() throws {
@@ -76,14 +121,33 @@ import Testing
         ]
         for (target, found) in cases {
             #expect(refusal(wish(5), target, found) == .busy)
-            #expect(try CopyPlan(wish(5, force: true), target, found) == .full(isFresh: false))
+            guard case .full = try CopyPlan(wish(5, force: true), target, found) else {
+                Issue.record("a forced copy is a full one")
+                continue
+            }
         }
     }
 
-    @Test func `goes onto a block device that is large enough and holds nothing known`() throws {
-        let disk = target { $0.isBlockDevice = true }
-        #expect(try CopyPlan(wish(5), disk, .none) == .full(isFresh: false))
-        var full = disk
+    // MARK: Block devices
+
+    /// A disk of the copy's size that has seen `touched` sectors of writes.
+    private func disk(
+        touched: UInt64? = 7, identity: String = "wwid 1", boot: String = "b", sequence: UInt64 = 4
+    ) -> CopyTargetFacts {
+        target {
+            $0.isBlockDevice = true
+            $0.disk = DiskState(
+                identity: identity, boot: boot, sequence: sequence, touchedSectors: touched)
+        }
+    }
+
+    private func completeOnDisk(_ epoch: UInt32, _ file: CopyRecord.File) -> CopyRecordFound {
+        .record(.complete(device: "vm1", cut(epoch), file))
+    }
+
+    @Test func `goes onto a block device that is large enough and holds nothing`() throws {
+        #expect(try CopyPlan(wish(5), disk(), .none) == .full(.init()))
+        var full = disk()
         full.content = "an ext4 filesystem"
         #expect(refusal(wish(5), full, .none) == .busy)
         let small = target {
@@ -91,6 +155,77 @@ import Testing
             $0.size = (1 << 20) - 1
         }
         #expect(refusal(wish(5, force: true), small, .none) == .unsuitable)
+    }
+
+    @Test func `of what changed goes onto the same disk, as long as nobody wrote to it`() throws {
+        let wish = wish(5, since: 3)
+        let found = completeOnDisk(3, disk().file)
+        #expect(try CopyPlan(wish, disk(), found) == .increment(from: cut(3)))
+        for other in [
+            disk(touched: 8), disk(identity: "wwid 2"), disk(identity: ""), disk(touched: nil),
+            disk(boot: "c"), disk(sequence: 5),
+        ] {
+            #expect(refusal(wish, other, found) == .unfit)
+        }
+        // After a reboot checksums of the contents tell.
+        for match in [true, false] {
+            var again = disk(touched: 0, boot: "c")
+            again.samplesMatch = match
+            if match {
+                #expect(try CopyPlan(wish, again, found) == .increment(from: cut(3)))
+            } else {
+                #expect(refusal(wish, again, found) == .unfit)
+            }
+        }
+        // They do not outweigh counters that moved.
+        var written = disk(touched: 8)
+        written.samplesMatch = true
+        #expect(refusal(wish, written, found) == .unfit)
+    }
+
+    @Test func `onto a disk without a lasting name is known in the same run of the machine alone`()
+        throws
+    {
+        let wish = wish(5, since: 3)
+        let nameless = disk(identity: "")
+        let found = completeOnDisk(3, nameless.file)
+        #expect(try CopyPlan(wish, nameless, found) == .increment(from: cut(3)))
+        for other in [disk(identity: "", boot: "c"), disk(identity: "", sequence: 5)] {
+            var other = other
+            other.samplesMatch = true
+            #expect(refusal(wish, other, found) == .unfit)
+            #expect(refusal(self.wish(5), other, found) == .busy)
+        }
+    }
+
+    @Test func `onto a loop device is known by the file under it`() throws {
+        let wish = wish(5, since: 3)
+        var loop = disk(touched: 7)
+        loop.file.disk?.backing = .init(size: 9, modifiedNanoseconds: 1, changedNanoseconds: 1)
+        let found = completeOnDisk(3, loop.file)
+        var again = loop
+        again.file.disk?.boot = "c"
+        again.file.disk?.touchedSectors = 0
+        #expect(try CopyPlan(wish, again, found) == .increment(from: cut(3)))
+        again.file.disk?.backing?.modifiedNanoseconds = 2
+        #expect(refusal(wish, again, found) == .unfit)
+    }
+
+    @Test func `that was interrupted on a disk is finished where checksums vouch for the rest`()
+        throws
+    {
+        let wish = wish(5, since: 3)
+        let found = CopyRecordFound.record(
+            .running(device: "vm1", from: cut(3), to: cut(5), disk().file))
+        for match in [true, false, nil] as [Bool?] {
+            var half = disk(touched: 8)
+            half.samplesMatch = match
+            if match == true {
+                #expect(try CopyPlan(wish, half, found) == .increment(from: cut(3)))
+            } else {
+                #expect(refusal(wish, half, found) == .unfit)
+            }
+        }
     }
 
     // MARK: Increment

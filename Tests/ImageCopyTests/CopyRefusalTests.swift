@@ -19,7 +19,7 @@ struct `Copies are refused` {
         // No beginning of an id, which would name the snapshot as well.
         try harness.expectRefusal(3, "no snapshot none", ["copy", "disk@none", target])
         try harness.expectRefusal(3, "not of device other", ["copy", "other@a", target])
-        for image in ["disk", "@a", "disk@", "disk@a:rw", "di sk@a"] {
+        for image in ["@a", "disk@", "disk@a:rw", "di sk@a"] {
             try harness.expectRefusal(2, "DEVICE@SNAPSHOT", ["copy", image, target])
         }
         try harness.expectRefusal(
@@ -89,7 +89,8 @@ struct `Copies are refused` {
         try record.write(to: URL(filePath: recordPath))
         try write(1, to: harness.copyPath)
         try harness.expectRefusal(5, "changed", harness.copyArguments("c", since: "a"))
-        try harness.copy("c")
+        try harness.expectRefusal(4, "complete copy", harness.copyArguments("c"))
+        try harness.copy("c", isForced: true)
         try harness.expectCopyIsRight("a full copy after a refusal")
         try harness.command("device", "attach", "twin", try twin(of: harness))
         try harness.command(

@@ -24,10 +24,9 @@ import Testing
         let copier = try ImageCopier(
             CopyWish(device: "disk", cut: cut, since: nil, isForced: false),
             target: files.path("copy"), workers: [worker])
-        try copier.begin()
-        let work = CopyWork(wholeImage: byteCount)
-        copier.copy(work, worker: 0)
-        try work.check()
+        _ = try copier.begin()
+        copier.copy(0)
+        try copier.work.check()
         try copier.finish()
     }
 
@@ -106,7 +105,7 @@ import Testing
             let server = try HostileServer(
                 handshake: Array(proper[..<count]), endsThere: true)
             #expect(throws: NBDAccessError.ended) {
-                _ = try NBDReader(server.address, export: HostileServer.exportName)
+                _ = try NBDExport(server.address, export: HostileServer.exportName)
             }
         }
         var generator = SeededGenerator.announced("handshakes of a hostile server")
@@ -119,7 +118,7 @@ import Testing
             let server = try HostileServer(handshake: bytes, endsThere: true)
             // Whatever comes of it, it comes to an end.
             do throws(NBDAccessError) {
-                _ = try NBDReader(server.address, export: HostileServer.exportName)
+                _ = try NBDExport(server.address, export: HostileServer.exportName)
             } catch {}
         }
         // The answer to another option, one without end, and one too large.
@@ -134,7 +133,7 @@ import Testing
             let server = try HostileServer(
                 handshake: HostileServer.greeting() + bytes, endsThere: true)
             let error = #expect(throws: NBDAccessError.self) {
-                _ = try NBDReader(server.address, export: HostileServer.exportName)
+                _ = try NBDExport(server.address, export: HostileServer.exportName)
             }
             #expect(error?.description.contains("not understood") == true)
         }
@@ -205,7 +204,7 @@ import Testing
     func `CVE-2023-5215: a size that no file can have is refused`(byteCount: UInt64) throws {
         let server = try HostileServer(handshake: HostileServer.handshake(byteCount: byteCount))
         let error = #expect(throws: NBDAccessError.self) {
-            _ = try NBDReader(server.address, export: HostileServer.exportName)
+            _ = try NBDExport(server.address, export: HostileServer.exportName)
         }
         #expect(error == .notUnderstood("an export of \(byteCount) bytes"))
         // And one that is not that of the snapshot is no image of it.
@@ -276,7 +275,7 @@ import Testing
                 + HostileServer.answer(
                     NBD.Option.extendedHeaders, NBD.OptionReply.policy, Array(text.utf8)))
         let error = #expect(throws: NBDAccessError.self) {
-            _ = try NBDReader(server.address, export: HostileServer.exportName)
+            _ = try NBDExport(server.address, export: HostileServer.exportName)
         }
         let message = try #require(error?.description)
         #expect(message.hasPrefix("refused: no?[2J??disk?xxx"), "\(message.prefix(100))")

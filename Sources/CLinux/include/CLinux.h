@@ -252,6 +252,9 @@ int cl_populate(void *address, size_t length);
 // Drops what a file or block device holds in a range; reads return zeroes afterwards.
 int cl_punch_hole(int fd, uint64_t offset, uint64_t length);
 
+// Makes a file share all blocks of another one (FICLONE), where the filesystem can.
+int cl_clone_file(int fd, int source);
+
 // What libblkid recognises on a block device: 1 and its name, 0 for nothing, -1 on error.
 int cl_recognise_content(int fd, char *name, size_t capacity);
 

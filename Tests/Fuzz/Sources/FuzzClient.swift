@@ -158,7 +158,7 @@ private func copy(_ bytes: [UInt8], isFresh: Bool) {
     defer { said.finish() }
     unlink(targetPath)
     do {
-        let worker = CopyWorker(try NBDReader(NBDStream(adopting: ends[0]), export: "disk"))
+        let worker = CopyWorker(try NBDExport(NBDStream(adopting: ends[0]), export: "disk"))
         let target = try CopyTarget(opening: targetPath, creates: true)
         try target.resize(to: imageByteCount)
         let work = CopyWork(wholeImage: imageByteCount)

@@ -1,6 +1,6 @@
 internal import Glibc
 
-// A connection that reads one export. Requests are gathered and sent when a reply is waited for;
+// A connection that uses one export. Requests are gathered and sent when a reply is waited for;
 // replies come in any order and in pieces.
 //
 // Invariants
@@ -8,8 +8,8 @@ internal import Glibc
 //   within its request, or the connection is given up.
 // - Used by one thread at a time.
 
-/// A connection that reads one export; see the head of this file.
-package final class NBDReader {
+/// A connection that uses one export; see the head of this file.
+package final class NBDExport {
     /// A piece of a reply.
     package struct Piece {
         /// Of the request it answers.
@@ -37,18 +37,28 @@ package final class NBDReader {
     package private(set) var size: UInt64 = 0
     /// Block status can be asked for.
     package private(set) var hasAllocation = false
+    /// Writes are refused.
+    package private(set) var isReadOnly = false
+    /// What was written can be made to reach stable storage.
+    package private(set) var canFlush = false
+    /// Zeroes can be written without sending them.
+    package private(set) var canZero = false
     private let stream: NBDStream
     private var isExtended = false
 
-    /// Connects and opens `export`.
+    /// Connects and opens `export`, for reading and writing or for writing alone, which servers of
+    /// little learning do as well.
     package convenience init(
-        _ address: NBDServerAddress, export: String
+        _ address: NBDServerAddress, export: String, isForWriting: Bool = false
     ) throws(NBDAccessError) {
-        try self.init(try NBDStream(connecting: address), export: export)
+        try self.init(
+            try NBDStream(connecting: address), export: export, isForWriting: isForWriting)
     }
 
     /// Opens `export` over a stream with a server at its other end.
-    init(_ stream: NBDStream, export: String) throws(NBDAccessError) {
+    init(
+        _ stream: NBDStream, export: String, isForWriting: Bool = false
+    ) throws(NBDAccessError) {
         self.stream = stream
         let greeting = try stream.receive(18)
         guard greeting.wire(at: 0) == NBDWire.greetingMagic,
@@ -59,10 +69,14 @@ package final class NBDReader {
         flags.append(wire: UInt32(NBDWire.fixedNewstyle | NBDWire.noZeroes))
         stream.send(flags)
         isExtended = try negotiate(NBDWire.Option.extendedHeaders, []) != nil
-        if !isExtended, try negotiate(NBDWire.Option.structuredReply, []) == nil {
-            throw .refused("the server has no structured replies")
+        var isStructured = isExtended
+        if !isExtended {
+            isStructured = try negotiate(NBDWire.Option.structuredReply, []) != nil
+            guard isStructured || isForWriting else {
+                throw .refused("the server has no structured replies")
+            }
         }
-        try selectAllocation(export)
+        if isStructured { try selectAllocation(export) }
         try open(export)
     }
 
@@ -136,6 +150,10 @@ package final class NBDReader {
             })
         else { throw .notUnderstood("the server does not say how large \(export) is") }
         size = facts.data.wire(at: 2)
+        let flags: UInt16 = facts.data.wire(at: 10)
+        isReadOnly = flags & NBDWire.TransmissionFlag.readOnly != 0
+        canFlush = flags & NBDWire.TransmissionFlag.flush != 0
+        canZero = flags & NBDWire.TransmissionFlag.zeroes != 0
         // What no file can have; offsets within it would not fit the system's own type.
         guard size <= UInt64(Int64.max) else {
             throw .notUnderstood("an export of \(size) bytes")
@@ -174,6 +192,33 @@ package final class NBDReader {
                 length: min(length, limit)))
     }
 
+    /// Sends bytes to be written; `next` tells when they are.
+    package func requestWrite(
+        cookie: UInt64, offset: UInt64, _ bytes: UnsafeRawBufferPointer
+    ) throws(NBDAccessError) {
+        var head = request(
+            NBDWire.Command.write, cookie: cookie, offset: offset, length: UInt64(bytes.count))
+        // With extended headers a payload has to be announced.
+        if isExtended { head[5] |= UInt8(NBDWire.commandPayloadFlag) }
+        stream.send(head)
+        try stream.flush()
+        try stream.sendNow(bytes)
+    }
+
+    /// Asks for a range to read as zero, as a hole where the server can make one.
+    package func requestZero(
+        cookie: UInt64, offset: UInt64, length: UInt64
+    ) throws(NBDAccessError) {
+        stream.send(
+            request(NBDWire.Command.writeZeroes, cookie: cookie, offset: offset, length: length))
+        try stream.flush()
+    }
+
+    /// Asks for everything that was written to reach stable storage.
+    package func requestFlush(cookie: UInt64) {
+        stream.send(request(NBDWire.Command.flush, cookie: cookie, offset: 0, length: 0))
+    }
+
     // MARK: Replies
 
     /// Waits for the next piece of a reply. `place` says where `byteCount` bytes at `offset` of
@@ -181,9 +226,11 @@ package final class NBDReader {
     package func next(
         _ place: (_ cookie: UInt64, _ offset: UInt64, _ byteCount: Int) -> UnsafeMutableRawPointer?
     ) throws(NBDAccessError) -> Piece {
-        let header = try stream.receive(isExtended ? 32 : 20)
+        let start = try stream.receive(4)
+        if !isExtended, start.wire(at: 0) == NBDWire.simpleReplyMagic { return try simpleReply() }
         let magic = isExtended ? NBDWire.extendedReplyMagic : NBDWire.structuredReplyMagic
-        guard header.wire(at: 0) == magic else { throw .notUnderstood("no reply to a request") }
+        guard start.wire(at: 0) == magic else { throw .notUnderstood("no reply to a request") }
+        let header = start + (try stream.receive(isExtended ? 28 : 16))
         let type: UInt16 = header.wire(at: 6)
         let cookie: UInt64 = header.wire(at: 8)
         let wide =
@@ -221,6 +268,14 @@ package final class NBDReader {
         default: throw .notUnderstood("a chunk of type \(type) and \(length) bytes")
         }
         return piece
+    }
+
+    /// What requests that bring no data may be answered with.
+    private func simpleReply() throws(NBDAccessError) -> Piece {
+        let rest = try stream.receive(12)
+        let number: UInt32 = rest.wire(at: 0)
+        return Piece(
+            cookie: rest.wire(at: 4), errorNumber: number == 0 ? nil : number, isLast: true)
     }
 
     private func extents(

@@ -1,0 +1,152 @@
+import ArgumentParser
+import Control
+import Glibc
+
+/// `run`: a command that sees devices as they are at one moment.
+struct RunCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "run",
+        abstract: "Run a command over images of devices, and take them down afterwards.",
+        usage: "stillpoint run --device NAME... [--mount] [OPTIONS] -- COMMAND [ARGUMENTS]",
+        discussion: """
+            Takes a snapshot, attaches its images as block devices and, with --mount, mounts them \
+            read-only (the log of a filesystem is replayed in the image's overlay, never on the \
+            device). The command finds in its environment STILLPOINT_SNAPSHOT, and a line \
+            DEVICE=PATH for each device in STILLPOINT_IMAGES and STILLPOINT_MOUNTS. All of it is \
+            taken down in every case, also when the command or this program is killed. Ends with the \
+            command's exit status; 128 and the signal's number when a signal ended it.
+
+            Examples:
+              stillpoint run --device vm1 --mount -- sh -c 'restic backup "${STILLPOINT_MOUNTS#*=}"'
+              stillpoint run --device a --device b -- sh -c 'echo "$STILLPOINT_IMAGES"'
+            """)
+
+    @Option(help: "Device to show; may be repeated. All are of one moment.")
+    var device: [String]
+
+    @Flag(help: "Mount the images.")
+    var mount = false
+
+    @Option(help: ArgumentHelp("Name of the cut, which is remembered.", valueName: "name"))
+    var checkpoint: String?
+
+    @OptionGroup var options: ClientOptions
+
+    @Argument(parsing: .postTerminator, help: "The command, after --.")
+    var command: [String]
+
+    func validate() throws {
+        if command.isEmpty { throw ValidationError("give a command, after --") }
+    }
+
+    mutating func run() async throws {
+        let client = try options.client()
+        var document = SnapshotCreateDocument(devices: device)
+        document.name = checkpoint
+        // Wrong usage is told without a service.
+        _ = try SnapshotRequest(document)
+        let held = try await HeldImages.hold(
+            KeeperOrder(
+                control: client.path, devices: device, name: checkpoint, attaches: true,
+                mounts: mount))
+        let child: pid_t
+        do {
+            child = try start(held)
+        } catch {
+            _ = held.release()
+            throw error
+        }
+        // Ctrl-C reaches the command through its group.
+        let interruption = Interruption.whenAsked { kill(-child, Interruption.lastSignal) }
+        let status = await Self.ending(of: child)
+        interruption.withdraw()
+        let complaint = held.release()
+        if let complaint {
+            FileHandles.error.write("stillpoint: not everything was taken down: \(complaint)\n")
+        }
+        Glibc.exit(status == 0 && complaint != nil ? ExitStatus.failed.rawValue : status)
+    }
+
+    private static func lines(_ places: [KeeperAnswer.Place]) -> String {
+        places.map { "\($0.device)=\($0.path)" }.joined(separator: "\n")
+    }
+
+    /// Starts the command in a process group of its own, in the foreground where there is a
+    /// terminal.
+    private func start(_ held: HeldImages) throws -> pid_t {
+        let own = [
+            "STILLPOINT_SNAPSHOT=\(held.snapshot.label)",
+            Holdings.mark(held.snapshot.id),
+            "STILLPOINT_IMAGES=\(Self.lines(held.images))",
+            "STILLPOINT_MOUNTS=\(Self.lines(held.mounts))",
+        ]
+        let names = own.map { String($0.prefix(through: $0.firstIndex(of: "=") ?? $0.startIndex)) }
+        var environment: [UnsafeMutablePointer<CChar>?] = []
+        var place = environ
+        while let entry = place.pointee {
+            // Bytes are handed on as they are, text or not.
+            if !names.contains(where: { strncmp(entry, $0, $0.utf8.count) == 0 }) {
+                environment.append(strdup(entry))
+            }
+            place += 1
+        }
+        environment += own.map { strdup($0) } + [nil]
+        var arguments: [UnsafeMutablePointer<CChar>?] = command.map { strdup($0) } + [nil]
+        defer { for pointer in environment + arguments { free(pointer) } }
+        var process: pid_t = 0
+        let failure = withPlainSignals(flags: Int32(POSIX_SPAWN_SETPGROUP)) { attributes in
+            posix_spawnattr_setpgroup(&attributes, 0)
+            return posix_spawnp(
+                &process, command[0], nil, &attributes, &arguments, &environment)
+        }
+        guard failure == 0 else {
+            throw ControlError(
+                failure == ENOENT ? .notFound : .failed,
+                "\(command[0]) cannot be run: \(String(cString: strerror(failure)))")
+        }
+        if isatty(STDIN_FILENO) == 1 {
+            // Whoever gives the terminal away is stopped by it otherwise.
+            signal(SIGTTOU, SIG_IGN)
+            tcsetpgrp(STDIN_FILENO, process)
+        }
+        return process
+    }
+
+    private static func ending(of child: pid_t) async -> Int32 {
+        let status = await withCheckedContinuation { continuation in
+            let waiter = Waiter(child, continuation)
+            waiter.start()
+        }
+        if isatty(STDIN_FILENO) == 1 { tcsetpgrp(STDIN_FILENO, getpgrp()) }
+        return status
+    }
+
+    /// Waits for the command on a thread of its own.
+    private final class Waiter: Sendable {
+        private let child: pid_t
+        private let continuation: CheckedContinuation<Int32, Never>
+
+        init(_ child: pid_t, _ continuation: CheckedContinuation<Int32, Never>) {
+            self.child = child
+            self.continuation = continuation
+        }
+
+        func start() {
+            var handle = pthread_t()
+            let result = pthread_create(
+                &handle, nil,
+                { context in
+                    guard let context else { preconditionFailure("a thread without its object") }
+                    let waiter = Unmanaged<Waiter>.fromOpaque(context).takeRetainedValue()
+                    waiter.continuation.resume(returning: ToolProcess.wait(for: waiter.child))
+                    return nil
+                }, Unmanaged.passRetained(self).toOpaque())
+            guard result == 0 else {
+                // Without a thread it is waited for here: nothing else is going on.
+                continuation.resume(returning: ToolProcess.wait(for: child))
+                return
+            }
+            pthread_detach(handle)
+        }
+    }
+}
