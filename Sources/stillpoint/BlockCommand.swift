@@ -73,6 +73,7 @@ struct BlockCommand: AsyncParsableCommand {
     struct Detach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Take a local block device away that nobody uses.",
+            usage: "stillpoint block detach PATH [OPTIONS]",
             discussion: """
                 Refused while it is in use: mounted, open, a swap, part of a RAID or LVM, or under \
                 another loop device; the message names who uses it.

@@ -167,6 +167,7 @@ struct DeviceCommand: AsyncParsableCommand {
     struct Detach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Flush and close a device, and forget it.",
+            usage: "stillpoint device detach NAME [OPTIONS]",
             discussion: """
                 Refused while it is in use or in a snapshot, unless --force is given.
 

@@ -97,6 +97,7 @@ struct SnapshotCommand: AsyncParsableCommand {
     struct Destroy: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "End a snapshot in whatever state it is, and its exports.",
+            usage: "stillpoint snapshot destroy SNAPSHOT [OPTIONS]",
             discussion: """
                 Refused while a block device of one of its images is in use.
 

@@ -98,7 +98,7 @@ struct `The configuration file` {
         ("attach:\n  vm1:\n    path: /x\n    sector-size: 513\n", 3, "513"),
         ("attach:\n  vm1:\n    path: /x\n    sector-size: -512\n", 4, "whole number"),
         ("loops: 989999999999999999:9\n", 1, "whole number"), ("loops: 1:30\n", 1, "whole number"),
-        ("loops: 1\nloops: 2\n", 1, "loops"), ("- loops\n", 1, "keys and values"),
+        ("loops: 1\nloops: 2\n", 2, "loops"), ("- loops\n", 1, "keys and values"),
         ("loops: 1\n  state-dir: [\n", 2, "mapping"), ("state-dir: ~\n", 1, "one value"),
         // Found by fuzzing: ever longer lists as a key took for ever to compare.
         (laughs, 4, "aliases"),

@@ -44,7 +44,7 @@ struct `The README's first round` {
         let blocks = section.components(separatedBy: "```sh\n").dropFirst().compactMap {
             $0.components(separatedBy: "```").first
         }
-        #expect(blocks.count == 8)
+        #expect(blocks.count == 7)
         var commands = blocks.joined()
         let serve = "stillpoint serve --attach vm1=/srv/vm1.img\n"
         #expect(commands.contains(serve))
