@@ -7,12 +7,12 @@ package import RingIO
 package enum BlockErrand: Equatable, Sendable {
     /// Sets a free loop device up; answered with its path and number.
     case configure(LoopNodeRequest)
-    /// Writes back and takes a loop device away; answered with the errno value of the write-back.
-    case detach(String)
+    /// Writes back and takes a loop device over `file` away, as the next two; answered with the errno value of the write-back.
+    case detach(String, file: String)
     /// Takes a loop device away now, or as soon as its users have left.
-    case abandon(String)
+    case abandon(String, file: String)
     /// A loop device takes over the size of its file.
-    case updateSize(String)
+    case updateSize(String, file: String)
     /// Takes a mount away.
     case unmount(String)
     /// Writes back what filesystems on these block devices have in memory.
@@ -31,9 +31,9 @@ package enum BlockErrand: Equatable, Sendable {
                 "configure", wish.file, wish.name, "\(wish.sectorBytes)",
                 "\(wish.isReadOnly)", "\(wish.scansPartitions)",
             ]
-        case .detach(let path): ["detach", path]
-        case .abandon(let path): ["abandon", path]
-        case .updateSize(let path): ["update-size", path]
+        case .detach(let path, let file): ["detach", path, file]
+        case .abandon(let path, let file): ["abandon", path, file]
+        case .updateSize(let path, let file): ["update-size", path, file]
         case .unmount(let directory): ["unmount", directory]
         case .writeBack(let numbers): ["write-back"] + numbers.map(String.init)
         case .removeLeftovers(let directory, let kept): ["remove-leftovers", directory] + kept
@@ -52,9 +52,9 @@ package enum BlockErrand: Equatable, Sendable {
                 LoopNodeRequest(
                     file: rest[0], name: rest[1], sectorBytes: sectorBytes,
                     isReadOnly: isReadOnly, scansPartitions: scansPartitions))
-        case ("detach", 1): self = .detach(rest[0])
-        case ("abandon", 1): self = .abandon(rest[0])
-        case ("update-size", 1): self = .updateSize(rest[0])
+        case ("detach", 2): self = .detach(rest[0], file: rest[1])
+        case ("abandon", 2): self = .abandon(rest[0], file: rest[1])
+        case ("update-size", 2): self = .updateSize(rest[0], file: rest[1])
         case ("unmount", 1): self = .unmount(rest[0])
         case ("write-back", _): self = .writeBack(rest.compactMap { UInt64($0) })
         case ("remove-leftovers", 1...):
@@ -109,15 +109,18 @@ package enum BlockErrand: Equatable, Sendable {
             let node = try LoopNode.configure(wish)
             // Nobody would know of it.
             guard ErrandProcess.hasService else {
-                LoopNode.abandon(node.path)
+                _ = LoopNode.abandon(node.path, over: LoopBackingFile(at: wish.file))
                 return []
             }
             return [node.path, "\(node.deviceNumber)"]
-        case .detach(let path): return ["\(try LoopNode.detach(path))"]
-        case .abandon(let path):
-            LoopNode.abandon(path)
+        case .detach(let path, let file):
+            return ["\(try LoopNode.detach(path, over: LoopBackingFile(at: file)))"]
+        case .abandon(let path, let file):
+            _ = LoopNode.abandon(path, over: LoopBackingFile(at: file))
             return []
-        case .updateSize(let path): return [LoopNode.updateSize(path) ? "taken" : "refused"]
+        case .updateSize(let path, let file):
+            let isTaken = LoopNode.updateSize(path, over: LoopBackingFile(at: file))
+            return [isTaken ? "taken" : "refused"]
         case .unmount(let directory):
             FuseMount.unmount(directory)
             return []

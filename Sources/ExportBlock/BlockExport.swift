@@ -98,6 +98,8 @@ package final class BlockExport: Sendable {
     /// Device number, as in `st_rdev`.
     package let deviceNumber: UInt64
     private let directory: String
+    /// What is behind the loop device.
+    private let file: String
     private let loop: LoopThread
     private let session: LoopConfined<FuseSession>
     private let holding: BlockHolding
@@ -110,6 +112,7 @@ package final class BlockExport: Sendable {
         self.path = path
         self.deviceNumber = deviceNumber
         directory = request.directory
+        file = request.directory + "/" + request.name
         loop = request.loop
         self.session = session
         self.holding = holding
@@ -232,7 +235,7 @@ package final class BlockExport: Sendable {
     /// Writes back what the kernel holds and takes the device away; refused as busy while it is in
     /// use. Returns what the write-back failed with: the device is gone all the same.
     package func detach() async throws(BlockExportError) -> Fault? {
-        let answer = try await BlockErrand.detach(path).run(on: pools.waiting)
+        let answer = try await BlockErrand.detach(path, file: file).run(on: pools.waiting)
         await Self.close(session, on: loop)
         await holding.release()
         await Self.unmount(directory, pools, closing: nil)
@@ -246,7 +249,7 @@ package final class BlockExport: Sendable {
         await Self.close(session, on: loop)
         await holding.release()
         // What cannot be taken away is found by the next start.
-        _ = try? await BlockErrand.abandon(path).run(on: pools.waiting)
+        _ = try? await BlockErrand.abandon(path, file: file).run(on: pools.waiting)
         await Self.unmount(directory, pools, closing: nil)
     }
 
@@ -264,7 +267,8 @@ package final class BlockExport: Sendable {
     /// The target has grown: the device grows with it. False when it could not.
     package func updateSize() async -> Bool {
         do throws(BlockExportError) {
-            return try await BlockErrand.updateSize(path).run(on: pools.waiting).first == "taken"
+            let errand = BlockErrand.updateSize(path, file: file)
+            return try await errand.run(on: pools.waiting).first == "taken"
         } catch { return false }
     }
 

@@ -1,4 +1,4 @@
-internal import CLinux
+internal import BlockModel
 internal import Glibc
 
 /// Mounts and loop devices that a killed service left behind.
@@ -9,14 +9,18 @@ enum BlockLeftovers {
     static func remove(under directory: String, keeping kept: Set<String>) -> [String] {
         var found: [String] = []
         for name in BlockFiles.names(in: "/sys/block") where name.hasPrefix("loop") {
-            guard let file = BlockFiles.firstLine("/sys/block/\(name)/loop/backing_file"),
-                file.hasPrefix(directory + "/"),
-                !kept.contains(where: { file.hasPrefix($0 + "/") })
+            guard let path = LoopBackingFile.path(behind: name), path.hasPrefix(directory + "/"),
+                !kept.contains(where: { path.hasPrefix($0 + "/") })
             else { continue }
-            LoopNode.abandon("/dev/" + name)
-            found.append("loop device /dev/\(name) over \(file) was left behind; it is taken away")
+            // A service in another mount namespace may have files of the same paths; its mounts
+            // are not among ours.
+            let file = LoopBackingFile(at: path)
+            guard file.filesystem != nil, LoopNode.abandon("/dev/" + name, over: file) else {
+                continue
+            }
+            found.append("loop device /dev/\(name) over \(path) was left behind; it is taken away")
         }
-        for place in mountPlaces()
+        for place in mounts().map(\.place)
         where place.hasPrefix(directory + "/") && !kept.contains(place) {
             FuseMount.unmount(place)
             found.append("a mount at \(place) was left behind; it is taken away")
@@ -27,11 +31,13 @@ enum BlockLeftovers {
         return found
     }
 
-    private static func mountPlaces() -> [String] {
+    /// All mounts of this namespace, in the order in which they were made.
+    static func mounts() -> [(place: String, filesystem: DeviceNumber)] {
         BlockFiles.lines("/proc/self/mountinfo").compactMap { line in
             // mountinfo: id parent major:minor root mountpoint ...
             let fields = line.split(separator: " ")
-            return fields.count > 4 ? unescaped(fields[4]) : nil
+            guard fields.count > 4, let filesystem = DeviceNumber(fields[2]) else { return nil }
+            return (unescaped(fields[4]), filesystem)
         }
     }
 

@@ -4,6 +4,10 @@ internal import RingIO
 
 // Loop devices over our own files. Every call here may wait for I/O that the service serves, so it
 // runs in a process of its own (`BlockErrand`).
+//
+// Anybody may detach a loop device (`losetup -d`), and the next one to ask for a free one gets its
+// number. So what is behind it is compared before anything is done to it, with the device open:
+// the kernel exchanges the backing file of no device that somebody has open.
 
 /// How a loop device is wanted.
 package struct LoopNodeRequest: Equatable, Sendable {
@@ -119,16 +123,22 @@ struct LoopNode: Sendable {
 
     /// Writes back what the kernel holds and takes the backing file away. Refused as busy while
     /// anybody else has the device or a partition open. Returns the errno value of the write-back,
-    /// 0 when it went well: a device whose last data is lost is gone all the same.
-    static func detach(_ path: String) throws(BlockExportError) -> Int32 {
+    /// 0 when it went well: a device whose last data is lost is gone all the same. A device of this
+    /// number over another file is left alone: ours was detached behind our back.
+    static func detach(
+        _ path: String, over file: LoopBackingFile
+    ) throws(BlockExportError) -> Int32 {
         let node = open(path, O_RDONLY | O_CLOEXEC | O_EXCL)
         guard node >= 0 else {
             // ENXIO, ENOENT: somebody else has detached it.
-            if errno == ENXIO || errno == ENOENT { return 0 }
-            if errno == EBUSY { throw inUse(path) }
-            throw failure(path, errno)
+            let reason = errno
+            if reason == ENXIO || reason == ENOENT { return 0 }
+            guard reason == EBUSY else { throw failure(path, reason) }
+            if isOverAnother(path, than: file) { return 0 }
+            throw inUse(path)
         }
         defer { close(node) }
+        guard file.isBehind(node, path) else { return 0 }
         let flushFailure = fsync(node) == 0 ? 0 : errno
         // The service that asked is gone, and the next one goes on with the device.
         guard ErrandProcess.hasService else { throw inUse(path) }
@@ -156,20 +166,31 @@ struct LoopNode: Sendable {
                 + "it and close it first")
     }
 
-    /// Takes the backing file away now, or as soon as its users have left.
-    static func abandon(_ path: String) {
-        let node = open(path, O_RDONLY | O_CLOEXEC)
-        guard node >= 0 else { return }
-        // ENXIO: it is gone already.
-        cl_loop_clear(node)
-        close(node)
-    }
-
-    /// Takes the size of the file over after the target has grown.
-    static func updateSize(_ path: String) -> Bool {
+    /// Whether another file is behind the device by now, or none.
+    private static func isOverAnother(_ path: String, than file: LoopBackingFile) -> Bool {
         let node = open(path, O_RDONLY | O_CLOEXEC)
         guard node >= 0 else { return false }
         defer { close(node) }
-        return cl_loop_update_size(node) == 0
+        return !file.isBehind(node, path)
+    }
+
+    /// Takes `file` away from the loop device now, or as soon as its users have left. False when
+    /// another file is behind it: then nothing is done.
+    static func abandon(_ path: String, over file: LoopBackingFile) -> Bool {
+        let node = open(path, O_RDONLY | O_CLOEXEC)
+        guard node >= 0 else { return false }
+        defer { close(node) }
+        guard file.isBehind(node, path) else { return false }
+        // ENXIO: it is gone already.
+        cl_loop_clear(node)
+        return true
+    }
+
+    /// Takes the size of the file over after the target has grown.
+    static func updateSize(_ path: String, over file: LoopBackingFile) -> Bool {
+        let node = open(path, O_RDONLY | O_CLOEXEC)
+        guard node >= 0 else { return false }
+        defer { close(node) }
+        return file.isBehind(node, path) && cl_loop_update_size(node) == 0
     }
 }

@@ -63,6 +63,79 @@ struct `Loop devices of others` {
         #expect(try harness.service.stop() == .exited(0))
     }
 
+    /// How the service gives a block device up.
+    enum Ending: String, CaseIterable, Sendable {
+        case detach, force, stop
+    }
+
+    @Test(arguments: Ending.allCases)
+    func `one that has the number of ours, which was taken away, is left alone`(
+        ending: Ending
+    ) throws {
+        let origin = try TestOrigin(.sparseFile, byteCount: mebibyte)
+        let other = try TestOrigin(.sparseFile, byteCount: mebibyte)
+        let harness = try BlockHarness(attaching: ["disk": origin.path])
+        let block = try harness.attachBlock("disk")
+        // Without other users it goes at once; somebody may look at it for a moment.
+        let end = monotonicSeconds() + 60
+        while try Self.backingFile(of: block) != nil, monotonicSeconds() < end {
+            _ = try Command.run("losetup", ["--detach", block])
+        }
+        try Command.check("losetup", [block, other.path])
+        let ticket = Undertaker.shared.register("losetup --detach \(block)")
+        defer {
+            _ = try? Command.run("losetup", ["--detach", block])
+            Undertaker.shared.withdraw(ticket)
+        }
+        switch ending {
+        case .detach: try harness.command("block", "detach", block)
+        case .force: try harness.command("device", "detach", "disk", "--force")
+        case .stop: break
+        }
+        #expect(try harness.service.stop() == .exited(0))
+        #expect(try Self.backingFile(of: block) == other.path)
+    }
+
+    @Test func `one of a service in another mount namespace is no leftover`() throws {
+        let origin = try TestOrigin(.sparseFile, byteCount: mebibyte)
+        let harness = try BlockHarness(attaching: ["disk": origin.path])
+        let own = try harness.attachBlock("disk")
+        let file = try #require(try Self.backingFile(of: own))
+        try harness.command("block", "detach", own)
+        #expect(try harness.service.stop() == .exited(0))
+        let folder = (file as NSString).deletingLastPathComponent
+        // The same paths as the service's, over a filesystem that only the namespace sees.
+        let script = """
+            mount -t tmpfs none \(harness.mountDirectory) && mkdir -p \(folder) \
+                && truncate -s 1M \(file) && losetup --find --show \(file) && read -r line
+            """
+        let namespace = try ChildProcess(
+            "unshare", ["--mount", "--propagation", "private", "sh", "-c", script],
+            withInput: true)
+        let block = try #require(try namespace.readLine(deadline: 60))
+        let ticket = Undertaker.shared.register("losetup --detach \(block)")
+        defer {
+            _ = try? Command.run("losetup", ["--detach", block])
+            Undertaker.shared.withdraw(ticket)
+        }
+        try #require(try Self.backingFile(of: block) == file)
+        try harness.service.restart()
+        #expect(try Self.backingFile(of: block) == file)
+        #expect(try harness.service.stop() == .exited(0))
+        namespace.closeInput()
+        try namespace.wait(deadline: 60)
+    }
+
+    /// The path of the file behind a loop device; nil when it has none.
+    private static func backingFile(of path: String) throws -> String? {
+        let name = (path as NSString).lastPathComponent
+        let file = "/sys/block/\(name)/loop/backing_file"
+        guard FileManager.default.fileExists(atPath: file) else { return nil }
+        // It may go between the two.
+        return (try? String(contentsOfFile: file, encoding: .utf8))?
+            .trimmingCharacters(in: .newlines)
+    }
+
     @Test(arguments: [false, true])
     func `partitions of what a loop device was before are none of its new disk`(
         hasOwn: Bool
