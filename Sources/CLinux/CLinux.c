@@ -67,6 +67,13 @@ int cl_file_facts(int fd, struct cl_file_facts *facts) {
     return 0;
 }
 
+int cl_filesystem_id(int fd, uint64_t *id) {
+    struct statfs answer;
+    if (fstatfs(fd, &answer) < 0) return -1;
+    *id = (uint64_t)(uint32_t)answer.f_fsid.__val[1] << 32 | (uint32_t)answer.f_fsid.__val[0];
+    return 0;
+}
+
 int cl_filesystem_type(int fd, long *type) {
     struct statfs answer;
     if (fstatfs(fd, &answer) < 0) return -1;

@@ -4,7 +4,7 @@
 //     offset  bytes  field, from the place where the record lies in its page
 //          0      4  kind: 1 file, 2 block device
 //          4      4  bytes of the stable id
-//          8      8  device number of the filesystem, or disk sequence number
+//          8      8  id of the filesystem, or disk sequence number
 //         16      8  inode
 //         24      8  birth time, seconds
 //         32      4  birth time, nanoseconds
@@ -24,8 +24,9 @@
 
 /// Which file or block device an origin is.
 package enum OriginIdentity: Equatable, Sendable {
-    /// `birth` is zero where the filesystem does not keep it.
-    case file(device: UInt64, inode: UInt64, birth: FileTime)
+    /// `filesystem`: its id, or its device number where it has none; `birth` is zero where it does
+    /// not keep it.
+    case file(filesystem: UInt64, inode: UInt64, birth: FileTime)
     /// `stableID`: what the hardware or the volume calls itself, empty when it has no name that
     /// outlives a restart of the machine. `sequence`: the kernel's number of the disk, which no
     /// other disk has before the next restart.
@@ -112,9 +113,9 @@ package struct OriginRecord: Equatable, Sendable {
     /// Writes the record into zeroed bytes.
     func encode(into bytes: inout MutableRawSpan, at start: Int) {
         switch identity {
-        case .file(let device, let inode, let birth):
+        case .file(let filesystem, let inode, let birth):
             bytes.setHalf(1, at: start)
-            bytes.setWord(device, at: start + 8)
+            bytes.setWord(filesystem, at: start + 8)
             bytes.setWord(inode, at: start + 16)
             bytes.setWord(UInt64(bitPattern: birth.seconds), at: start + 24)
             bytes.setHalf(birth.nanoseconds, at: start + 32)
@@ -153,7 +154,7 @@ package struct OriginRecord: Equatable, Sendable {
         if kind == 1 {
             guard bytes.isZero(from: start + 72, to: start + 136) else { throw .impossible }
             identity = .file(
-                device: bytes.word(at: start + 8), inode: bytes.word(at: start + 16),
+                filesystem: bytes.word(at: start + 8), inode: bytes.word(at: start + 16),
                 birth: try bytes.time(secondsAt: start + 24, nanosecondsAt: start + 32))
             let modified = try bytes.time(secondsAt: start + 48, nanosecondsAt: start + 64)
             let changed = try bytes.time(secondsAt: start + 56, nanosecondsAt: start + 68)

@@ -77,7 +77,7 @@ struct OpenedHistory: Sendable {
                 .failed, "origin \(origin.facts.path): no memory for the change map")
         }
         let identity = OriginRecord(
-            identity: .file(device: 0, inode: 0, birth: .zero),
+            identity: .file(filesystem: 0, inode: 0, birth: .zero),
             state: .unknown(size: origin.facts.size))
         let header = MapFileHeader(
             beginning: Generation(id: .random()), of: name, state: .running,

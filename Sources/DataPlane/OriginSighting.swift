@@ -21,12 +21,21 @@ enum OriginSighting {
         }
         return OriginRecord(
             identity: .file(
-                device: cl_device_number(facts.device_major, facts.device_minor),
-                inode: facts.inode,
+                filesystem: filesystem(of: descriptor, facts), inode: facts.inode,
                 birth: time(facts.birth_seconds, facts.birth_nanoseconds)),
             state: .file(
                 size: facts.size, modified: time(facts.modify_seconds, facts.modify_nanoseconds),
                 changed: time(facts.change_seconds, facts.change_nanoseconds)))
+    }
+
+    /// What the filesystem of an open file calls itself; its device number where it keeps no id.
+    /// That number is another one after the next mount where it stands for no device (btrfs), and
+    /// after a restart of the machine where disks are found in another order. btrfs counts the
+    /// subvolume into its id, so the copy of a file in a snapshot is another file.
+    private static func filesystem(of descriptor: Int32, _ facts: cl_file_facts) -> UInt64 {
+        var id: UInt64 = 0
+        if cl_filesystem_id(descriptor, &id) == 0, id != 0 { return id }
+        return cl_device_number(facts.device_major, facts.device_minor)
     }
 
     /// Waits until a write would be stamped with another time than any write before this call.
@@ -80,7 +89,7 @@ enum OriginSighting {
         var facts = CLinux.cl_file_facts()
         guard cl_file_facts(backing, &facts) == 0 else { return "" }
         let offset = line(of: "\(folder)/loop/offset") ?? "?"
-        return "loop over \(facts.device_major):\(facts.device_minor) inode \(facts.inode) born "
+        return "loop over \(filesystem(of: backing, facts)) inode \(facts.inode) born "
             + "\(facts.birth_seconds).\(facts.birth_nanoseconds) from byte \(offset)"
     }
 

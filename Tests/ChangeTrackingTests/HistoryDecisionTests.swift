@@ -47,7 +47,7 @@ import Testing
     ) -> OriginRecord {
         OriginRecord(
             identity: .file(
-                device: 0x0801, inode: inode,
+                filesystem: 0x0801, inode: inode,
                 birth: FileTime(seconds: 1_700_000_000, nanoseconds: 5)),
             state: .file(
                 size: size, modified: FileTime(seconds: 1_700_000_001, nanoseconds: modified),

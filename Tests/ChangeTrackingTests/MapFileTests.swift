@@ -11,7 +11,8 @@ enum Samples {
     static let name = ObjectName("vm1")!
     static let file = OriginRecord(
         identity: .file(
-            device: 0x0801, inode: 4711, birth: FileTime(seconds: 1_700_000_000, nanoseconds: 5)),
+            filesystem: 0x0801, inode: 4711, birth: FileTime(seconds: 1_700_000_000, nanoseconds: 5)
+        ),
         state: .file(
             size: size, modified: FileTime(seconds: 1_700_000_001, nanoseconds: 6),
             changed: FileTime(seconds: 1_700_000_002, nanoseconds: 7)))

@@ -222,6 +222,10 @@ struct cl_file_facts {
 };
 
 int cl_file_facts(int fd, struct cl_file_facts *facts);
+
+// The filesystem's own id (f_fsid of statfs), the same after it is mounted again wherever the
+// filesystem keeps one; 0 when it has none.
+int cl_filesystem_id(int fd, uint64_t *id);
 int cl_filesystem_type(int fd, long *type);
 int cl_block_device_size(int fd, uint64_t *size);
 int cl_block_device_sector_size(int fd, uint32_t *size);
