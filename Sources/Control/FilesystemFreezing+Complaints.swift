@@ -29,8 +29,16 @@ extension FilesystemFreezing {
             return ControlError(
                 .busy,
                 "somebody else thawed the filesystem at \(name) during the take, so the images "
-                    + "are those of a crash")
+                    + "are crash-consistent only")
         }
+    }
+
+    /// What is said of a filesystem in another mount namespace.
+    static func complaint(of place: FreezePlan.OutOfReach) -> String {
+        "the filesystem at \(place.name) is mounted only in the mount namespace of process "
+            + "\(place.processID), so it was not frozen and its image is crash-consistent only; freeze it "
+            + "there from --pre and --post hooks (nsenter --mount --target \(place.processID) "
+            + "fsfreeze), or mount it here too"
     }
 
     /// Whether a take without best effort ends because of it.
@@ -51,7 +59,7 @@ extension FilesystemFreezing {
         case EOPNOTSUPP, ENOTTY:
             ControlError(
                 .unsuitable,
-                "the filesystem at \(name) is of a kind that cannot be frozen; use --freeze none, "
+                "the filesystem at \(name) is of a type that cannot be frozen; use --freeze none, "
                     + "or --freeze-best-effort to take the snapshot without it")
         case EPERM:
             ControlError(
@@ -61,7 +69,7 @@ extension FilesystemFreezing {
         default:
             ControlError(
                 .failed,
-                "the filesystem at \(name) could not be frozen (\(errnoText(reason))); mend it, "
+                "the filesystem at \(name) could not be frozen (\(errnoText(reason))); repair it, "
                     + "or use --freeze-best-effort to take the snapshot without it")
         }
     }
@@ -79,12 +87,14 @@ extension FilesystemFreezing {
             )
         case ESTALE:
             ControlError(
-                .busy, "the filesystem at \(name) was unmounted meanwhile; try again")
+                .busy,
+                "the filesystem at \(name) was unmounted while the snapshot was being taken; try "
+                    + "again")
         case .some(let reason):
             ControlError(
                 .failed,
                 "the filesystem at \(name) could not be written back (\(errnoText(reason))); "
-                    + "mend it, or use --freeze-best-effort to take the snapshot without it")
+                    + "repair it, or use --freeze-best-effort to take the snapshot without it")
         }
     }
 }

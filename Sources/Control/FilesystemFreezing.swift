@@ -96,14 +96,17 @@ actor FilesystemFreezing {
         }
         let isIdle = wish.mountPoints.isEmpty && blockDevices.allSatisfy(\.isEmpty)
         var filesystems: [MountedFilesystem] = []
+        var elsewhere: [ForeignFilesystem] = []
         if !isIdle {
             do throws(AttachError) {
                 filesystems = try MountSurvey.filesystems()
+                elsewhere = try MountSurvey.elsewhere()
             } catch { throw ControlError(error) }
         }
         do throws(FreezeRefusal) {
             return try FreezePlan(
-                wish, filesystems: filesystems, blockDevices: blockDevices, protected: protected)
+                wish, filesystems: filesystems, elsewhere: elsewhere, blockDevices: blockDevices,
+                protected: protected)
         } catch { throw refusal(of: error) }
     }
 
@@ -111,7 +114,7 @@ actor FilesystemFreezing {
         switch refusal {
         case .notMounted(let mountPoint):
             ControlError(
-                .notFound,
+                .notMounted,
                 "nothing is mounted at \(mountPoint); name a mount point with --freeze (findmnt "
                     + "lists them)")
         case .holds(let mountPoint, let what):
@@ -135,12 +138,14 @@ actor FilesystemFreezing {
     func makeCut(
         _ members: [CutMember], isBase: Bool, _ plan: FreezePlan, isBestEffort: Bool
     ) async throws -> (outcome: CutOutcome, summary: FreezeSummary) {
+        var summary = FreezeSummary()
+        summary.errors = plan.outOfReach.map(Self.complaint)
+        for error in summary.errors { logger.warning("\(error)") }
         guard !plan.targets.isEmpty else {
-            return (await cuts.makeCut(members, isBase: isBase), FreezeSummary())
+            return (await cuts.makeCut(members, isBase: isBase), summary)
         }
         await turn.takeAlone()
         defer { turn.giveBack() }
-        var summary = FreezeSummary()
         let prepared = try await prepare(plan, isBestEffort: isBestEffort, &summary)
         let outcome: CutOutcome
         do {
@@ -224,7 +229,7 @@ actor FilesystemFreezing {
             throw ControlError(
                 .failed,
                 "the list of frozen filesystems, \(listPath), cannot be written "
-                    + "(\(errnoText(failure))), so nothing is frozen; mend the runtime directory, "
+                    + "(\(errnoText(failure))), so nothing is frozen; repair the runtime directory, "
                     + "or use --freeze none")
         }
     }
@@ -284,7 +289,7 @@ actor FilesystemFreezing {
         guard stuck[target.device] == nil else {
             throw ControlError(
                 .busy,
-                "the filesystem at \(target.name) has not come back from an earlier take yet; "
+                "the filesystem at \(target.name) has not answered since an earlier take: "
                     + "its disk is slow or hangs; try again later, or without it")
         }
         do throws(RingError) {
@@ -310,7 +315,7 @@ actor FilesystemFreezing {
         await quiet.takeAlone()
         defer { quiet.giveBack() }
         stuck[freezer.target.device] = nil
-        logger.info("the filesystem at \(freezer.target.name) came back and is thawed")
+        logger.info("the filesystem at \(freezer.target.name) has answered again and is thawed")
         do {
             try await replaceList(stuck.values.compactMap(\.self))
         } catch { logger.error("\(error)") }

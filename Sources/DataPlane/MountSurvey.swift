@@ -7,9 +7,48 @@ package import SnapshotCore
 package enum MountSurvey {
     /// All mounted filesystems, in the order in which they were first mounted.
     package static func filesystems() throws(AttachError) -> [MountedFilesystem] {
+        filesystems(of: try mounts())
+    }
+
+    /// Filesystems that are mounted in other mount namespaces and not in this one, as far as this
+    /// process may look: a namespace that no process is in, or whose processes are hidden from it,
+    /// stays unseen.
+    package static func elsewhere() throws(AttachError) -> [ForeignFilesystem] {
+        let here = Set(try mounts().map(\.device))
+        let own = link("/proc/self/ns/mnt")
+        var known = here
+        // A process sees what is below its root directory.
+        var seen: Set<[String]> = []
+        var found: [ForeignFilesystem] = []
+        for name in SystemFile.names(in: "/proc") {
+            // A process that has ended meanwhile counts as none: others of its namespace follow.
+            guard let processID = Int32(name), let namespace = link("/proc/\(name)/ns/mnt"),
+                namespace != own, let root = link("/proc/\(name)/root"),
+                !seen.contains([namespace, root]),
+                let text = SystemFile.readBytes(
+                    "/proc/\(name)/mountinfo", byteCountMax: mountTableByteCountMax),
+                !text.isEmpty, let table = try? MountTable(parsing: text)
+            else { continue }
+            seen.insert([namespace, root])
+            let foreign = filesystems(of: table.mounts.filter { !known.contains($0.device) })
+            known.formUnion(foreign.map(\.device))
+            found += foreign.map { ForeignFilesystem(filesystem: $0, processID: processID) }
+        }
+        return found
+    }
+
+    /// What a symbolic link of /proc says; nil when its process has ended or is hidden from us.
+    private static func link(_ path: String) -> String? {
+        var name = [CChar](repeating: 0, count: Int(PATH_MAX))
+        let count = readlink(path, &name, name.count)
+        guard count > 0 else { return nil }
+        return String(decoding: name[..<count].map(UInt8.init(bitPattern:)), as: UTF8.self)
+    }
+
+    private static func filesystems(of mounts: [Mount]) -> [MountedFilesystem] {
         var order: [DeviceNumber] = []
         var found: [DeviceNumber: MountedFilesystem] = [:]
-        for mount in try mounts() {
+        for mount in mounts {
             if found[mount.device] == nil {
                 order.append(mount.device)
                 found[mount.device] = MountedFilesystem(

@@ -43,6 +43,18 @@ package struct MountedFilesystem: Equatable, Sendable {
     }
 }
 
+/// A filesystem that is mounted in other mount namespaces only (in containers, say).
+package struct ForeignFilesystem: Equatable, Sendable {
+    package let filesystem: MountedFilesystem
+    /// A process that sees it.
+    package let processID: Int32
+
+    package init(filesystem: MountedFilesystem, processID: Int32) {
+        self.filesystem = filesystem
+        self.processID = processID
+    }
+}
+
 /// Something that must stay writable while filesystems are frozen.
 package struct ProtectedGround: Equatable, Sendable {
     /// Such as `the state directory /var/lib/stillpoint`.
@@ -85,12 +97,25 @@ package struct FreezePlan: Equatable, Sendable {
     package let targets: [Target]
     /// Mount points of filesystems that stand on the snapshot's devices and are no target.
     package let leftOut: [String]
+    /// A filesystem that stands on the snapshot's devices and is mounted where this machine's
+    /// service does not reach it.
+    package struct OutOfReach: Equatable, Sendable {
+        /// The mount point as `processID` sees it.
+        package let name: String
+        package let processID: Int32
+    }
+
+    /// Those in other mount namespaces: never frozen, since what thaws them after the service's
+    /// death could not find them either.
+    package let outOfReach: [OutOfReach]
     /// How many devices the snapshot has.
     package let deviceCount: Int
 
-    /// `blockDevices`: numbers of the local block devices of each of the snapshot's devices.
+    /// `blockDevices`: numbers of the local block devices of each of the snapshot's devices;
+    /// `elsewhere`: what other mount namespaces have mounted.
     package init(
-        _ wish: FreezeWish, filesystems: [MountedFilesystem], blockDevices: [Set<DeviceNumber>],
+        _ wish: FreezeWish, filesystems: [MountedFilesystem],
+        elsewhere: [ForeignFilesystem] = [], blockDevices: [Set<DeviceNumber>],
         protected: [ProtectedGround]
     ) throws(FreezeRefusal) {
         var named: [DeviceNumber: String] = [:]
@@ -123,18 +148,24 @@ package struct FreezePlan: Equatable, Sendable {
                 mounts: filesystem.mounts, covered: Self.covered(filesystem, blockDevices))
         }
         self.leftOut = leftOut
+        // Who asks for nothing to be frozen is told of nothing that was not.
+        let isAsked = wish.isAutomatic || !wish.mountPoints.isEmpty
+        outOfReach = elsewhere.filter { foreign in
+            isAsked && !Self.covered(foreign.filesystem, blockDevices).isEmpty
+                && !filesystems.contains { $0.device == foreign.filesystem.device }
+        }.map { OutOfReach(name: Self.name($0.filesystem), processID: $0.processID) }
         deviceCount = blockDevices.count
     }
 
     /// Whether the images are as their filesystems left them, when the targets with these indexes
-    /// were frozen: nothing mounted here was left out, and every device is covered by a frozen
+    /// were frozen: nothing mounted here was left out, nothing is out of reach, and every device is covered by a frozen
     /// filesystem, as far as this machine can see. A filesystem that was named and stands on none
     /// of our block devices (one reached through a client of ours) counts for the devices nothing
     /// else covers: that is what its user says by naming it.
     package func isFilesystemConsistent(frozen: Set<Int>) -> Bool {
-        guard !targets.isEmpty, frozen.count == targets.count, leftOut.isEmpty else {
-            return false
-        }
+        guard !targets.isEmpty, frozen.count == targets.count, leftOut.isEmpty,
+            outOfReach.isEmpty
+        else { return false }
         let covered = targets.reduce(into: Set<Int>()) { $0.formUnion($1.covered) }
         return covered.count == deviceCount || targets.contains { $0.covered.isEmpty }
     }

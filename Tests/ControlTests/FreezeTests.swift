@@ -307,6 +307,46 @@ struct `Filesystems that are frozen for a snapshot` {
         #expect((unmounted["frozen"] as? [String])?.isEmpty == true)
     }
 
+    @Test(
+        .enabled(if: canUseFUSE, "needs /dev/fuse"),
+        .enabled(if: Command.exists("sfdisk"), "needs sfdisk"))
+    func `are not those of another mount namespace, and the snapshot tells which`() throws {
+        let harness = try ControlHarness()
+        defer { _ = try? harness.service.stop() }
+        let image = try harness.image("a.img", byteCount: 100 * mebibyte)
+        let table = harness.service.directory.path("table")
+        try "label: gpt\n,40M\n,40M\n".write(toFile: table, atomically: true, encoding: .utf8)
+        try Command.check("sh", ["-c", "sfdisk -q \(image) < \(table)"])
+        try harness.done("device", "attach", "a", image)
+        let block = try harness.object("block", "attach", "a", "--partitions")
+        let path = try #require((block["node"] ?? block["path"]) as? String)
+        let disk = try MountedDisk(onDevice: path + "p1")
+        try Command.check("mkfs.ext4", ["-q", path + "p2"])
+        let elsewhere = harness.service.directory.path("elsewhere")
+        #expect(mkdir(elsewhere, 0o700) == 0)
+        let container = try ChildProcess(
+            "unshare",
+            [
+                "--mount", "--propagation", "private", "sh", "-c",
+                "mount \(path)p2 \(elsewhere) && echo mounted && read -r line",
+            ], withInput: true)
+        #expect(try container.readLine(deadline: 60) == "mounted")
+        let snapshot = try harness.object("snapshot", "create", "--device", "a", "--name", "s")
+        #expect(snapshot["frozen"] as? [String] == [disk.path])
+        #expect(snapshot["consistency"] as? String == "crash")
+        let errors = try #require(snapshot["freeze_errors"] as? [String])
+        #expect(errors.count == 1)
+        #expect(
+            errors.first?.contains("\(elsewhere) is mounted only in the mount namespace of") == true
+        )
+        let none = try harness.object("snapshot", "create", "--device", "a", "--freeze", "none")
+        #expect((none["freeze_errors"] as? [String])?.isEmpty == true)
+        container.closeInput()
+        try container.wait(deadline: 60)
+        let after = try harness.object("snapshot", "create", "--device", "a")
+        #expect(after["consistency"] as? String == "filesystem")
+    }
+
     @Test(.enabled(if: canUseFUSE, "needs /dev/fuse"))
     func `on a local block device keep no killed service from ending`() throws {
         let filesystem = try PowerCutFilesystem(byteCount: 64 * mebibyte)

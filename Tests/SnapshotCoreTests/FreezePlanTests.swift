@@ -19,12 +19,31 @@ import Testing
     private func number(_ minor: UInt32) -> DeviceNumber { DeviceNumber(major: 7, minor: minor) }
 
     private func plan(
-        _ wish: FreezeWish, _ filesystems: [MountedFilesystem], devices: [[UInt32]],
+        _ wish: FreezeWish, _ filesystems: [MountedFilesystem],
+        elsewhere: [ForeignFilesystem] = [], devices: [[UInt32]],
         protected: [ProtectedGround] = []
     ) throws(FreezeRefusal) -> FreezePlan {
         try FreezePlan(
-            wish, filesystems: filesystems, blockDevices: devices.map { Set($0.map(number)) },
-            protected: protected)
+            wish, filesystems: filesystems, elsewhere: elsewhere,
+            blockDevices: devices.map { Set($0.map(number)) }, protected: protected)
+    }
+
+    @Test func `is not what only another mount namespace has mounted, which is told`() throws {
+        let here = [filesystem(1, [(1, "/a")])]
+        let elsewhere = [
+            // The same filesystem as here, one of a partition, and one of another disk.
+            ForeignFilesystem(filesystem: filesystem(1, [(1, "/x")]), processID: 10),
+            ForeignFilesystem(filesystem: filesystem(2, [(2, "/y")], on: [9]), processID: 11),
+            ForeignFilesystem(filesystem: filesystem(3, [(3, "/z")]), processID: 12),
+        ]
+        let plan = try plan(.standard, here, elsewhere: elsewhere, devices: [[1, 9]])
+        #expect(plan.targets.map(\.name) == ["/a"])
+        #expect(plan.outOfReach.map(\.name) == ["/y"])
+        #expect(plan.outOfReach.map(\.processID) == [11])
+        #expect(!plan.isFilesystemConsistent(frozen: [0]))
+        let none = try self.plan(
+            FreezeWish(isAutomatic: false), here, elsewhere: elsewhere, devices: [[1, 9]])
+        #expect(none.outOfReach.isEmpty)
     }
 
     @Test func `is what is mounted from its block devices, the last mounted first`() throws {
