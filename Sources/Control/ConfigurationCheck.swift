@@ -21,10 +21,7 @@ extension ServiceConfiguration {
             if let reason = Self.whyNotOrigin(request) { problems.append(reason) }
         }
         for address in nbd {
-            if let reason = NBDServer.whyNot(
-                address.endpoint,
-                allowsPlaintext: allowsPlaintext || encryption?.isRequired ?? false)
-            {
+            if let reason = NBDServer.whyNot(address.endpoint, exposureRefusal) {
                 problems.append(reason)
             }
         }
@@ -42,7 +39,7 @@ extension ServiceConfiguration {
             }
             nearest = parent(of: nearest)
         }
-        guard facts.st_mode & S_IFMT == S_IFDIR else { return "\(nearest) is no directory" }
+        guard facts.st_mode & S_IFMT == S_IFDIR else { return "\(nearest) is not a directory" }
         guard access(nearest, W_OK | X_OK) == 0 else {
             return "directory \(nearest) is not writable by this user"
         }
@@ -53,7 +50,7 @@ extension ServiceConfiguration {
         if let reason = whyNotDirectory(parent(of: path)) { return "socket \(path): \(reason)" }
         var facts = stat()
         guard lstat(path, &facts) == 0, facts.st_mode & S_IFMT != S_IFSOCK else { return nil }
-        return "socket \(path) exists and is no socket; remove it or name another"
+        return "socket \(path) exists and is not a socket; remove it or name another"
     }
 
     private static func whyNotOrigin(_ request: AttachRequest) -> String? {

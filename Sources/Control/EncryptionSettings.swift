@@ -8,6 +8,8 @@ package struct EncryptionSettings: Sendable, Equatable {
     /// Clients over TCP get nothing without TLS; else they may ask for it.
     package let isRequired: Bool
     package let credentials: TLSCredentials
+    /// Clients that no certificate or key is asked of are served beyond loopback too.
+    package let allowsAnyone: Bool
 
     /// What was given on the command line.
     package struct Options: Sendable {
@@ -17,22 +19,31 @@ package struct EncryptionSettings: Sendable, Equatable {
         package var key: String?
         package var authority: String?
         package var preSharedKeys: String?
+        package var allowsAnyone: Bool
 
         package init(
             mode: String? = nil, certificate: String? = nil, key: String? = nil,
-            authority: String? = nil, preSharedKeys: String? = nil
+            authority: String? = nil, preSharedKeys: String? = nil, allowsAnyone: Bool = false
         ) {
             self.mode = mode
             self.certificate = certificate
             self.key = key
             self.authority = authority
             self.preSharedKeys = preSharedKeys
+            self.allowsAnyone = allowsAnyone
         }
     }
 
     /// Nil when TLS is off.
     package init?(checking options: Options) throws(ControlError) {
         let credentials = try Self.credentials(options)
+        allowsAnyone = options.allowsAnyone
+        if allowsAnyone, credentials.map(Self.identifiesClients) ?? true {
+            throw ControlError(
+                .invalid,
+                "--tls-anyone goes with --tls-cert and --tls-key alone: without TLS it means "
+                    + "nothing, and with --tls-ca or --tls-psk clients have to prove who they are")
+        }
         switch (options.mode, credentials) {
         case (nil, nil), ("off", nil): return nil
         case (nil, let credentials?), ("require", let credentials?):
@@ -47,7 +58,7 @@ package struct EncryptionSettings: Sendable, Equatable {
         case ("allow", nil), ("require", nil):
             throw ControlError(
                 .invalid,
-                "TLS needs --tls-cert with --tls-key, or --tls-psk, to prove itself with")
+                "TLS needs --tls-cert with --tls-key, or --tls-psk")
         case (let mode?, _):
             throw ControlError(.invalid, "--tls \"\(mode)\": use off, allow or require")
         }
@@ -58,7 +69,7 @@ package struct EncryptionSettings: Sendable, Equatable {
             guard options.certificate == nil, options.key == nil, options.authority == nil else {
                 throw ControlError(
                     .invalid,
-                    "--tls-psk together with certificates: a service has one or the other")
+                    "--tls-psk cannot be combined with certificates: give one or the other")
             }
             return .preSharedKeys(path: path)
         }
@@ -75,6 +86,16 @@ package struct EncryptionSettings: Sendable, Equatable {
             return nil
         case (_?, nil): throw ControlError(.invalid, "--tls-cert needs --tls-key")
         case (nil, _?): throw ControlError(.invalid, "--tls-key needs --tls-cert")
+        }
+    }
+
+    /// Clients have to prove who they are.
+    var identifiesClients: Bool { Self.identifiesClients(credentials) }
+
+    private static func identifiesClients(_ credentials: TLSCredentials) -> Bool {
+        switch credentials {
+        case .preSharedKeys: true
+        case .certificate(_, _, let authority): authority != nil
         }
     }
 

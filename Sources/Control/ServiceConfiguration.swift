@@ -1,3 +1,4 @@
+internal import ExportNBD
 package import RingIO
 
 /// What `serve` was asked for, checked.
@@ -56,11 +57,13 @@ package struct ServiceConfiguration: Sendable {
         }
         if let loopCount, !(1...Self.loopCountMax).contains(loopCount) {
             throw ControlError(
-                .invalid, "\(loopCount) loops: use 1 to \(Self.loopCountMax), or leave it out")
+                .invalid,
+                "\(loopCount) loops: give a whole number from 1 to \(Self.loopCountMax), or leave it "
+                    + "out")
         }
         let names = attach.map(\.name)
         if let twice = names.first(where: { name in names.count { $0 == name } > 1 }) {
-            throw ControlError(.invalid, "device \(twice) is given twice; use a name once")
+            throw ControlError(.invalid, "device \(twice) is given twice; give each name once")
         }
         guard !nbd.contains(.unix(path: control)) else {
             throw ControlError(
@@ -83,6 +86,13 @@ package struct ServiceConfiguration: Sendable {
         self.freezeLimitMilliseconds = freezeLimitMilliseconds
     }
 
+    /// Why NBD is not served over TCP on other than loopback addresses; nil: it is.
+    var exposureRefusal: NBDExposureRefusal? {
+        if allowsPlaintext { return nil }
+        guard let encryption, encryption.isRequired else { return .withoutTLS }
+        return encryption.identifiesClients || encryption.allowsAnyone ? nil : .anyClient
+    }
+
     /// Everywhere where NBD is served.
     var servedAddresses: [ListenAddress] { passed.nbd.map(\.address) + nbd }
 }
@@ -95,7 +105,8 @@ extension RingFeatures {
             guard let known = Self.names.first(where: { $0.name == name }) else {
                 let names = Self.names.map(\.name).joined(separator: ", ")
                 throw ControlError(
-                    .invalid, "\"\(name)\" is no optional feature of io_uring; there are \(names)")
+                    .invalid,
+                    "\"\(name)\" is not an optional feature of io_uring; known are \(names)")
             }
             insert(known.feature)
         }

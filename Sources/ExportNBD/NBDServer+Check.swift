@@ -1,9 +1,32 @@
 internal import Glibc
 
+/// Why addresses beyond loopback are refused: whoever reaches them could read and write.
+package enum NBDExposureRefusal: Sendable {
+    /// Nothing is encrypted, and no client is asked who it is.
+    case withoutTLS
+    /// A certificate proves the service to its clients, and no client is asked for one.
+    case anyClient
+
+    /// For people.
+    func message(of address: String) -> String {
+        let reason =
+            switch self {
+            case .withoutTLS:
+                "without TLS everyone on the network can read and write; give --tls-cert, "
+                    + "--tls-key and --tls-ca, or --tls-psk, or --allow-plaintext if everyone may"
+            case .anyClient:
+                "--tls-cert alone proves the service to its clients and lets every client read and "
+                    + "write; give --tls-ca to ask clients for certificates, use --tls-psk instead, "
+                    + "or give --tls-anyone if everyone may"
+            }
+        return "NBD address \(address) is not a loopback address, and \(reason)"
+    }
+}
+
 extension NBDServer {
     /// Why the server would refuse to listen there, before anything is opened; nil when it would
     /// try. Blocks: a host name is looked up.
-    package static func whyNot(_ endpoint: NBDEndpoint, allowsPlaintext: Bool) -> String? {
+    package static func whyNot(_ endpoint: NBDEndpoint, _ refusal: NBDExposureRefusal?) -> String? {
         guard case .tcp(let host, let port) = endpoint else { return nil }
         var hints = addrinfo()
         hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV
@@ -14,10 +37,7 @@ extension NBDServer {
             return "NBD address tcp:\(host):\(port): \(String(cString: gai_strerror(result)))"
         }
         defer { freeaddrinfo(found) }
-        guard allowsPlaintext || NBDSocket.isLoopback(first.pointee.ai_addr) else {
-            return "NBD address tcp:\(host):\(port) is not a loopback address; use "
-                + "allow-plaintext if everyone on the network may read and write"
-        }
-        return nil
+        guard let refusal, !NBDSocket.isLoopback(first.pointee.ai_addr) else { return nil }
+        return refusal.message(of: "tcp:\(host):\(port)")
     }
 }

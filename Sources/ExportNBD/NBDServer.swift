@@ -23,8 +23,8 @@ package indirect enum NBDEndpoint: Sendable, Equatable {
 /// How the server behaves.
 package struct NBDServerConfiguration: Sendable {
     package var endpoints: [NBDEndpoint]
-    /// TCP without encryption on other than loopback addresses.
-    package var allowsPlaintext = false
+    /// Why TCP on other than loopback addresses is refused; nil: it is served.
+    package var exposureRefusal: NBDExposureRefusal? = .withoutTLS
     /// TLS, where it is offered. Clients over Unix sockets may use it and need not.
     package var encryption: NBDEncryption?
     /// Most connections at a time, handshakes included.
@@ -92,7 +92,7 @@ package final class NBDServer: Sendable {
         let end = ContinuousClock.now + .nanoseconds(Int64(configuration.busyPortNanoseconds))
         while true {
             do {
-                return try NBDSocket.listen(endpoint, allowsPlaintext: allowsExposedTCP)
+                return try NBDSocket.listen(endpoint, configuration.exposureRefusal)
             } catch {
                 guard case .tcp = endpoint, error.kind == .busy, ContinuousClock.now < end else {
                     throw error
@@ -144,11 +144,6 @@ package final class NBDServer: Sendable {
             state.tables = made
             state.paths = known
         }
-    }
-
-    /// Whether TCP beyond loopback is no danger, or one that is wanted.
-    private var allowsExposedTCP: Bool {
-        configuration.allowsPlaintext || configuration.encryption?.mode == .required
     }
 
     private func security(of endpoint: NBDEndpoint) -> NBDSecurity {

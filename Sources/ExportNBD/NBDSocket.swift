@@ -14,14 +14,14 @@ enum NBDSocket {
     /// Opens a listening socket. A Unix socket gets mode 0600; a stale one is replaced, a live
     /// one refused.
     static func listen(
-        _ endpoint: NBDEndpoint, allowsPlaintext: Bool
+        _ endpoint: NBDEndpoint, _ exposureRefusal: NBDExposureRefusal?
     ) throws(NBDServerError) -> Int32 {
         switch endpoint {
         case .unix(let path): try listenUnix(path)
         case .tcp(let host, let port):
-            try listenTCP(host, port, allowsPlaintext: allowsPlaintext)
+            try listenTCP(host, port, exposureRefusal)
         case .passed(let descriptor, let address):
-            try takeOver(descriptor, at: address, allowsPlaintext: allowsPlaintext)
+            try takeOver(descriptor, at: address, exposureRefusal)
         }
     }
 
@@ -101,7 +101,7 @@ enum NBDSocket {
     // MARK: TCP
 
     private static func listenTCP(
-        _ host: String, _ port: UInt16, allowsPlaintext: Bool
+        _ host: String, _ port: UInt16, _ exposureRefusal: NBDExposureRefusal?
     ) throws(NBDServerError) -> Int32 {
         let name = "tcp:\(host):\(port)"
         var hints = addrinfo()
@@ -115,7 +115,9 @@ enum NBDSocket {
                 message: "NBD address \(name): \(String(cString: gai_strerror(result)))")
         }
         defer { freeaddrinfo(found) }
-        guard allowsPlaintext || isLoopback(first.pointee.ai_addr) else { throw exposed(name) }
+        if let exposureRefusal, !isLoopback(first.pointee.ai_addr) {
+            throw NBDServerError(kind: .refused, message: exposureRefusal.message(of: name))
+        }
         let socket = try open(first.pointee.ai_family, name)
         var one: Int32 = 1
         setsockopt(
@@ -133,20 +135,12 @@ enum NBDSocket {
         return socket
     }
 
-    private static func exposed(_ name: String) -> NBDServerError {
-        NBDServerError(
-            kind: .refused,
-            message: "NBD address \(name) is not a loopback address, and NBD without TLS is "
-                + "readable and writable by everyone on the network; use --tls require, or "
-                + "--allow-plaintext if that is meant")
-    }
-
     // MARK: Passed
 
     private static func takeOver(
-        _ descriptor: Int32, at address: NBDEndpoint, allowsPlaintext: Bool
+        _ descriptor: Int32, at address: NBDEndpoint, _ exposureRefusal: NBDExposureRefusal?
     ) throws(NBDServerError) -> Int32 {
-        if case .tcp(let host, let port) = address, !allowsPlaintext {
+        if case .tcp(let host, let port) = address, let exposureRefusal {
             let name = "tcp:\(host):\(port)"
             var storage = sockaddr_storage()
             var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
@@ -156,7 +150,9 @@ enum NBDSocket {
                 }
             }
             guard let isPrivate else { throw failed(name, errno) }
-            guard isPrivate else { throw exposed(name) }
+            guard isPrivate else {
+                throw NBDServerError(kind: .refused, message: exposureRefusal.message(of: name))
+            }
         }
         // The ring waits for clients by itself, and would not where the socket forbids waiting.
         let flags = fcntl(descriptor, F_GETFL)

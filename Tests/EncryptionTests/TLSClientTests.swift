@@ -122,10 +122,31 @@ struct `Clients over TLS` {
         for arguments in [beyond, beyond + allow] {
             let refusal = try TestService.refusal(attaching: [:], extraArguments: arguments)
             #expect(refusal.status == 2)
-            #expect(refusal.diagnostics.contains("use --tls require"))
+            #expect(refusal.diagnostics.contains("--tls-ca, or --tls-psk"))
         }
-        let tls = try TLSService(certificates.arguments(askingClients: false) + beyond)
+        let tls = try TLSService(certificates.arguments(askingClients: true) + beyond)
         #expect(try tls.service.stop() == .exited(0))
+    }
+
+    @Test func `beyond loopback clients have to prove who they are, unless anyone is wanted`()
+        throws
+    {
+        let port = try TestService.freePort()
+        let beyond = ["--nbd", "tcp:0.0.0.0:\(port)"]
+        let anonymous = certificates.arguments(askingClients: false)
+        let refusal = try TestService.refusal(
+            attaching: [:], extraArguments: anonymous + beyond)
+        #expect(refusal.status == 2)
+        #expect(refusal.diagnostics.contains("lets every client read and write"))
+        #expect(refusal.diagnostics.contains("--tls-anyone"))
+        let check = try TestService.refusal(
+            attaching: [:], extraArguments: anonymous + beyond + ["--check"])
+        #expect(check.status == 2 && check.diagnostics.contains("--tls-anyone"))
+        let tls = try TLSService(anonymous + beyond + ["--tls-anyone"])
+        #expect(try tls.service.stop() == .exited(0))
+        // On loopback everyone is of this machine.
+        let local = try TLSService(anonymous)
+        #expect(try local.service.stop() == .exited(0))
     }
 
     @Test func `certificates speak TLS 1.3, pre-shared keys TLS 1.2`() throws {

@@ -30,6 +30,8 @@ struct `Options of TLS` {
             (["--tls", "off", "--tls-psk", keys.path], "contradicts"),
             (["--tls-cert", certificate], "--tls-cert needs --tls-key"),
             (["--tls-key", key], "--tls-key needs --tls-cert"),
+            (["--tls-anyone"], "--tls-anyone goes with"),
+            (["--tls-psk", keys.path, "--tls-anyone"], "--tls-anyone goes with"),
             (["--tls-ca", certificate], "--tls-cert and --tls-key"),
             (
                 ["--tls-psk", keys.path, "--tls-cert", certificate, "--tls-key", key],

@@ -161,7 +161,7 @@ import Testing
         busyPortNanoseconds: UInt64 = 3_000_000_000
     ) -> NBDServer {
         var configuration = NBDServerConfiguration(endpoints: addresses)
-        configuration.allowsPlaintext = allowsPlaintext
+        if allowsPlaintext { configuration.exposureRefusal = nil }
         configuration.busyPortNanoseconds = busyPortNanoseconds
         return NBDServer(directory: TestDirectory(), loops: [loop], configuration: configuration)
     }
@@ -259,7 +259,7 @@ import Testing
     func `CVE-2013-6410: an address is loopback by its bytes, not by its text`(
         host: String, isLoopback: Bool
     ) {
-        let problem = NBDServer.whyNot(.tcp(host: host, port: 1), allowsPlaintext: false)
+        let problem = NBDServer.whyNot(.tcp(host: host, port: 1), .withoutTLS)
         #expect((problem == nil) == isLoopback, "\(problem ?? host)")
     }
 

@@ -25,7 +25,7 @@ private func ask(_ file: ConfigurationFile) {
     }
     _ = file.text("tls")
     _ = file.text("user")
-    _ = file.number("loops")
+    _ = file.number("loops", 1...64)
     _ = file.flag("allow-plaintext")
     _ = file.word("log-level", Word.allCases)
     _ = file.checked("nbd") { () throws(ControlError) in
