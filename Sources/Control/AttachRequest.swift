@@ -19,7 +19,7 @@ package struct AttachRequest: Equatable, Sendable {
         guard let checked = ObjectName(name) else {
             throw ControlError(
                 .invalid,
-                "\"\(name)\" is no name for a device: use 1 to 64 letters, digits, '.', '_' or "
+                "\"\(name)\" is not a valid name for a device: use 1 to 64 letters, digits, '.', '_' or "
                     + "'-', the first a letter or digit")
         }
         guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {

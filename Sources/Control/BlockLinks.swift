@@ -59,7 +59,7 @@ package struct BlockLinks: Sendable {
         }
         guard target != wanted, Self.isInUse(target, as: link) else { return }
         throw ControlError(
-            .busy,
+            .nameTaken,
             "the name \(path) is taken: it leads to \(target), a block device of another service or "
                 + "a partition of another device; give the device another name")
     }

@@ -13,8 +13,8 @@ extension BlockRegistry {
     package func detach(_ name: String, losesWrites: Bool) async throws -> BlockDocument {
         guard let (number, entry) = find(name) else {
             throw ControlError(
-                .notFound,
-                "block device \(name) was not found; `stillpoint block list` names those there are")
+                .noSuchBlock,
+                "block device \(name) was not found; `stillpoint block list` shows them")
         }
         let last = document(of: entry)
         do {
@@ -76,7 +76,7 @@ extension BlockRegistry {
         let list = users.joined(separator: ", ")
         let path = entry.link ?? entry.export?.path ?? entry.target
         return ControlError(
-            .busy,
+            .inUse,
             "block device \(path) (\(entry.export?.path ?? "")) of \(entry.target) is in use: \(list); "
                 + "end that first, or lose what is not yet written with --force-lose-writes",
             details: ["users": list])
@@ -95,7 +95,7 @@ extension BlockRegistry {
             guard !paths.isEmpty else { return }
             let list = paths.sorted().joined(separator: ", ")
             throw ControlError(
-                .busy,
+                .inUse,
                 "device \(name) is attached as block device \(list); detach that first "
                     + "(stillpoint block detach), or detach with --force",
                 details: ["blocks": list])

@@ -199,14 +199,15 @@ package actor BlockRegistry {
     func attach(
         _ name: BlockTargetName, _ wish: Wish
     ) async throws -> (number: UInt64, entry: Entry) {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard !isStopping else { throw ControlError.stopping }
         await adoptWaiting(of: name.device)
         var plan = try await plan(name, wish)
         try checkUnused(plan)
         guard entries.count < Self.capacity else {
             throw ControlError(
-                .busy,
-                "\(Self.capacity) block devices are attached, the most there may be; detach one")
+                .limitReached,
+                "\(Self.capacity) block devices are attached, the most that the service allows; "
+                    + "detach one")
         }
         let number = nextNumber()
         plan.directory = "\(try await madePlace())/\(number)"
@@ -245,10 +246,7 @@ package actor BlockRegistry {
 
     func plan(_ name: BlockTargetName, _ wish: Wish) async throws -> Plan {
         guard let device = ObjectName(name.device) else {
-            throw ControlError(
-                .notFound,
-                "there is no device \(name.device); `stillpoint device list` names "
-                    + "those there are")
+            throw ControlError.noSuchDevice(name.device)
         }
         let sectorBytes = try await devices.sectorBytes(of: device)
         var target = device.text
@@ -257,12 +255,13 @@ package actor BlockRegistry {
         }
         let isWritableImage = name.snapshot != nil && !wish.isReadOnly
         guard let export = exports.export(named: target + (isWritableImage ? ":rw" : "")) else {
+            guard name.snapshot != nil else {
+                throw ControlError(.noSuchDevice, "device \(device) is being detached")
+            }
             throw ControlError(
-                .notFound,
-                name.snapshot == nil
-                    ? "device \(device) is being detached"
-                    : "there is no image \(target); the snapshot is not taken, or does not have "
-                        + "this device")
+                .noSuchSnapshot,
+                "image \(target) was not found: the snapshot is not taken yet, or is not of this "
+                    + "device")
         }
         return Plan(
             target: target, device: device, export: export, sectorBytes: sectorBytes,
@@ -276,9 +275,9 @@ package actor BlockRegistry {
             return
         }
         throw ControlError(
-            .busy,
-            "\(plan.target) is attached as block device \(other.export?.path ?? "already"); two "
-                + "of them, one written, would destroy what is on it; use that one, or detach it "
+            .inUse,
+            "\(plan.target) is attached as block device \(other.export?.path ?? "already"); a "
+                + "second one that is written would destroy its contents; use that one, or detach it "
                 + "first")
     }
 
@@ -336,7 +335,9 @@ package actor BlockRegistry {
         _ plan: Plan, _ entry: Entry, _ export: BlockExport
     ) async throws {
         guard exports.export(named: plan.export.name) == nil || entry.hasEnded else { return }
-        throw ControlError(.busy, "\(plan.target) was detached or destroyed meanwhile")
+        throw ControlError(
+            .busy,
+            "\(plan.target) was detached or destroyed while its block device was being made")
     }
 
     /// Gives the device its name. Where another block device of the same target, which is read
@@ -365,7 +366,9 @@ package actor BlockRegistry {
         entry.hasEnded = true
         guard !entry.isBusy, let export = entry.export else { return }
         entry.isBusy = true
-        logger.warning("block device \(export.path) of \(entry.target) has lost its target")
+        logger.warning(
+            "block device \(export.path) of \(entry.target) has lost its target; its I/O fails from now on"
+        )
         await cutOff(export)
         await gone(number)
     }

@@ -91,7 +91,7 @@ struct ChangeQueries: Sendable {
         let name = try Self.deviceName(text)
         guard (1...Self.markCountMax).contains(document.ranges.count) else {
             throw ControlError(
-                .invalid, "a mark is of 1 to \(Self.markCountMax) ranges; name them")
+                .invalid, "give 1 to \(Self.markCountMax) ranges to mark")
         }
         var ranges: [ByteRange] = []
         for range in document.ranges {
@@ -116,9 +116,7 @@ struct ChangeQueries: Sendable {
 
     private static func deviceName(_ text: String) throws(ControlError) -> ObjectName {
         guard let name = ObjectName(text) else {
-            throw ControlError(
-                .notFound,
-                "there is no device \(text); `stillpoint device list` names those there are")
+            throw ControlError.noSuchDevice(text)
         }
         return name
     }
@@ -132,13 +130,13 @@ struct ChangeQueries: Sendable {
         case .historyUnknown:
             ControlError(
                 .historyUnknown,
-                "what changed on device \(device) since \(since) until \(until) is not known: its "
-                    + "tracking history is another one now; make a full backup")
+                "what changed on device \(device) since \(since) until \(until) is not known: a new "
+                    + "tracking history has begun; make a full backup")
         case .damaged:
             ControlError(
                 .historyUnknown,
-                "what changed on device \(device) is not known: its change map is damaged, a new "
-                    + "history begins; make a full backup")
+                "what changed on device \(device) is not known: its change map is damaged and a "
+                    + "new history begins; make a full backup")
         case .changed:
             ControlError(
                 .changed,
@@ -150,10 +148,10 @@ struct ChangeQueries: Sendable {
                 "the cut of \(since) was made after that of \(until) on device \(device); ask since "
                     + "an earlier one")
         case .notTaken:
-            ControlError(.busy, "snapshot \(until) is not taken yet; take it, then ask until it")
+            ControlError(.notHeld, "snapshot \(until) is not taken yet; take it first")
         case .notHeld:
             ControlError(
-                .busy, "snapshot \(until) is no longer held; ask until another one, or until now")
+                .notHeld, "snapshot \(until) is no longer held; name another one, or ask up to now")
         case .corrupted:
             ControlError(
                 .corrupted,
@@ -172,14 +170,14 @@ struct ChangeQueries: Sendable {
         case .noMemory:
             ControlError(
                 .noSpace,
-                "there is no memory for that many marks on device \(device); nothing was marked")
+                "device \(device) has no memory left for so many marks; nothing was marked")
         case .tooManyForSnapshot:
             ControlError(
                 .noSpace,
                 "a snapshot of device \(device) cannot remember that many marks; nothing was "
                     + "marked; mark less, or destroy the snapshot first")
         case .busy:
-            ControlError(.busy, "device \(device) has too much to do; try again in a moment")
+            ControlError(.busy, "device \(device) is too busy to answer; try again in a moment")
         }
     }
 }

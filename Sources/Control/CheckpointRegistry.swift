@@ -85,7 +85,7 @@ package actor CheckpointRegistry {
         await beginChange()
         defer { endChange() }
         guard let name = ObjectName(text), let checkpoint = store.checkpoint(name) else {
-            throw Self.noSuchCheckpoint(text)
+            throw noSuchCheckpoint(text)
         }
         let last = await document(of: checkpoint)
         try await commit(
@@ -113,10 +113,15 @@ package actor CheckpointRegistry {
             let matches = store.checkpoints(ofSnapshot: text.lowercased())
             if matches.count == 1 { checkpoint = matches[0] }
         }
-        guard let checkpoint else { throw Self.noSuchCheckpoint(text) }
+        guard let checkpoint else {
+            throw ControlError(
+                .noSuchBase,
+                "checkpoint \(text) was not found; `stillpoint checkpoint list` shows what changes "
+                    + "can be asked since" + suggestion(for: text, among: names))
+        }
         guard let base = checkpoint.base(of: device) else {
             throw ControlError(
-                .notFound,
+                .noSuchBase,
                 "checkpoint \(checkpoint.name) is not of device \(device), but of "
                     + checkpoint.parts.map(\.device.text).joined(separator: ", "))
         }
@@ -154,7 +159,7 @@ package actor CheckpointRegistry {
         if case .failure(let failure) = outcome {
             throw ControlError(
                 .failed,
-                "\(failed) (\(failure)), so nothing was changed; make room or mend the state "
+                "\(failed) (\(failure)), so nothing was changed; free some space or repair the state "
                     + "directory and try again")
         }
         store.apply(change)
@@ -204,9 +209,12 @@ package actor CheckpointRegistry {
                 + "nothing was changed; try again when the origins answer faster")
     }
 
-    private static func noSuchCheckpoint(_ text: String) -> ControlError {
+    private nonisolated var names: [String] { store.all.map(\.name.text) }
+
+    private nonisolated func noSuchCheckpoint(_ text: String) -> ControlError {
         ControlError(
-            .notFound,
-            "there is no checkpoint \(text); `stillpoint checkpoint list` names those there are")
+            .noSuchCheckpoint,
+            "checkpoint \(text) was not found; `stillpoint checkpoint list` shows them"
+                + suggestion(for: text, among: names))
     }
 }

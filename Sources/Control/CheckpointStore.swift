@@ -116,8 +116,8 @@ final class CheckpointStore: Sendable {
         }
         guard checkpoints < Self.capacity, parts + count <= Self.partCountMax else {
             throw ControlError(
-                .busy,
-                "\(checkpoints) checkpoints with \(parts) devices are remembered; there may be "
+                .limitReached,
+                "\(checkpoints) checkpoints with \(parts) devices are remembered; the service allows "
                     + "\(Self.capacity) with \(Self.partCountMax); delete some with `stillpoint "
                     + "checkpoint delete`")
         }

@@ -2,15 +2,29 @@
 /// and the exit status, and a message that names the object, the reason and the way out.
 package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible {
     package let code: Code
+    /// Which error of that kind it is, where a script may want to tell them apart.
+    package let reason: Reason?
     package let message: String
     /// Further facts for scripts.
     package let details: [String: String]
 
     package init(_ code: Code, _ message: String, details: [String: String] = [:]) {
         self.code = code
+        reason = nil
         self.message = message
         self.details = details
     }
+
+    /// An error that has a name of its own; its kind follows.
+    package init(_ reason: Reason, _ message: String, details: [String: String] = [:]) {
+        code = reason.code
+        self.reason = reason
+        self.message = message
+        self.details = details
+    }
+
+    /// What JSON calls it: the reason where there is one, else the code.
+    package var name: String { reason?.rawValue ?? code.name }
 
     package var description: String { message }
 
@@ -59,6 +73,9 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         /// The name in JSON.
         package var name: String { value.rawValue }
 
+        /// All codes, by name.
+        package static var names: [String] { Value.allCases.map(\.rawValue) }
+
         /// The status of an HTTP answer with this error.
         package var httpStatus: Int {
             switch value {
@@ -84,6 +101,45 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .historyUnknown: .historyUnknown
             case .corrupted: .corrupted
             case .unsuitable, .failed, .notAllowed, .tooLarge, .tooSlow, .noSpace: .failed
+            }
+        }
+    }
+}
+
+extension ControlError {
+    /// An error with a name of its own, finer than its code. Callers must bear names they do not
+    /// know.
+    package enum Reason: String, CaseIterable, Sendable {
+        case noSuchDevice = "no_such_device"
+        case noSuchSnapshot = "no_such_snapshot"
+        case noSuchCheckpoint = "no_such_checkpoint"
+        /// What `since` names is not a cut of the device that is remembered.
+        case noSuchBase = "no_such_base"
+        case noSuchBlock = "no_such_block"
+        /// A path on the service's machine.
+        case noSuchFile = "no_such_file"
+        /// The device is remembered, but could not be attached.
+        case deviceMissing = "device_missing"
+        case notMounted = "not_mounted"
+        case nameTaken = "name_taken"
+        /// Others use it; they can be asked to end, or `force` ends them.
+        case inUse = "in_use"
+        /// There are as many as there may be.
+        case limitReached = "limit_reached"
+        /// The snapshot is not held: not taken yet, or gone.
+        case notHeld = "not_held"
+        case stopping
+        /// The service was restarted, and numbers its events anew.
+        case eventsRestarted = "events_restarted"
+
+        /// The kind of error it is.
+        package var code: Code {
+            switch self {
+            case .noSuchDevice, .noSuchSnapshot, .noSuchCheckpoint, .noSuchBase, .noSuchBlock,
+                .noSuchFile, .deviceMissing, .notMounted:
+                .notFound
+            case .nameTaken, .inUse, .limitReached, .notHeld, .stopping: .busy
+            case .eventsRestarted: .changed
             }
         }
     }

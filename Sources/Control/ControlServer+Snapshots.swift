@@ -48,9 +48,9 @@ extension ControlServer {
             let wish = try await eventWish(of: request)
             guard let place = FollowerPlace(taking: counts) else {
                 throw ControlError(
-                    .busy,
-                    "\(ControlLimits.followersMax) clients wait for events, the most there may be; "
-                        + "end one")
+                    .limitReached,
+                    "\(ControlLimits.followersMax) clients wait for events, the most that the "
+                        + "service allows; end one")
             }
             return Self.stream(wish, keeping: place, answering: request)
         }
@@ -81,7 +81,7 @@ extension ControlServer {
         return EventWish(
             events: registries.events,
             snapshot: try await snapshotID(request.uri.queryParameters.get("snapshot")),
-            after: try Self.number("after", of: request) ?? Self.lastSeen(request) ?? 0,
+            after: try after(request),
             follows: try Self.flag("follow", of: request, otherwise: true),
             deadline: timeout.map { .now + .seconds($0) })
     }
@@ -100,10 +100,13 @@ extension ControlServer {
         return number
     }
 
-    /// What a client that connects again has seen, as the standard of server-sent events says.
-    private static func lastSeen(_ request: Request) -> UInt64? {
-        request.headers.first { $0.name.canonicalName == "last-event-id" }
-            .flatMap { UInt64($0.value) }
+    /// After which event: what the query says, or what a client that connects again has seen, as
+    /// the standard of server-sent events says.
+    private func after(_ request: Request) throws -> UInt64 {
+        let seen = request.headers.first { $0.name.canonicalName == "last-event-id" }
+        let number = try Self.number("after", of: request) ?? seen.flatMap { UInt64($0.value) } ?? 0
+        try registries.events.check(number)
+        return number
     }
 }
 

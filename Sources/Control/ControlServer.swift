@@ -85,7 +85,8 @@ struct ErrorDocuments: RouterMiddleware {
         switch error.status {
         case .notFound:
             return ControlError(
-                .notFound, "there is no \(request.method) \(request.uri.path) here")
+                .notFound,
+                "\(request.uri.path) was not found; docs/openapi.yaml describes the paths")
         case .contentTooLarge:
             return tooLarge
         default:
@@ -102,6 +103,7 @@ struct ControlServer: Sendable {
     let registries: Registries
     let status: @Sendable () async throws -> StatusDocument
     let metrics: @Sendable () async -> String
+    let about: @Sendable () -> AboutDocument
     let probe: @Sendable (String?) async throws -> MachineProbe
     let counts: RequestCounts
     let user: ServiceUser?
@@ -116,10 +118,16 @@ struct ControlServer: Sendable {
     }
 
     private func router() -> Router<ControlContext> {
-        let router = Router(context: ControlContext.self)
+        let router = Router(
+            context: ControlContext.self, options: .autoGenerateHeadEndpoints)
         router.add(middleware: RequestCounter(counts: counts))
         router.add(middleware: ErrorDocuments(user: user, logger: logger))
         router.add(middleware: KnownQueries())
+        router.get("v1") { _, _ in Answer(about()) }
+        router.get("v1/health") { [registries] _, _ in
+            let health = await registries.health()
+            return Answer(health, status: health.isFailing ? .serviceUnavailable : .ok)
+        }
         router.get("v1/status") { _, _ in Answer(try await status()) }
         router.get("v1/probe") { request, _ in
             let path = request.uri.queryParameters.get("path")
@@ -148,8 +156,11 @@ struct ControlServer: Sendable {
             ] + [HTTPRequest.Method(rawValue: "QUERY")].compactMap(\.self)
         let known = Dictionary(grouping: router.routes, by: { $0.path.description })
         for routes in known.values {
-            let names = routes.map(\.method.rawValue).sorted().joined(separator: ", ")
-            for method in methods where !routes.contains(where: { $0.method == method }) {
+            // What can be got has a head, too.
+            let known =
+                routes.map(\.method) + (routes.contains { $0.method == .get } ? [.head] : [])
+            let names = known.map(\.rawValue).sorted().joined(separator: ", ")
+            for method in methods where !known.contains(method) {
                 router.on(routes[0].path, method: method) { request, _ -> Response in
                     throw ControlError(
                         .notAllowed, "\(request.uri.path) takes \(names) only",
@@ -272,7 +283,7 @@ extension DecodingError {
             "\(Self.place(context)) has the wrong type"
         case .dataCorrupted(let context):
             context.codingPath.isEmpty
-                ? "it is no JSON" : "\(Self.place(context)) has a value that does not fit"
+                ? "it is not JSON" : "\(Self.place(context)) has a value that does not fit"
         @unknown default: "it does not fit"
         }
     }

@@ -124,7 +124,7 @@ final class ControlSocket: Sendable {
         guard facts.st_mode & S_IFMT == S_IFSOCK else {
             throw ControlError(
                 .busy,
-                "\(path) exists and is no socket; move it away or name another with --control")
+                "\(path) exists and is not a socket; move it away or name another with --control")
         }
         let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard probe >= 0 else { throw failed(errno) }

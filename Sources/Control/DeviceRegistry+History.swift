@@ -49,7 +49,7 @@ extension DeviceRegistry {
     func noticed(_ notice: DeviceNotice, of name: ObjectName) async {
         switch notice {
         case .trackingLost(let reason):
-            logger.error("changes of device \(name) are not tracked any more: \(reason.sentence)")
+            logger.error("changes of device \(name) are no longer tracked: \(reason.sentence)")
             await renewHistory(of: name)
         case .generationBegan(_, let reason):
             renewedAt[name] = .now
@@ -96,7 +96,7 @@ extension DeviceRegistry {
                 return await cuts.makeCut([member], isBase: false).fault == nil
             }
         } catch {
-            logger.info("tracking of device \(name) does not begin anew yet: \(error)")
+            logger.info("tracking of device \(name) cannot begin again yet: \(error)")
             return false
         }
     }
@@ -136,7 +136,7 @@ extension DeviceRegistry {
         if new < old, let held = holders[checked], !held.isEmpty {
             let list = held.map(\.description).joined(separator: ", ")
             throw ControlError(
-                .busy,
+                .inUse,
                 "device \(name) cannot shrink from \(old) to \(new) bytes while snapshot(s) "
                     + "\(list) need what would be lost; destroy them first",
                 details: ["snapshots": list])
@@ -167,12 +167,12 @@ extension DeviceRegistry {
         case .unsuitable(let size, let multiple):
             return ControlError(
                 .unsuitable,
-                "device \(name): \(path) has \(size) bytes now, which is no multiple of \(multiple) "
+                "device \(name): \(path) has \(size) bytes now, which is not a multiple of \(multiple) "
                     + "that a device could have; give it another size")
         case .noRoom(let reason):
             return ControlError(
                 .noSpace,
-                "device \(name): its change map cannot grow (\(errnoText(reason))); make room in "
+                "device \(name): its change map cannot grow (\(errnoText(reason))); free space in "
                     + "the runtime directory and try again")
         }
     }

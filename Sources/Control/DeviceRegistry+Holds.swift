@@ -19,7 +19,7 @@ extension DeviceRegistry {
     func hold(
         _ names: [ObjectName], by snapshot: SnapshotLabel
     ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard !isStopping else { throw ControlError.stopping }
         var held: [(ObjectName, AttachedDevice)] = []
         for name in names { held.append((name, try free(name))) }
         for name in names { holders[name, default: []].append(snapshot) }
@@ -48,7 +48,7 @@ extension DeviceRegistry {
     }
 
     private func pin(_ names: [ObjectName]) throws(ControlError) -> [AttachedDevice] {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard !isStopping else { throw ControlError.stopping }
         var devices: [AttachedDevice] = []
         for name in names { devices.append(try free(name)) }
         for name in names { pins[name, default: 0] += 1 }

@@ -104,7 +104,7 @@ package actor DeviceRegistry {
                 request.sectorBytes == nil || request.sectorBytes == entry.device.facts.sectorBytes
             else {
                 throw ControlError(
-                    .busy,
+                    .nameTaken,
                     "device \(request.name) exists with origin \(entry.device.facts.path) or other "
                         + "options; choose another name or detach it first")
             }
@@ -113,7 +113,9 @@ package actor DeviceRegistry {
         try checkUnused(path, by: request)
         guard entries.count + reserved.count <= Self.capacity else {
             throw ControlError(
-                .busy, "\(Self.capacity) devices are attached, the most there may be; detach one")
+                .limitReached,
+                "\(Self.capacity) devices are attached, the most that the service allows; detach one"
+            )
         }
         let entry = try await open(request)
         entries[request.name] = entry
@@ -230,7 +232,7 @@ package actor DeviceRegistry {
             return
         }
         throw ControlError(
-            .busy,
+            .inUse,
             "origin \(path) is attached as device \(user.key); use that one, or detach it first")
     }
 
@@ -348,7 +350,7 @@ package actor DeviceRegistry {
         if last.connections > 0 && !isForced {
             exports.publish(entry.export, history: .device(entry.request.name))
             throw ControlError(
-                .busy,
+                .inUse,
                 "device \(name) has \(last.connections) connection(s) open; close them, or detach "
                     + "with --force",
                 details: ["connections": "\(last.connections)"])
@@ -402,7 +404,7 @@ package actor DeviceRegistry {
     // -- helpers
 
     func reserve(_ name: ObjectName) throws(ControlError) {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard !isStopping else { throw ControlError.stopping }
         guard reserved.insert(name).inserted else { throw isReserved(name) }
     }
 
@@ -413,14 +415,14 @@ package actor DeviceRegistry {
 
     func isMissing(_ name: String, _ missing: Missing) -> ControlError {
         ControlError(
-            .notFound,
+            .deviceMissing,
             "device \(name) is remembered but could not be attached: \(missing.reason)")
     }
 
     private func isHeld(_ name: ObjectName, by snapshots: [SnapshotLabel]) -> ControlError {
         let list = snapshots.map(\.description).joined(separator: ", ")
         return ControlError(
-            .busy,
+            .inUse,
             "device \(name) is in snapshot(s) \(list); destroy them first, or detach with --force",
             details: ["snapshots": list])
     }
@@ -450,8 +452,7 @@ package actor DeviceRegistry {
     }
 
     func noSuchDevice(_ name: String) -> ControlError {
-        ControlError(
-            .notFound, "there is no device \(name); `stillpoint device list` names those there are")
+        .noSuchDevice(name, among: entries.keys.map(\.text) + missing.keys.map(\.text))
     }
 
     func document(of entry: Entry) async -> DeviceDocument {
@@ -486,6 +487,7 @@ extension CountersDocument {
             reads: counters.reads, writes: counters.writes, readBytes: counters.readBytes,
             writtenBytes: counters.writtenBytes, flushes: counters.flushes,
             discards: counters.discards, zeroes: counters.zeroes, failures: counters.failures,
+            markedBlocks: counters.markedBlocks, copiedBlocks: counters.copiedBlocks,
             copiedBytes: counters.copiedBytes, parkedWrites: counters.parkedWrites)
     }
 }

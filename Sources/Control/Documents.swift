@@ -58,8 +58,8 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var generation: String?
     /// In which its changes are marked now.
     package var epoch: UInt32?
-    /// Left out, too, when the history has no cut yet.
-    package var lastCut: Date?
+    /// Null when the history has no cut yet, too.
+    @OrNull package var lastCut: Date?
     package var counters: CountersDocument?
     /// How the origin stands: `present`, `gone`, `replaced` or `deleted`.
     package var originState: OriginState?
@@ -75,7 +75,11 @@ package struct CountersDocument: Codable, Equatable, Sendable {
     package var discards: UInt64
     package var zeroes: UInt64
     package var failures: UInt64
-    /// Bytes of old data read in order to preserve it.
+    /// Blocks of 4 KiB marked as changed, counted with every request that marks them.
+    package var markedBlocks: UInt64
+    /// Blocks of old data read in order to preserve them.
+    package var copiedBlocks: UInt64
+    /// The same in bytes.
     package var copiedBytes: UInt64
     /// Writes that waited for a cut, a copy or memory.
     package var parkedWrites: UInt64
@@ -171,13 +175,20 @@ package struct ErrorDocument: Codable, Equatable, Sendable {
     }
 
     package init(_ error: ControlError) {
-        self.error = Body(
-            code: error.code.name, message: error.message, details: error.details)
+        self.error = Body(code: error.name, message: error.message, details: error.details)
+    }
+
+    /// An error that is not the service's.
+    package init(code: String, message: String) {
+        error = Body(code: code, message: message, details: [:])
     }
 
     /// The error it carries.
     package var controlError: ControlError {
-        ControlError(
+        if let reason = ControlError.Reason(rawValue: error.code) {
+            return ControlError(reason, error.message, details: error.details)
+        }
+        return ControlError(
             ControlError.Code(name: error.code), error.message, details: error.details)
     }
 }

@@ -19,9 +19,11 @@ extension EventKind {
 
 extension EventLog {
     /// Logs what loops record, from the first event on, until the task is cancelled; what was
-    /// recorded before that is logged still.
-    func logNotices(to logger: Logger) async {
-        var seen: UInt64 = 0
+    /// recorded before that is logged still. `cover` is called with the newest number.
+    func logNotices(
+        to logger: Logger, covering cover: @Sendable (UInt64) async -> Void
+    ) async {
+        var seen = base
         while true {
             let isLast = Task.isCancelled
             let page = page(after: seen, of: nil)
@@ -34,6 +36,7 @@ extension EventLog {
                 logger.log(level: level, "\(event.message)")
             }
             seen = page.last
+            await cover(seen)
             if isLast { return }
             await wait(past: page.version, until: nil)
         }

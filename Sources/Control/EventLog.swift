@@ -5,8 +5,9 @@ internal import Synchronization
 // What happened, numbered: kept for a while so that it can be replayed, and waited for.
 //
 // Invariants
-// - Numbers begin at 1 and rise by one; the newest `capacity` events are kept. Who falls behind
-//   further sees a gap in the numbers and is never waited for.
+// - Numbers rise by one, over the end of the service too (`EventNumbers`); the newest `capacity`
+//   events of this run are kept. A follower that falls behind further sees a gap in the numbers and
+//   is never waited for.
 // - Events are recorded from any thread, loops included: nothing here waits, performs I/O or keeps
 //   the lock for longer than a few assignments.
 // - A snapshot is living from `began` to its end; nobody waits for events of one that is not.
@@ -55,9 +56,14 @@ package final class EventLog: Sendable {
         var version: UInt64
     }
 
+    /// Of this run of the service: events of another one have another id.
+    package let instance = UniqueID.random()
+    /// The last number of the runs before.
+    let base: UInt64
+
     private struct State {
         var events: [EventDocument] = []
-        var last: UInt64 = 0
+        var last: UInt64
         /// Rises with every change.
         var version: UInt64 = 0
         var living: Set<UniqueID> = []
@@ -67,9 +73,16 @@ package final class EventLog: Sendable {
         var nextWaiter: UInt64 = 0
     }
 
-    private let state = Mutex(State())
+    private let state: Mutex<State>
 
-    package init() {}
+    /// `base`: the last number of the runs before.
+    package init(after base: UInt64 = 0) {
+        self.base = base
+        state = Mutex(State(last: base))
+    }
+
+    /// The newest event's number.
+    var last: UInt64 { state.withLock { $0.last } }
 
     /// Records an event.
     func record(
@@ -81,10 +94,10 @@ package final class EventLog: Sendable {
             state.last += 1
             state.counts[kind, default: 0] += 1
             let event = EventDocument(
-                number: state.last, time: time, type: kind.rawValue,
+                number: state.last, instance: instance.description, time: time, type: kind.rawValue,
                 snapshot: snapshot?.id.description, snapshotName: snapshot?.name?.text,
                 device: device?.text, errno: errno, message: message)
-            let place = Int((state.last - 1) % UInt64(Self.capacity))
+            let place = place(of: state.last)
             if place < state.events.count {
                 state.events[place] = event
             } else {
@@ -92,6 +105,22 @@ package final class EventLog: Sendable {
             }
             if kind == .destroyed, let snapshot { state.living.remove(snapshot.id) }
         }
+    }
+
+    private func place(of number: UInt64) -> Int {
+        Int((number - base - 1) % UInt64(Self.capacity))
+    }
+
+    /// Refuses a number that no event has had yet: whoever asks for what comes after it would wait
+    /// for something else than it thinks.
+    func check(_ number: UInt64) throws(ControlError) {
+        let last = last
+        guard number > last else { return }
+        throw ControlError(
+            .eventsRestarted,
+            "event \(number) has not happened: the newest is \(last), so its number is of another "
+                + "state directory; begin again with 0",
+            details: ["instance": instance.description, "last": "\(last)"])
     }
 
     /// How many events of each type were recorded.
@@ -132,7 +161,7 @@ package final class EventLog: Sendable {
             let id = snapshot?.description
             var next = max(min(number, state.last) + 1, state.last - kept + 1)
             while next <= state.last {
-                let event = state.events[Int((next - 1) % UInt64(Self.capacity))]
+                let event = state.events[place(of: next)]
                 if id == nil || event.snapshot == id { events.append(event) }
                 next += 1
             }

@@ -63,7 +63,7 @@ actor Guardian {
         let isFree = await blocking.run { Self.waitForFormer(lockPath) } ?? false
         if !isFree {
             logger.error(
-                "the guardian of the service before has not ended; what it was to record is lost")
+                "the guardian of the previous service has not ended; what it had to record is lost")
         }
         let directory = options.stateDirectory
         let outcome = await blocking.run { Takeover.begin(in: directory) }
@@ -280,11 +280,14 @@ actor Guardian {
         link = nil
         guard restartCount < Self.restartCountMax else {
             logger.error(
-                "the guardian has ended too often; a kill of the service now ends histories")
+                """
+                the guardian has ended too often and is not started again: if the service is \
+                killed, the histories of its devices end
+                """)
             return
         }
         restartCount += 1
-        logger.error("the guardian has ended; another one is started")
+        logger.error("the guardian has ended and is started again")
         await quiet.takeShared()
         defer { quiet.giveBack() }
         guard !isDismissed else { return }

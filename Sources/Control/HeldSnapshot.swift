@@ -25,6 +25,8 @@ final class HeldSnapshot {
     var phase = Phase.making
     var parts: [Part] = []
     let storages = HeldStorage()
+    /// Sources of newer snapshots that are destroyed: what they preserved may be this one's too.
+    var inherited: [StorageSource] = []
     /// Remarks about its storage for the client.
     var warnings: [String] = []
     var takenAt: Date?
@@ -48,6 +50,14 @@ final class HeldSnapshot {
         let waiting = waiters
         waiters = []
         for waiter in waiting { waiter.resume() }
+    }
+
+    /// Takes over the sources that a newer snapshot leaves, if data may still be in them.
+    func inherit(_ sources: [StorageSource]) {
+        inherited = inherited.filter(\.isInUse)
+        for source in sources where !inherited.contains(where: { $0 === source }) {
+            inherited.append(source)
+        }
     }
 
     /// One device's part.
@@ -87,12 +97,9 @@ final class HeldSnapshot {
                     unstoredBytes: (report?.unstoredBlocks ?? 0) * blockByteCount,
                     zeroBlocks: report?.zeroBlocks ?? 0))
         }
-        let sources = storages.all.flatMap(\.sources).map { source in
-            let report = source.report
-            return SnapshotDocument.Source(
-                name: report.name, used: report.granted, capacity: report.capacity,
-                limit: report.limit, available: report.available)
-        }
+        let sources = storages.all.flatMap(\.sources).map(SnapshotDocument.Source.init)
+        let limit = Self.sum(sources.map(\.limit))
+        let storedBytes = devices.reduce(0) { $0 + $1.storedBytes }
         return SnapshotDocument(
             id: label.id.description, name: label.name?.text, state: state, createdAt: createdAt,
             takenAt: takenAt, cutMicroseconds: outcome?.closedMicroseconds,
@@ -103,11 +110,25 @@ final class HeldSnapshot {
             storage: SnapshotDocument.Storage(
                 used: sources.reduce(0) { $0 + $1.used },
                 capacity: sources.reduce(0) { $0 + $1.capacity },
-                limit: Self.sum(sources.map(\.limit)),
-                available: Self.sum(sources.map(\.available)),
-                storedBytes: devices.reduce(0) { $0 + $1.storedBytes },
-                zeroBlocks: devices.reduce(0) { $0 + $1.zeroBlocks }, sources: sources),
+                limit: limit, available: Self.sum(sources.map(\.available)),
+                storedBytes: storedBytes,
+                zeroBlocks: devices.reduce(0) { $0 + $1.zeroBlocks },
+                estimatedSecondsToFull: takenAt.flatMap {
+                    Self.secondsToFull(storedBytes, of: limit, since: $0)
+                }, sources: sources,
+                inherited: inherited.filter(\.isInUse).map(SnapshotDocument.Source.init)),
             warnings: warnings)
+    }
+
+    /// When `limit` bytes are full if as much is stored in a second as since the cut; nil while
+    /// nothing is stored.
+    static func secondsToFull(
+        _ storedBytes: UInt64, of limit: UInt64, since cut: Date, now: Date = Date()
+    ) -> Double? {
+        let elapsed = now.timeIntervalSince(cut)
+        guard storedBytes > 0, elapsed > 0 else { return nil }
+        let left = Double(limit - min(limit, storedBytes))
+        return (left * elapsed / Double(storedBytes)).rounded()
     }
 
     /// Limits may be as large as numbers go in JSON.
@@ -116,6 +137,15 @@ final class HeldSnapshot {
     }
 
     private static let most = UInt64(Int64.max)
+}
+
+extension SnapshotDocument.Source {
+    init(_ source: StorageSource) {
+        let report = source.report
+        self.init(
+            name: report.name, used: report.granted, capacity: report.capacity,
+            limit: report.limit, available: report.available)
+    }
 }
 
 /// When and why an image lost data; written on the device's loop, once.

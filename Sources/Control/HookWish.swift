@@ -31,7 +31,7 @@ package struct HookWish: Equatable, Sendable {
         guard (1...Self.limitSecondsMax).contains(limit) else {
             throw ControlError(
                 .invalid,
-                "a hook's time limit of \(limit) s: give 1 to \(Self.limitSecondsMax) seconds")
+                "a time limit of \(limit) s for a hook: give 1 to \(Self.limitSecondsMax) seconds")
         }
         pre = document.pre
         post = document.post

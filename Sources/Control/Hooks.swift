@@ -26,7 +26,7 @@ struct HookRunner: Sendable {
                 return access(path, X_OK) == 0 ? 0 : errno
             }
             if failure == ENOENT {
-                throw ControlError(.notFound, "hook \(path) does not exist; name a program")
+                throw ControlError(.noSuchFile, "hook \(path) does not exist; name a program")
             }
             if failure != 0 {
                 throw ControlError(

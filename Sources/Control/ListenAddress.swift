@@ -1,4 +1,6 @@
+internal import CLinux
 internal import ExportNBD
+internal import Glibc
 
 /// Where an export server listens, as given by `--nbd`.
 package enum ListenAddress: Hashable, Sendable, CustomStringConvertible {
@@ -26,7 +28,7 @@ package enum ListenAddress: Hashable, Sendable, CustomStringConvertible {
 
     private static func malformed(_ text: String) -> ControlError {
         ControlError(
-            .invalid, "\"\(text)\" is no address to listen on: give unix:PATH or tcp:HOST:PORT")
+            .invalid, "\"\(text)\" is not an address to listen on: give unix:PATH or tcp:HOST:PORT")
     }
 
     /// What the NBD server is given.
@@ -60,4 +62,11 @@ package func checkSocketPath(_ path: String) throws(ControlError) {
             "socket \(path): \(path.utf8.count) bytes are too long for a Unix socket, "
                 + "\(socketPathByteCountMax) at most; use a shorter directory")
     }
+}
+
+/// Opens the socket at `path` without connecting to it, so that the calling process can name it
+/// shorter, as `/proc/self/fd/N`. Returns the descriptor, or the errno value negated.
+package func openSocketPlace(_ path: String) -> Int32 {
+    let descriptor = open(path, cl_o_path | O_CLOEXEC)
+    return descriptor >= 0 ? descriptor : -errno
 }

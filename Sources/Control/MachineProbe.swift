@@ -138,9 +138,9 @@ package struct MachineProbe: Codable, Equatable, Sendable {
         do throws(SystemFailure) {
             resolved = try resolvedPath(path)
         } catch {
-            throw ControlError(
-                error.errnoValue == EACCES ? .failed : .notFound,
-                "\(error); name an existing disk image or block device")
+            let message = "\(error); name an existing disk image or block device"
+            throw error.errnoValue == EACCES
+                ? ControlError(.failed, message) : ControlError(.noSuchFile, message)
         }
         do throws(AttachError) {
             let found = try OriginProbe(path: resolved)

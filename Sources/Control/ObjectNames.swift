@@ -24,7 +24,7 @@ final class ObjectNames: Sendable {
         guard let owner else { return }
         let wayOut = owner == .snapshot ? "destroy it" : "delete it"
         throw ControlError(
-            .busy, "\(owner.rawValue) \(name) exists; choose another name or \(wayOut) first")
+            .nameTaken, "\(owner.rawValue) \(name) exists; choose another name or \(wayOut) first")
     }
 
     /// Takes a name, whoever else has it: a checkpoint that was recorded.

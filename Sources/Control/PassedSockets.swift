@@ -95,7 +95,7 @@ package struct PassedSockets: Sendable, Equatable {
             throw ControlError(
                 .invalid,
                 "\(subject) is at \(socket.address): the control socket is a Unix socket, for "
-                    + "whoever reaches it may do everything; pass one of a path")
+                    + "everybody who reaches it may do everything; pass a socket that has a path")
         }
         guard control == nil else {
             throw ControlError(
@@ -112,7 +112,7 @@ package struct PassedSockets: Sendable, Equatable {
         var size = socklen_t(MemoryLayout<Int32>.size)
         guard getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &kind, &size) == 0 else {
             throw ControlError(
-                .invalid, "\(subject) is no socket (\(errnoText(errno))); pass one that listens")
+                .invalid, "\(subject) is not a socket (\(errnoText(errno))); pass one that listens")
         }
         size = socklen_t(MemoryLayout<Int32>.size)
         guard kind == Int32(SOCK_STREAM.rawValue),
@@ -120,7 +120,7 @@ package struct PassedSockets: Sendable, Equatable {
         else {
             throw ControlError(
                 .invalid,
-                "\(subject) is no stream socket that listens; use ListenStream= and Accept=no in its "
+                "\(subject) is not a listening stream socket; use ListenStream= and Accept=no in its "
                     + "socket unit")
         }
     }

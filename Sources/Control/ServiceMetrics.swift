@@ -146,7 +146,7 @@ struct ServiceMetrics: Sendable {
         text.sample(cuts.calledOffCount)
         storage(&text, "used_bytes", "Space handed out to devices, in extents.", \.used)
         storage(&text, "capacity_bytes", "Space that is there.", \.capacity)
-        storage(&text, "limit_bytes", "Space that there may be.", \.limit)
+        storage(&text, "limit_bytes", "Size up to which the storage may grow.", \.limit)
         storage(&text, "stored_bytes", "Preserved blocks that take space.", \.storedBytes)
         storage(&text, "zero_blocks", "Preserved blocks that are zero.", \.zeroBlocks)
     }
@@ -166,7 +166,7 @@ struct ServiceMetrics: Sendable {
 
     private func addLoops(to text: inout MetricsText) {
         loop(&text, "request_buffer_bytes", "Payload buffers in use.", \.bufferByteCount)
-        loop(&text, "request_buffer_limit_bytes", "Payload buffers there may be.", \.bufferCapacity)
+        loop(&text, "request_buffer_limit_bytes", "Payload buffers, at most.", \.bufferCapacity)
         loop(
             &text, "preserve_buffer_bytes", "Preserved data that is not stored yet.",
             \.preservedByteCount)
@@ -174,7 +174,7 @@ struct ServiceMetrics: Sendable {
             &text, "preserve_buffer_limit_bytes", "Preserved data that may wait to be stored.",
             \.preservedCapacity)
         loop(&text, "requests_in_flight", "Requests under way.", \.requestCount)
-        loop(&text, "requests_in_flight_limit", "Requests there may be.", \.requestCapacity)
+        loop(&text, "requests_in_flight_limit", "Requests in flight, at most.", \.requestCapacity)
     }
 
     private func loop(

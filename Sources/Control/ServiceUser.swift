@@ -113,14 +113,14 @@ package struct ServiceUser: Sendable, Equatable {
     func take() throws(ControlError) {
         guard cl_become_user(name, id, group) == 0 else {
             throw ControlError(
-                .failed, "the service cannot go on as \(name): \(errnoText(errno))")
+                .failed, "the service cannot continue as \(name): \(errnoText(errno))")
         }
         try checkThreads()
     }
 
     private func checkThreads() throws(ControlError) {
         guard setuid(0) != 0 else {
-            throw ControlError(.failed, "the service could still become root again; it stops")
+            throw ControlError(.failed, "the service could still become root again, so it stops")
         }
         guard let stream = opendir("/proc/self/task") else {
             throw failed("/proc/self/task", errno)
@@ -137,12 +137,13 @@ package struct ServiceUser: Sendable, Equatable {
             } catch {
                 // A thread that ended while it was looked at has no user.
                 if error.errnoValue == ESRCH { continue }
-                throw ControlError(.failed, "the service cannot go on as \(name): \(error)")
+                throw ControlError(.failed, "the service cannot continue as \(name): \(error)")
             }
             guard let bytes else { continue }
             guard isGivenUp(String(decoding: bytes, as: UTF8.self)) else {
                 throw ControlError(
-                    .failed, "thread \(thread) of the service is not \(name)'s; it stops")
+                    .failed,
+                    "thread \(thread) of the service does not run as \(name); the service stops")
             }
         }
     }

@@ -75,7 +75,11 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         /// Preserved blocks without overhead, nothing for zeroes and holes.
         package var storedBytes: UInt64
         package var zeroBlocks: UInt64
+        /// Until the limit is reached, if writers go on as they did since the cut.
+        @OrNull package var estimatedSecondsToFull: Double?
         package var sources: [Source]
+        /// Those of newer snapshots that are destroyed and that still hold data of its devices.
+        package var inherited: [Source]
     }
 
     /// A source of difference storage, in bytes.
@@ -171,6 +175,8 @@ package struct StorageAppendDocument: Codable, Equatable, Sendable {
 /// Something that happened.
 package struct EventDocument: Codable, Equatable, Sendable {
     package var number: UInt64
+    /// UUID of the run of the service that recorded it.
+    package var instance: String
     package var time: Date
     package var type: String
     /// Id of the snapshot it is about.
@@ -181,10 +187,12 @@ package struct EventDocument: Codable, Equatable, Sendable {
     package var message: String
 
     init(
-        number: UInt64, time: Date, type: String, snapshot: String?, snapshotName: String?,
+        number: UInt64, instance: String, time: Date, type: String, snapshot: String?,
+        snapshotName: String?,
         device: String?, errno: Int32?, message: String
     ) {
         self.number = number
+        self.instance = instance
         self.time = time
         self.type = type
         self.snapshot = snapshot

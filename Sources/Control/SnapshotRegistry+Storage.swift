@@ -12,7 +12,7 @@ extension SnapshotRegistry {
         _ wish: StorageWish, to text: String
     ) async throws -> SnapshotDocument {
         guard !wish.requests.isEmpty else {
-            throw ControlError(.invalid, "name the storage to append")
+            throw ControlError(.invalid, "give the storage to append")
         }
         let entry = try begin(text)
         defer { entry.operationEnded() }
@@ -24,16 +24,17 @@ extension SnapshotRegistry {
         }
         guard refusing.count < entry.parts.count else {
             throw ControlError(
-                .busy,
-                "snapshot \(entry.label): its devices have as many storage sources as they may")
+                .limitReached,
+                "snapshot \(entry.label): its devices have as many storage sources as the service "
+                    + "allows")
         }
         entry.storages.add(storage)
         if !refusing.isEmpty {
             throw ControlError(
-                .busy,
+                .limitReached,
                 "snapshot \(entry.label) has the storage now, except for "
                     + refusing.joined(separator: ", ")
-                    + ": there are as many storage sources as there may be")
+                    + ": these devices have as many storage sources as the service allows")
         }
         logger.info("appended storage to snapshot \(entry.label)")
         return await entry.document()

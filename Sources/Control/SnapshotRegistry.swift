@@ -97,11 +97,12 @@ package actor SnapshotRegistry {
 
     /// Reserves what the snapshot will be called.
     private func enter(_ request: SnapshotRequest) throws(ControlError) -> HeldSnapshot {
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard !isStopping else { throw ControlError.stopping }
         let taken = Set(entries.values.map(\.account))
         guard let account = (0..<UInt16(Self.capacity)).first(where: { !taken.contains($0) }) else {
             throw ControlError(
-                .busy, "there are \(Self.capacity) snapshots, the most there may be; destroy one")
+                .limitReached,
+                "\(Self.capacity) snapshots exist, the most that the service allows; destroy one")
         }
         if let name = request.name {
             try checkpoints.store.checkRoom(forParts: request.devices.count)
@@ -282,7 +283,7 @@ package actor SnapshotRegistry {
     /// that is not handed over is free.
     package func destroy(_ text: String) async throws -> SnapshotDocument {
         let entry = try find(text)
-        guard let last = await destroyed(entry) else { throw Self.noSuchSnapshot(text) }
+        guard let last = await destroyed(entry) else { throw noSuchSnapshot(text) }
         return last
     }
 
@@ -312,6 +313,7 @@ package actor SnapshotRegistry {
     private func end(_ entry: HeldSnapshot) async -> SnapshotDocument {
         var last = await entry.document()
         await tearDown(entry)
+        handDown(entry)
         left(entry)
         events.record(
             .destroyed, snapshot: entry.label, "snapshot \(entry.label) destroyed")
@@ -320,6 +322,21 @@ package actor SnapshotRegistry {
         last.state = entry.state
         for index in last.devices.indices { last.devices[index].image = nil }
         return last
+    }
+
+    /// The next older snapshot of each device goes on with what is left in its storage.
+    private func handDown(_ entry: HeldSnapshot) {
+        let left = (entry.storages.all.flatMap(\.sources) + entry.inherited).filter(\.isInUse)
+        guard !left.isEmpty, let takenAt = entry.takenAt else { return }
+        for device in entry.parts.map(\.name) {
+            let older = entries.values.compactMap { other -> (cut: Date, snapshot: HeldSnapshot)? in
+                guard let cut = other.takenAt, cut < takenAt,
+                    other.parts.contains(where: { $0.name == device })
+                else { return nil }
+                return (cut, other)
+            }
+            older.max { $0.cut < $1.cut }?.snapshot.inherit(left)
+        }
     }
 
     /// Ends whatever there is of it.
@@ -367,11 +384,11 @@ package actor SnapshotRegistry {
         guard entry.phase != .ending else { throw Self.isNotHeld(text) }
         guard entry.phase == .held else {
             throw ControlError(
-                .busy, "snapshot \(entry.label) is not taken yet; take it, then ask until it")
+                .notHeld, "snapshot \(entry.label) is not taken yet; take it first")
         }
         guard let part = entry.parts.first(where: { $0.name == device }) else {
             throw ControlError(
-                .notFound,
+                .noSuchSnapshot,
                 "snapshot \(entry.label) is not of device \(device), but of "
                     + entry.parts.map(\.name.text).joined(separator: ", "))
         }
@@ -386,9 +403,10 @@ package actor SnapshotRegistry {
 
     private static func isNotHeld(_ text: String) -> ControlError {
         ControlError(
-            .busy,
-            "\(text) is not held: only a snapshot that is held can end a question about changes; "
-                + "ask until one that `stillpoint snapshot list` names, or until now")
+            .notHeld,
+            "snapshot \(text) is not held, and only the cut of a held snapshot can end a question "
+                + "about changes; name one that `stillpoint snapshot list` shows as held, or leave "
+                + "--until out")
     }
 
     /// The id of a snapshot, also of one that is destroyed and whose events are kept.
@@ -414,13 +432,12 @@ package actor SnapshotRegistry {
         let prefix = text.lowercased()
         let matches = entries.values.filter { $0.label.id.description.hasPrefix(prefix) }
         guard let match = matches.first, !text.isEmpty else {
-            throw Self.noSuchSnapshot(text)
+            throw noSuchSnapshot(text)
         }
         guard matches.count == 1 else {
             throw ControlError(
-                .notFound,
-                "there is no snapshot \(text), and \(matches.count) have ids that begin so; give "
-                    + "more of the id")
+                .noSuchSnapshot,
+                "the ids of \(matches.count) snapshots begin with \(text); give more of the id")
         }
         return match
     }
@@ -428,7 +445,7 @@ package actor SnapshotRegistry {
     /// The snapshot, for an operation that nothing else may run beside.
     func begin(_ text: String) throws(ControlError) -> HeldSnapshot {
         let entry = try find(text)
-        guard !isStopping else { throw ControlError(.busy, "the service is stopping") }
+        guard !isStopping else { throw ControlError.stopping }
         guard !entry.isBusy else {
             throw ControlError(
                 .busy,
@@ -439,9 +456,10 @@ package actor SnapshotRegistry {
         return entry
     }
 
-    private static func noSuchSnapshot(_ text: String) -> ControlError {
+    private func noSuchSnapshot(_ text: String) -> ControlError {
         ControlError(
-            .notFound,
-            "there is no snapshot \(text); `stillpoint snapshot list` names those there are")
+            .noSuchSnapshot,
+            "snapshot \(text) was not found; `stillpoint snapshot list` shows them"
+                + suggestion(for: text, among: entries.values.compactMap { $0.label.name?.text }))
     }
 }

@@ -7,24 +7,6 @@ package import SnapshotCore
 
 // What a client asks for, checked: names, sizes, storage, overflow policy.
 
-/// Reads a size with K, M, G or T for powers of 1024; nil when `text` is none or beyond 2^63.
-package func parseSize(_ text: String) -> UInt64? {
-    var digits = text[...]
-    var shift: UInt64 = 0
-    switch digits.last {
-    case "K": shift = 10
-    case "M": shift = 20
-    case "G": shift = 30
-    case "T": shift = 40
-    default: break
-    }
-    if shift > 0 { digits.removeLast() }
-    guard !digits.isEmpty, digits.utf8.allSatisfy({ (48...57).contains($0) }),
-        let number = UInt64(digits), number <= UInt64(Int64.max) >> shift
-    else { return nil }
-    return number << shift
-}
-
 /// Storage for a snapshot, as asked for.
 package struct StorageWish: Equatable, Sendable {
     package let requests: [StorageRequest]
@@ -51,7 +33,7 @@ package struct StorageWish: Equatable, Sendable {
                     + "\(Self.byteCountMin >> 10)K")
         }
         if let limit, limit > UInt64(Int64.max) {
-            throw ControlError(.invalid, "a limit of \(limit) bytes is beyond any storage")
+            throw ControlError(.invalid, "a limit of \(limit) bytes is larger than any storage")
         }
         var requests: [StorageRequest] = []
         for text in texts { requests.append(try Self.request(text)) }
@@ -72,7 +54,7 @@ package struct StorageWish: Equatable, Sendable {
         }
         guard let size = parseSize(String(text.dropFirst(7))) else {
             throw ControlError(
-                .invalid, "storage \"\(text)\": give the size like 256M, with K, M, G or T")
+                .invalid, "storage \"\(text)\": give a size such as memory:256M or memory:1.5G")
         }
         guard size >= byteCountMin else {
             throw ControlError(
@@ -141,7 +123,7 @@ package struct SnapshotRequest: Equatable, Sendable {
     ) throws(ControlError) -> [ObjectName] {
         guard (1...deviceCountMax).contains(texts.count) else {
             throw ControlError(
-                .invalid, "a \(kind) is of 1 to \(deviceCountMax) devices; name them")
+                .invalid, "a \(kind) takes 1 to \(deviceCountMax) devices; name them")
         }
         var devices: [ObjectName] = []
         for text in texts {
@@ -158,7 +140,7 @@ package struct SnapshotRequest: Equatable, Sendable {
         if texts.isEmpty { return .standard }
         if texts.contains("none") {
             guard texts.allSatisfy({ $0 == "none" }) else {
-                throw ControlError(.invalid, "freeze none goes with nothing else")
+                throw ControlError(.invalid, "freeze none cannot be combined with anything else")
             }
             return FreezeWish(isAutomatic: false)
         }
@@ -183,7 +165,7 @@ package struct SnapshotRequest: Equatable, Sendable {
         guard let name = ObjectName(text) else {
             throw ControlError(
                 .invalid,
-                "\"\(text)\" is no name for a \(kind): use 1 to 64 letters, digits, '.', '_' or "
+                "\"\(text)\" is not a valid name for a \(kind): use 1 to 64 letters, digits, '.', '_' or "
                     + "'-', the first a letter or digit")
         }
         return name
@@ -196,7 +178,7 @@ package struct SnapshotRequest: Equatable, Sendable {
         guard let seconds, (1...3600).contains(seconds) else {
             throw ControlError(
                 .invalid,
-                "\"\(text)\" is no overflow policy: use break, throttle or throttle:SECONDS, 1 to "
+                "\"\(text)\" is not an overflow policy: use break, throttle or throttle:SECONDS, 1 to "
                     + "3600")
         }
         return OverflowPolicy(kind: .throttle, limitNanoseconds: seconds * 1_000_000_000)

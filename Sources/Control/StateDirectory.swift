@@ -91,8 +91,8 @@ final class StateDirectory: Sendable {
         if case .failure(let failure) = outcome {
             throw ControlError(
                 .failed,
-                "the state could not be recorded (\(failure)), so nothing was changed; make room "
-                    + "or mend the state directory and try again")
+                "the state could not be recorded (\(failure)), so nothing was changed; free "
+                    + "some space or repair the state directory and try again")
         }
     }
 }
@@ -102,15 +102,25 @@ extension ControlError {
     static let tooManyOperations = ControlError(
         .busy, "too many operations wait; try again when some have finished")
 
+    /// Nothing new is begun any more.
+    static let stopping = ControlError(
+        .stopping, "the service is stopping; try again when it has been started again")
+
+    /// `names`: of the devices, for a suggestion.
+    static func noSuchDevice(_ text: String, among names: [String] = []) -> ControlError {
+        ControlError(
+            .noSuchDevice,
+            "device \(text) was not found; `stillpoint device list` shows them"
+                + suggestion(for: text, among: names))
+    }
+
     /// The data plane's word for a failed attach, in the control plane's.
     init(_ error: AttachError) {
-        let code: Code =
-            switch error.kind {
-            case .notFound: .notFound
-            case .busy: .busy
-            case .unsuitable: .unsuitable
-            case .failed: .failed
-            }
-        self.init(code, error.message)
+        switch error.kind {
+        case .notFound: self.init(.noSuchFile, error.message)
+        case .busy: self.init(.busy, error.message)
+        case .unsuitable: self.init(.unsuitable, error.message)
+        case .failed: self.init(.failed, error.message)
+        }
     }
 }

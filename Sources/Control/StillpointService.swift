@@ -141,7 +141,12 @@ package final class StillpointService: Service {
         socket: ControlSocket, loops: [LoopThread], blocking: BlockingPool
     ) async throws {
         let exports = ExportTable()
-        let events = EventLog()
+        let statePath = state.path
+        let numbers = await blocking.run { EventNumbers(in: statePath, logger: self.logger) }
+        guard let numbers else {
+            preconditionFailure("nothing else waits in the blocking pool at the start")
+        }
+        let events = EventLog(after: numbers.base)
         let guardian = Guardian(
             stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
             restartLimitSeconds: configuration.restartLimitSeconds, quiet: state.quiet,
@@ -177,7 +182,12 @@ package final class StillpointService: Service {
                 Registries(
                     devices: registry, snapshots: snapshots, checkpoints: checkpoints,
                     blocks: blocks, events: events, cuts: cuts),
-                exports, remembered, socket: socket, loops: loops)
+                exports, remembered, socket: socket, loops: loops
+            ) { [logger] last in
+                do {
+                    try await numbers.cover(last, on: blocking, quiet: state.quiet)
+                } catch { logger.error("\(error)") }
+            }
         } catch { outcome = .failure(error) }
         await registry.stopping()
         // The cuts under way end; those that come are refused.
@@ -185,6 +195,9 @@ package final class StillpointService: Service {
         let faults = await registry.closeAll()
         await guardian.dismiss()
         for fault in faults { logger.error("\(fault)") }
+        do {
+            try await numbers.replace(events.last, on: blocking)
+        } catch { logger.error("\(error)") }
         try outcome.get()
         if !faults.isEmpty {
             throw ControlError(.failed, faults.joined(separator: "; "))
@@ -258,9 +271,10 @@ package final class StillpointService: Service {
     /// the service, as block devices of devices do.
     private func runSnapshots(
         _ registries: Registries, _ exports: ExportTable, _ remembered: Remembered,
-        socket: ControlSocket, loops: [LoopThread]
+        socket: ControlSocket, loops: [LoopThread],
+        covering cover: @escaping @Sendable (UInt64) async -> Void
     ) async -> Result<Void, any Error> {
-        async let _: Void = registries.events.logNotices(to: logger)
+        async let _: Void = registries.events.logNotices(to: logger, covering: cover)
         async let _: Void = registries.devices.watchOrigins()
         let outcome: Result<Void, any Error>
         do {
@@ -281,7 +295,7 @@ package final class StillpointService: Service {
         var server = NBDServerConfiguration(
             endpoints: configuration.passed.nbd.map(\.endpoint)
                 + configuration.nbd.map(\.endpoint))
-        server.allowsPlaintext = configuration.allowsPlaintext
+        server.exposureRefusal = configuration.exposureRefusal
         let gateway = try configuration.encryption?.gateway(
             threadCount: loops.count, logger: logger)
         if let gateway, let settings = configuration.encryption {
@@ -323,6 +337,11 @@ package final class StillpointService: Service {
         let server = ControlServer(
             registries: registries, status: { await self.status(registries) },
             metrics: { await self.metrics(registries) },
+            about: {
+                AboutDocument(
+                    version: stillpointVersion, instance: registries.events.instance.description,
+                    startedAt: self.startedAt, lastEvent: registries.events.last)
+            },
             probe: { try await registries.devices.probe($0) }, counts: counts,
             user: configuration.user, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
@@ -371,7 +390,7 @@ package final class StillpointService: Service {
                     if case .unix(let path) = address { path } else { nil }
                 })
         try user.take()
-        logger.info("goes on as \(user.name)")
+        logger.info("continues as user \(user.name)")
     }
 
     private func tellReady() {

@@ -25,7 +25,7 @@ package func thawLeftovers(ofServiceIn runtimeDirectory: String) throws(ControlE
     } catch  where error.code == .busy {
         throw ControlError(
             .busy,
-            "the service that uses \(runtimeDirectory) lives, and thaws what it has frozen itself; "
+            "the service that uses \(runtimeDirectory) is running and thaws what it froze; "
                 + "stop it first")
     }
     defer { withExtendedLifetime(claim) {} }
@@ -39,8 +39,8 @@ package func thawLeftovers(ofServiceIn runtimeDirectory: String) throws(ControlE
     guard access(list, F_OK) != 0 else {
         throw ControlError(
             .failed,
-            "a freeze that the service began has not come back, so what \(list) names may become "
-                + "frozen yet; do it again later")
+            "a freeze that the service began has not come back, so the filesystems in \(list) may "
+                + "still become frozen; run this again later")
     }
     return thawed
 }

@@ -160,6 +160,7 @@ extension Device {
                 return .failure(.busy)
             }
             engine.changesDeclared(in: part)
+            counters.markedBlocks &+= Self.blockCount(part)
             left -= min(left, UInt64(chunks(touching: part).count))
         }
         engineTouched()

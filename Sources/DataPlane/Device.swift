@@ -55,7 +55,7 @@ final class Device: BlockTarget {
     private var originStorage: Origin?
     private var preserverStorage: Preserver?
     private var underway = 0
-    private var counters = DeviceCounters()
+    var counters = DeviceCounters()
     private let meter = RequestMeter()
     /// What came through images.
     let imageMeter = RequestMeter()
@@ -167,6 +167,7 @@ final class Device: BlockTarget {
         let request = requests.pointer(to: index)
         guard !origin.facts.isReadOnly else { return finish(index, .notPermitted) }
         guard request.pointee.length > 0 else { return finish(index, nil) }
+        counters.markedBlocks &+= Self.blockCount(request.pointee.range)
         let admission = engine.writeArrived(
             index, operation: request.pointee.operation, flags: request.pointee.flags,
             offset: request.pointee.offset, length: request.pointee.length, now: loop.now)
@@ -175,6 +176,10 @@ final class Device: BlockTarget {
         case .taken: engineTouched()
         case .refused(let fault): finish(index, fault)
         }
+    }
+
+    static func blockCount(_ range: ByteRange) -> UInt64 {
+        (range.end - 1) / blockByteCount - range.offset / blockByteCount + 1
     }
 
     /// The origin is done with a request, or with the part of it that it was given.
@@ -207,6 +212,7 @@ final class Device: BlockTarget {
     /// What the device has done since it was attached.
     var currentCounters: DeviceCounters {
         var counters = counters
+        counters.copiedBlocks = engine.counters.copiedBlockCount
         counters.copiedBytes = engine.counters.copiedByteCount
         counters.parkedWrites = engine.counters.delayedRequestCount
         return counters

@@ -34,7 +34,11 @@ package struct DeviceCounters: Sendable, Equatable {
     package var discards: UInt64 = 0
     package var zeroes: UInt64 = 0
     package var failures: UInt64 = 0
-    /// Bytes of old data read in order to preserve it.
+    /// Blocks marked as changed, counted with every request that marks them.
+    package var markedBlocks: UInt64 = 0
+    /// Blocks of old data read in order to preserve them.
+    package var copiedBlocks: UInt64 = 0
+    /// The same in bytes: the last block of a device may be shorter.
     package var copiedBytes: UInt64 = 0
     /// Writes that waited for a cut, a copy or memory.
     package var parkedWrites: UInt64 = 0

@@ -139,6 +139,9 @@ package final class StorageSource: Sendable {
     /// whoever waits for it and for the end does not wait long.
     package func userAsksNoMore() { state.withLock { $0.askerCount -= 1 } }
 
+    /// Somebody has it, or may still have data in it.
+    package var isInUse: Bool { state.withLock { $0.userCount > 0 } }
+
     package var report: Report { state.withLock { report(of: $0.space) } }
 
     private func report(of space: StorageSpace) -> Report {

@@ -166,6 +166,7 @@ extension SnapshotEngine {
             layers[Int(layer)].record(entry).pointee.copying |= mask
             rest &= ~mask
             emitCopyRead(index)
+            counters.copiedBlockCount += UInt64(count)
             counters.copiedByteCount += copyLength(copies[Int(index)])
         }
         return true

@@ -296,6 +296,8 @@ package final class SnapshotEngine {
 
 /// What an engine did since its start.
 package struct EngineCounters: Equatable, Sendable {
+    /// Blocks of old data read from the origin for preserving.
+    package var copiedBlockCount: UInt64 = 0
     /// Bytes of old data read from the origin for preserving.
     package var copiedByteCount: UInt64 = 0
     /// Bytes of blocks written to difference storage for preserving.

@@ -8,6 +8,21 @@ package enum Command {
         package let status: Int32
         package let output: String
         package let diagnostics: String
+
+        /// The code of the error document that a command with `--json` printed; nil when its
+        /// output is anything else.
+        package var errorCode: String? {
+            // What is not JSON is no error document.
+            let document = try? JSONSerialization.jsonObject(with: Data(output.utf8))
+            let error = (document as? [String: Any])?["error"] as? [String: Any]
+            guard error?["message"] is String, error?["details"] is [String: String] else {
+                return nil
+            }
+            return error?["code"] as? String
+        }
+
+        /// Standard output holds no part of an answer: it is empty, or an error document.
+        package var hasNoAnswer: Bool { output.isEmpty || errorCode != nil }
     }
 
     /// Runs `program` and returns how it ended; the deadline only detects hangs.

@@ -25,7 +25,7 @@ struct BlockCommand: AsyncParsableCommand {
                   mount "$(stillpoint block attach data@nightly)" /mnt/nightly
                 """)
 
-        @Argument(help: "DEVICE or DEVICE@SNAPSHOT.")
+        @Argument(help: "DEVICE or DEVICE@SNAPSHOT.", completion: .targetNames)
         var target: String
 
         @Flag(help: "Refuse writes.")
@@ -82,7 +82,8 @@ struct BlockCommand: AsyncParsableCommand {
                   stillpoint block detach /dev/stillpoint/data
                 """)
 
-        @Argument(help: "Its path, /dev/stillpoint/NAME or /dev/loopN.")
+        @Argument(
+            help: "Its path, /dev/stillpoint/NAME or /dev/loopN.", completion: .blockPaths)
         var path: String
 
         @Flag(help: loseWritesHelp)

@@ -33,20 +33,21 @@ struct ChangesCommand: AsyncParsableCommand {
                   stillpoint changes show data --since monday --json
                 """)
 
-        @Argument(help: "Name of the device.")
+        @Argument(help: "Name of the device.", completion: .deviceNames)
         var device: String
 
         @Option(
             help: ArgumentHelp(
                 "The cut after which changes count: a checkpoint, a named snapshot, or `generation` "
                     + "for all since tracking began. Default: list all that a full backup has to "
-                    + "read, the whole device less its holes.", valueName: "name|generation"))
+                    + "read, the whole device less its holes.", valueName: "name|generation"),
+            completion: .baseNames)
         var since: String?
 
         @Option(
             help: ArgumentHelp(
                 "A held snapshot, whose cut ends the question. Default: now.",
-                valueName: "snapshot"))
+                valueName: "snapshot"), completion: .snapshotNames)
         var until: String?
 
         @Option(
@@ -106,12 +107,12 @@ struct ChangesCommand: AsyncParsableCommand {
                   stillpoint changes mark data --range 0:1M --range 4096:512
                 """)
 
-        @Argument(help: "Name of the device.")
+        @Argument(help: "Name of the device.", completion: .deviceNames)
         var device: String
 
         @Option(
             help: ArgumentHelp(
-                "Bytes to mark, with K, M, G or T; may be repeated.", valueName: "offset:length"))
+                "Bytes to mark, such as 1M:64K; may be repeated.", valueName: "offset:length"))
         var range: [String]
 
         @OptionGroup var options: ClientOptions
@@ -128,11 +129,13 @@ struct ChangesCommand: AsyncParsableCommand {
 
         private static func parse(_ text: String) throws(ControlError) -> ChangesDocument.Range {
             let parts = text.split(separator: ":", omittingEmptySubsequences: false)
-            guard parts.count == 2, let offset = parseSize(String(parts[0])),
-                let length = parseSize(String(parts[1]))
+            guard parts.count == 2, let offset = parseSize(String(parts[0]), rounding: .none),
+                let length = parseSize(String(parts[1]), rounding: .none)
             else {
                 throw ControlError(
-                    .invalid, "--range \(text): give OFFSET:LENGTH in bytes, like 1M:64K")
+                    .invalid,
+                    "--range \(text): give OFFSET:LENGTH in whole bytes, such as 4096:512 or 1M:64K"
+                )
             }
             guard length > 0 else {
                 throw ControlError(.invalid, "--range \(text) is empty; give the bytes to mark")

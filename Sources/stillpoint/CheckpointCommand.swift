@@ -27,7 +27,9 @@ struct CheckpointCommand: AsyncParsableCommand {
         @Argument(help: "Name of the checkpoint; no snapshot may have it.")
         var name: String
 
-        @Option(help: "Device to cut; may be repeated. All are cut at one moment.")
+        @Option(
+            help: "Device to cut; may be repeated. All are cut at one moment.",
+            completion: .deviceNames)
         var device: [String]
 
         @OptionGroup var options: ClientOptions
@@ -103,7 +105,7 @@ struct CheckpointCommand: AsyncParsableCommand {
                   stillpoint checkpoint delete monday
                 """)
 
-        @Argument(help: "Name of the checkpoint.")
+        @Argument(help: "Name of the checkpoint.", completion: .checkpointNames)
         var name: String
 
         @OptionGroup var options: ClientOptions

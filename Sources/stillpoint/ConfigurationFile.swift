@@ -8,11 +8,11 @@ import YAMLReading
 
 /// A configuration file that has been read; see the head of this file.
 final class ConfigurationFile {
-    /// Keys there may be: the options of `serve` that make sense in a file.
+    /// Known keys: the options of `serve` that make sense in a file.
     static let keys = [
         "allow-plaintext", "attach", "block", "control", "log-level", "loops", "nbd",
-        "restart-limit", "runtime-dir", "state-dir", "tls", "tls-ca", "tls-cert", "tls-key",
-        "tls-psk", "user",
+        "restart-limit", "runtime-dir", "state-dir", "tls", "tls-anyone", "tls-ca", "tls-cert",
+        "tls-key", "tls-psk", "user",
     ]
     /// Largest file that is read.
     static let byteCountMax = 1 << 20
@@ -73,11 +73,15 @@ final class ConfigurationFile {
     /// An absolute path: a service manager's working directory is nobody's choice.
     func path(_ key: String) -> String? { values[key].flatMap { path($0, of: key) } }
 
-    /// A number.
-    func number(_ key: String) -> Int? { values[key].flatMap { number($0, of: key) } }
+    /// A number of a range.
+    func number(_ key: String, _ range: ClosedRange<Int>) -> Int? {
+        values[key].flatMap { number($0, of: key, range) }
+    }
 
     /// A number that is not negative.
-    func whole(_ key: String) -> UInt64? { values[key].flatMap { number($0, of: key) } }
+    func whole(_ key: String, _ range: ClosedRange<Int>) -> UInt64? {
+        number(key, range).map(UInt64.init)
+    }
 
     /// Yes or no.
     func flag(_ key: String) -> Bool? { values[key].flatMap { flag($0, of: key) } }
@@ -153,7 +157,7 @@ final class ConfigurationFile {
             case "exclusive": isExclusive = flag(value, of: "exclusive") ?? false
             case "read-only": isReadOnly = flag(value, of: "read-only") ?? false
             case "sector-size":
-                sectorBytes = number(value, of: "sector-size")
+                sectorBytes = sectorSize(value)
             default:
                 problem(
                     entry.key,
@@ -204,12 +208,23 @@ final class ConfigurationFile {
     }
 
     /// In decimal digits: YAML's other forms (`1_0`, `0x10`, `9:59`) mean nothing for an option.
-    private func number<Value: FixedWidthInteger>(_ node: YAMLNode, of key: String) -> Value? {
-        guard let number = node.text.flatMap({ Value($0) }) else {
-            problem(node, "\(key): give a whole number from \(Value.min) to \(Value.max)")
+    private func number(
+        _ node: YAMLNode, of key: String, _ range: ClosedRange<Int>
+    ) -> Int? {
+        guard let number = node.text.flatMap({ Int($0) }), range.contains(number) else {
+            problem(
+                node, "\(key): give a whole number from \(range.lowerBound) to \(range.upperBound)")
             return nil
         }
         return number
+    }
+
+    private func sectorSize(_ node: YAMLNode) -> UInt32? {
+        guard let size = node.text.flatMap({ UInt32($0) }), [512, 4096].contains(size) else {
+            problem(node, "sector-size: give 512 or 4096")
+            return nil
+        }
+        return size
     }
 
     func flag(_ node: YAMLNode, of key: String) -> Bool? {

@@ -8,7 +8,8 @@ import NIOHTTP1
 
 /// Options of every client command.
 struct ClientOptions: ParsableArguments {
-    @Option(help: "Control socket of the service (or STILLPOINT_CONTROL).")
+    @Option(
+        help: "Control socket of the service (or STILLPOINT_CONTROL).", completion: .file())
     var control: String?
 
     @Flag(help: "Print one JSON document instead of text for people.")
@@ -18,7 +19,7 @@ struct ClientOptions: ParsableArguments {
     func client() throws -> ControlClient {
         let path = try Defaults.absolute(try control ?? Defaults.control())
         try checkSocketPath(path)
-        return ControlClient(path: path)
+        return try ControlClient(path: path)
     }
 
     /// Prints `document` as JSON, or what `text` makes of it.
@@ -32,11 +33,30 @@ struct ClientOptions: ParsableArguments {
 /// Speaks to the service over its control socket.
 struct ControlClient {
     let path: String
+    /// By which the HTTP library reaches it: it takes paths of at most `libraryPathByteCountMax`
+    /// bytes, the kernel and the service take `socketPathByteCountMax`.
+    private let place: String
+
+    private static let libraryPathByteCountMax = 103
+
     /// Longest wait for an answer: an attach may wait 30 s for the locks of a dying service, a
     /// detach for the requests under way.
     static let timeLimit = TimeAmount.seconds(300)
     /// Largest answer that is taken.
     static let answerByteCountMax = 64 << 20
+
+    /// A client of the service that listens at `path`.
+    init(path: String) throws(Unreachable) {
+        self.path = path
+        guard path.utf8.count > Self.libraryPathByteCountMax else {
+            place = path
+            return
+        }
+        // A shorter name of the same socket, as long as the process runs.
+        let socket = openSocketPlace(path)
+        guard socket >= 0 else { throw Unreachable(path, -socket) }
+        place = "/proc/self/fd/\(socket)"
+    }
 
     /// Longest wait for a take: its two hooks may each take as long as they may. nil: their limit
     /// is not known here.
@@ -89,7 +109,7 @@ struct ControlClient {
     func events(_ target: String, _ body: (EventDocument) throws -> Void) async throws {
         try await reaching { () async throws in
             try await ControlConnection.exchange(
-                path, ControlRequest(target: target), timeLimit: nil
+                place, ControlRequest(target: target), timeLimit: nil
             ) { head, answer in
                 guard (200..<300).contains(head.status.code) else {
                     let bytes = try await answer.collect(upTo: Self.answerByteCountMax)
@@ -124,7 +144,7 @@ struct ControlClient {
         _ request: ControlRequest, _ timeLimit: TimeAmount
     ) async throws -> (HTTPResponseStatus, Data) {
         try await reaching { () async throws in
-            try await ControlConnection.exchange(path, request, timeLimit: timeLimit) {
+            try await ControlConnection.exchange(place, request, timeLimit: timeLimit) {
                 head, answer in
                 let bytes = try await answer.collect(upTo: Self.answerByteCountMax)
                 return (head.status, Data(bytes.readableBytesView))
@@ -146,10 +166,12 @@ struct ControlClient {
             throw ControlError(
                 .failed,
                 "the service at \(path) did not answer in time; its log may say why")
+        } catch let error as IOError {
+            throw Unreachable(path, error.errnoCode)
+        } catch ControlConnection.Failure.ended {
+            throw Unreachable(path, "it closed the connection without an answer")
         } catch {
-            throw Unreachable(
-                message: "the service at \(path) is not reachable (\(Self.reason(error))); start "
-                    + "it with `stillpoint serve`, or name its socket with --control")
+            throw Unreachable(path, "\(error)")
         }
     }
 
@@ -161,14 +183,6 @@ struct ControlClient {
             return ControlError(
                 .failed, "the service at \(path) refused without a reason: HTTP \(status.code)")
         }
-    }
-
-    private static func reason(_ error: any Error) -> String {
-        if let error = error as? IOError { return String(cString: strerror(error.errnoCode)) }
-        if case ControlConnection.Failure.ended = error {
-            return "it closed the connection without an answer"
-        }
-        return "\(error)"
     }
 
     /// A segment of a URL that stands for `text`.

@@ -16,7 +16,7 @@ enum Defaults {
         guard let directory = environment("XDG_RUNTIME_DIR") else {
             throw ControlError(
                 .invalid,
-                "where the control socket is cannot be told: set XDG_RUNTIME_DIR or "
+                "the place of the control socket is not known: set XDG_RUNTIME_DIR or "
                     + "STILLPOINT_CONTROL, or give --control")
         }
         return directory + "/stillpoint/control.sock"
@@ -28,14 +28,15 @@ enum Defaults {
         if let directory = environment("XDG_STATE_HOME") { return directory + "/stillpoint" }
         guard let home = environment("HOME") else {
             throw ControlError(
-                .invalid, "where the state belongs cannot be told: set HOME or give --state-dir")
+                .invalid,
+                "the place of the state directory is not known: set HOME or give --state-dir")
         }
         return home + "/.local/state/stillpoint"
     }
 
     /// `path` made absolute, without looking at the disk.
     static func absolute(_ path: String) throws(ControlError) -> String {
-        guard !path.isEmpty else { throw ControlError(.invalid, "an empty path names nothing") }
+        guard !path.isEmpty else { throw ControlError(.invalid, "the path is empty; give a path") }
         if path.hasPrefix("/") { return path }
         guard let directory = getcwd(nil, 0) else {
             let reason = String(cString: strerror(errno))

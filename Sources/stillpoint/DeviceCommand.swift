@@ -31,7 +31,9 @@ struct DeviceCommand: AsyncParsableCommand {
         @Flag(help: "Serve it read-only.")
         var readOnly = false
 
-        @Option(help: "Sector size users see, 512 or 4096. Default: what the origin says.")
+        @Option(
+            help: "Sector size users see, 512 or 4096. Default: what the origin says.",
+            completion: .list(["512", "4096"]))
         var sectorSize: UInt32?
 
         @Flag(
@@ -85,7 +87,7 @@ struct DeviceCommand: AsyncParsableCommand {
                   stillpoint device show data
                 """)
 
-        @Argument(help: "Name of the device.")
+        @Argument(help: "Name of the device.", completion: .deviceNames)
         var name: String
 
         @OptionGroup var options: ClientOptions
@@ -148,7 +150,7 @@ struct DeviceCommand: AsyncParsableCommand {
                   stillpoint device resize vm1
                 """)
 
-        @Argument(help: "Name of the device.")
+        @Argument(help: "Name of the device.", completion: .deviceNames)
         var name: String
 
         @OptionGroup var options: ClientOptions
@@ -175,7 +177,7 @@ struct DeviceCommand: AsyncParsableCommand {
                   stillpoint device detach data
                 """)
 
-        @Argument(help: "Name of the device.")
+        @Argument(help: "Name of the device.", completion: .deviceNames)
         var name: String
 
         @Flag(help: "Destroy its snapshots and close the connections it has open.")

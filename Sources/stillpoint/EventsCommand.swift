@@ -23,7 +23,8 @@ struct EventsCommand: AsyncParsableCommand {
     @Option(help: "Only events after this number.")
     var after: UInt64 = 0
 
-    @Option(help: "Only events of this snapshot, by name or id.")
+    @Option(
+        help: "Only events of this snapshot, by name or id.", completion: .snapshotNames)
     var snapshot: String?
 
     @Option(help: "Longest time to wait, in seconds.")
@@ -38,6 +39,7 @@ struct EventsCommand: AsyncParsableCommand {
         var all: [EventDocument] = []
         let isOneDocument = options.json && !follow
         let isLineOfJSON = options.json
+        FileHandles.output.endWithReader()
         try await options.client().events(target) { event in
             if isOneDocument {
                 all.append(event)

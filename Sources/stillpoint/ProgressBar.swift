@@ -1,6 +1,6 @@
 import Control
 
-/// A bar on standard error for work that takes long; nothing when that is no terminal.
+/// A bar on standard error for work that takes long; nothing when that is not a terminal.
 enum ProgressBar {
     private static let interval = Duration.milliseconds(200)
     private static let barWidthMax = 30

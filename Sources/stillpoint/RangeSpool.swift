@@ -108,7 +108,7 @@ final class RangeSpool {
         ControlError(
             .failed,
             "a temporary file for the ranges cannot be \(what): \(String(cString: strerror(errno))); "
-                + "make room, or name another directory with TMPDIR")
+                + "free some space, or name another directory with TMPDIR")
     }
 
     /// Turns bytes, in any pieces, back into ranges.

@@ -17,7 +17,7 @@ struct Serve: AsyncParsableCommand {
             start.
 
             Sockets named control and nbd that a service manager passes (LISTEN_FDS, as systemd does) \
-            are served in place of --control and of the default of --nbd, and left where they are.
+            are served in place of --control and of the default of --nbd, and left in place.
 
             A configuration file is YAML; its keys are the long options without the dashes, and \
             paths in it are absolute. The command line overrides it.
@@ -26,10 +26,11 @@ struct Serve: AsyncParsableCommand {
               stillpoint serve --attach vm1=/srv/vm1.img
               stillpoint serve --nbd tcp:127.0.0.1:10809 --attach data=/dev/sdb1
               stillpoint serve --config /etc/stillpoint.yaml --check
-              stillpoint serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
+              stillpoint serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem \
+            --tls-ca clients.pem
             """)
 
-    @Option(help: "Control socket (or STILLPOINT_CONTROL).")
+    @Option(help: "Control socket (or STILLPOINT_CONTROL).", completion: .file())
     var control: String?
 
     @Option(help: "Directory for what must outlive the service.", completion: .directory)
@@ -52,7 +53,7 @@ struct Serve: AsyncParsableCommand {
             valueName: "name=path"))
     var attach: [String] = []
 
-    @Option(help: "Number of loop threads. Default: one per core, at most 4.")
+    @Option(help: "Number of loop threads, 1 to 64. Default: one per core, at most 4.")
     var loops: Int?
 
     @Flag(help: "Serve NBD over TCP without TLS on addresses beyond loopback too.")
@@ -62,7 +63,7 @@ struct Serve: AsyncParsableCommand {
         help: ArgumentHelp(
             "TLS on TCP: off, allow (clients may ask for it) or require (nothing without it). "
                 + "Default: require with a certificate or keys, else off.",
-            valueName: "mode"))
+            valueName: "mode"), completion: .list(["off", "allow", "require"]))
     var tls: String?
 
     @Option(
@@ -86,6 +87,13 @@ struct Serve: AsyncParsableCommand {
             "Pre-shared keys instead of certificates: lines NAME:HEXKEY, mode 0600.",
             valueName: "file"), completion: .file())
     var tlsPsk: String?
+
+    @Flag(
+        help: """
+            With --tls-cert and without --tls-ca: serve clients that show no certificate on addresses \
+            beyond loopback too. Everyone who reaches them may read and write.
+            """)
+    var tlsAnyone = false
 
     @Option(
         help: ArgumentHelp(
@@ -128,7 +136,7 @@ struct Serve: AsyncParsableCommand {
         var logger = Logger(label: "stillpoint")
         logger.logLevel = logLevel
         let service = StillpointService(configuration, logger: logger) {
-            FileHandles.output.write("ready\n")
+            FileHandles.output.announce("ready\n")
         }
         var quiet = logger
         quiet.logLevel = max(.warning, logLevel)
@@ -168,16 +176,18 @@ struct Serve: AsyncParsableCommand {
         }
         let fileState = file?.path("state-dir")
         let fileRuntime = file?.path("runtime-dir")
-        let fileLoops = file?.number("loops")
+        let fileLoops = file?.number("loops", 1...ServiceConfiguration.loopCountMax)
         let filePlaintext = file?.flag("allow-plaintext") ?? false
         let fileDevices = file?.attachRequests("attach") ?? []
         let encryption = EncryptionSettings.Options(
             mode: tls ?? file?.text("tls"), certificate: tlsCert ?? file?.path("tls-cert"),
             key: tlsKey ?? file?.path("tls-key"), authority: tlsCa ?? file?.path("tls-ca"),
-            preSharedKeys: tlsPsk ?? file?.path("tls-psk"))
+            preSharedKeys: tlsPsk ?? file?.path("tls-psk"),
+            allowsAnyone: tlsAnyone || file?.flag("tls-anyone") ?? false)
         let user = user ?? file?.text("user")
         let blocks = file?.blocks("block") ?? []
-        let fileLimit: UInt64? = file?.whole("restart-limit")
+        let fileLimit: UInt64? = file?.whole(
+            "restart-limit", 1...Int(ServiceConfiguration.restartLimitMax))
         try file?.finish()
         let limit = try Self.restartLimit(restartLimit ?? fileLimit)
         let addresses =

@@ -27,7 +27,9 @@ struct SnapshotCommand: AsyncParsableCommand {
                   stillpoint snapshot create --device db --pre /etc/hold --post /etc/go-on
                 """)
 
-        @Option(help: "Device to hold; may be repeated. All are cut at one moment.")
+        @Option(
+            help: "Device to hold; may be repeated. All are cut at one moment.",
+            completion: .deviceNames)
         var device: [String]
 
         @OptionGroup var storage: StorageOptions
@@ -39,7 +41,8 @@ struct SnapshotCommand: AsyncParsableCommand {
             help: ArgumentHelp(
                 "When storage is full or too slow: give the snapshot up (break), or let writers "
                     + "wait for more storage first (throttle, 30 s unless SECONDS say otherwise).",
-                valueName: "break|throttle[:SECONDS]"))
+                valueName: "break|throttle[:SECONDS]"),
+            completion: .list(["break", "throttle", "throttle:60"]))
         var onOverflow: String = "break"
 
         @OptionGroup var take: TakeOptionGroup
@@ -80,7 +83,7 @@ struct SnapshotCommand: AsyncParsableCommand {
                   stillpoint snapshot take nightly
                 """)
 
-        @Argument(help: "Name or id of the snapshot.")
+        @Argument(help: "Name or id of the snapshot.", completion: .snapshotNames)
         var snapshot: String
 
         @OptionGroup var options: ClientOptions
@@ -105,7 +108,7 @@ struct SnapshotCommand: AsyncParsableCommand {
                   stillpoint snapshot destroy nightly
                 """)
 
-        @Argument(help: "Name or id of the snapshot.")
+        @Argument(help: "Name or id of the snapshot.", completion: .snapshotNames)
         var snapshot: String
 
         @Flag(help: loseWritesHelp)
@@ -153,7 +156,7 @@ struct SnapshotCommand: AsyncParsableCommand {
                   stillpoint snapshot show nightly
                 """)
 
-        @Argument(help: "Name or id of the snapshot.")
+        @Argument(help: "Name or id of the snapshot.", completion: .snapshotNames)
         var snapshot: String
 
         @OptionGroup var options: ClientOptions
@@ -228,7 +231,7 @@ struct SnapshotCommand: AsyncParsableCommand {
                   stillpoint snapshot append-storage nightly --storage memory:256M
                 """)
 
-        @Argument(help: "Name or id of the snapshot.")
+        @Argument(help: "Name or id of the snapshot.", completion: .snapshotNames)
         var snapshot: String
 
         @OptionGroup var storage: StorageOptions
@@ -265,12 +268,12 @@ struct StorageOptions: ParsableArguments {
             "Where preserved data goes: a directory (an unnamed file in it), a file that does not "
                 + "exist yet, a block device, or memory:SIZE; may be repeated. Default for a new "
                 + "snapshot: an unnamed file in the state directory.",
-            valueName: "dir|newfile|blockdev|memory:size"))
+            valueName: "dir|newfile|blockdev|memory:size"), completion: .file())
     var storage: [String] = []
 
     @Option(
         help: ArgumentHelp(
-            "Most that each file named with it may grow to, with K, M, G or T. Default: what the "
+            "Size up to which each file given with --storage may grow, such as 20G. Default: what the "
                 + "devices can need at most, which is their sizes. A file never takes the last "
                 + "twentieth of its filesystem, or the last 1G of a large one.",
             valueName: "size"))
@@ -289,7 +292,7 @@ struct StorageOptions: ParsableArguments {
         guard let limit else { return nil }
         guard let bytes = parseSize(limit) else {
             throw ControlError(
-                .invalid, "--limit \(limit): give a size like 20G, with K, M, G or T")
+                .invalid, "--limit \(limit): give a size such as 20G or 1.5T")
         }
         return bytes
     }
@@ -302,7 +305,7 @@ struct TakeOptionGroup: ParsableArguments {
             "Filesystems to freeze for the cut: all that are mounted from local block devices of "
                 + "the snapshot's devices (auto, the default), none, or the one at a mount point; "
                 + "mount points may be repeated and given beside auto.",
-            valueName: "auto|none|mountpoint"))
+            valueName: "auto|none|mountpoint"), completion: .directory)
     var freeze: [String] = []
 
     @Flag(help: "Take the snapshot also when a filesystem cannot be frozen.")

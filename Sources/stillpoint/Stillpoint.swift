@@ -33,24 +33,13 @@ struct Stillpoint: AsyncParsableCommand {
     static func main() async {
         do {
             try checkArguments()
-            var command = try parseAsRoot()
+            var command = try await asyncParseAsRoot()
             if var command = command as? any AsyncParsableCommand {
                 try await command.run()
             } else {
                 try command.run()
             }
-        } catch let error as ControlError {
-            fail(error.message, error.code.exitStatus)
-        } catch let error as Unreachable {
-            fail(error.message, .notReachable)
-        } catch {
-            let code = exitCode(for: error)
-            // Help and version are no failures and belong on standard output.
-            guard code != .success else { exit(withError: error) }
-            let isUsage = code == .validationFailure
-            FileHandles.error.write(fullMessage(for: error) + "\n")
-            leave(isUsage ? .wrongUsage : .failed)
-        }
+        } catch { Failure.end(error, Array(CommandLine.arguments.dropFirst())) }
     }
 
     /// Arguments are taken as text; bytes that are none would be replaced, and another file written
@@ -68,22 +57,8 @@ struct Stillpoint: AsyncParsableCommand {
             }
             throw ControlError(
                 .invalid,
-                "the argument \"\(shown.joined())\" is no UTF-8, which names have to be; rename the "
+                "the argument \"\(shown.joined())\" is not UTF-8, which names have to be; rename the "
                     + "file, or name it through a symbolic link")
         }
     }
-
-    private static func fail(_ message: String, _ status: ExitStatus) -> Never {
-        FileHandles.error.write("stillpoint: \(message)\n")
-        leave(status)
-    }
-
-    private static func leave(_ status: ExitStatus) -> Never {
-        Glibc.exit(status.rawValue)
-    }
-}
-
-/// The service does not answer on its socket.
-struct Unreachable: Error {
-    let message: String
 }

@@ -69,7 +69,7 @@ struct `Changes` {
                     TestService.binary,
                     arguments + ["--format", format, "--control", harness.service.controlPath])
                 #expect(outcome.status == exit, "\(question): \(outcome.diagnostics)")
-                #expect(outcome.output == "" && outcome.diagnostics.contains(reason))
+                #expect(outcome.hasNoAnswer && outcome.diagnostics.contains(reason))
             }
             let query = question.dropFirst().joined(separator: "&")
             #expect(
@@ -82,7 +82,7 @@ struct `Changes` {
         ] {
             let outcome = try Command.run(
                 TestService.binary, arguments + ["--control", harness.service.controlPath])
-            #expect(outcome.status == 2 && outcome.output == "")
+            #expect(outcome.status == 2 && outcome.hasNoAnswer)
         }
     }
 
@@ -101,7 +101,7 @@ struct `Changes` {
             let outcome = try Command.run(
                 TestService.binary,
                 ["changes", "a", "--until", "s", "--control", harness.service.controlPath] + since)
-            #expect(outcome.status == 6 && outcome.output == "")
+            #expect(outcome.status == 6 && outcome.hasNoAnswer)
             #expect(outcome.diagnostics.contains("lost data"))
         }
         let (status, answer) = try harness.http("GET", "/v1/devices/a/changes?until=s")
@@ -251,7 +251,7 @@ struct `Changes declared by hand` {
                 TestService.binary,
                 ["changes", "mark", "a", "--control", harness.service.controlPath] + arguments)
             #expect(outcome.status == status, "\(arguments): \(outcome.diagnostics)")
-            #expect(outcome.output == "" && outcome.diagnostics.contains(reason))
+            #expect(outcome.hasNoAnswer && outcome.diagnostics.contains(reason))
         }
         for body in [
             "{\"ranges\":[]}", "{\"ranges\":[{\"offset\":0,\"length\":0}]}", "{}", "[]",

@@ -42,7 +42,7 @@ extension ControlHarness {
     func failure(_ arguments: String...) throws -> (status: Int32, message: String) {
         let outcome = try Command.run(
             TestService.binary, arguments + ["--control", service.controlPath], deadline: 300)
-        #expect(outcome.status != 0 && outcome.output == "")
+        #expect(outcome.status != 0 && outcome.hasNoAnswer)
         return (outcome.status, outcome.diagnostics)
     }
 
@@ -183,7 +183,7 @@ struct `A checkpoint` {
                 TestService.binary,
                 ["checkpoint", "create", "--control", harness.service.controlPath] + arguments)
             #expect(outcome.status == status, "\(arguments): \(outcome.diagnostics)")
-            #expect(outcome.output == "" && outcome.diagnostics.contains(reason))
+            #expect(outcome.hasNoAnswer && outcome.diagnostics.contains(reason))
         }
         #expect(try harness.checkpoints().isEmpty)
         let epoch = try harness.object("device", "show", "a")["epoch"] as? Int
@@ -205,7 +205,7 @@ struct `A checkpoint` {
         ] {
             let outcome = try Command.run(
                 TestService.binary, arguments + ["--control", harness.service.controlPath])
-            #expect(outcome.status == 1 && outcome.output == "")
+            #expect(outcome.status == 1 && outcome.hasNoAnswer)
             #expect(outcome.diagnostics.contains("could not be"))
         }
         #expect(try harness.snapshotNames().isEmpty)

@@ -88,15 +88,16 @@ struct `The configuration file` {
     }
 
     @Test(arguments: [
-        ("loops: 2\nbogus: 1\n", 2, "bogus"), ("loops: many\n", 1, "whole number"),
-        ("loops: [1]\n", 1, "whole number"), ("\n\nallow-plaintext: perhaps\n", 3, "true or false"),
+        ("loops: 2\nbogus: 1\n", 2, "bogus"), ("loops: many\n", 1, "from 1 to 64"),
+        ("loops: 65\n", 1, "from 1 to 64"), ("loops: [1]\n", 1, "whole number"),
+        ("\n\nallow-plaintext: perhaps\n", 3, "true or false"),
         ("nbd: nowhere\n", 1, "nowhere"), ("control: c.sock\n", 1, "absolute"),
         ("log-level: loud\n", 1, "loud"), ("attach:\n  vm1: disk.img\n", 2, "absolute"),
         ("attach:\n  a b: /disk.img\n", 2, "a b"), ("attach:\n  - vm1\n", 2, "NAME=PATH"),
         ("attach:\n  vm1:\n    path: /x\n    color: red\n", 4, "color"),
         ("attach:\n  vm1:\n    read-only: true\n", 3, "path is missing"),
-        ("attach:\n  vm1:\n    path: /x\n    sector-size: 513\n", 3, "513"),
-        ("attach:\n  vm1:\n    path: /x\n    sector-size: -512\n", 4, "whole number"),
+        ("attach:\n  vm1:\n    path: /x\n    sector-size: 513\n", 4, "512 or 4096"),
+        ("attach:\n  vm1:\n    path: /x\n    sector-size: -512\n", 4, "512 or 4096"),
         ("loops: 989999999999999999:9\n", 1, "whole number"), ("loops: 1:30\n", 1, "whole number"),
         ("loops: 1\nloops: 2\n", 2, "loops"), ("- loops\n", 1, "keys and values"),
         ("loops: 1\n  state-dir: [\n", 2, "mapping"), ("state-dir: ~\n", 1, "one value"),
@@ -130,7 +131,7 @@ struct `The configuration file` {
         #expect(!outcome.diagnostics.contains("vm1.img"))
         let socket = try check(good, "--control", directory.path("vm1.img"))
         #expect(socket.status == 2)
-        #expect(socket.diagnostics.contains("is no socket"))
+        #expect(socket.diagnostics.contains("is not a socket"))
         let missing = try Command.run(
             TestService.binary, ["serve", "--check", "--config", directory.path("none.yaml")])
         #expect(missing.status == 2)

@@ -10,9 +10,9 @@ struct `The control socket` {
         let cases: [(method: String, target: String, body: String, status: Int, code: String)] = [
             ("GET", "/v1/nothing", "", 404, "not_found"),
             ("PUT", "/v1/devices", "", 405, "not_allowed"),
-            ("GET", "/v1/devices/vm1", "", 404, "not_found"),
-            ("GET", "/v1/devices/%2e%2e%2fx", "", 404, "not_found"),
-            ("DELETE", "/v1/devices/vm1", "", 404, "not_found"),
+            ("GET", "/v1/devices/vm1", "", 404, "no_such_device"),
+            ("GET", "/v1/devices/%2e%2e%2fx", "", 404, "no_such_device"),
+            ("DELETE", "/v1/devices/vm1", "", 404, "no_such_device"),
             ("DELETE", "/v1/devices/vm1?force=perhaps", "", 400, "invalid"),
             ("GET", "/v1/status?colour=red", "", 400, "invalid"),
             ("GET", "/v1/events?follow=false&colour=red", "", 400, "invalid"),
@@ -31,7 +31,8 @@ struct `The control socket` {
                 "invalid"
             ),
             (
-                "POST", "/v1/devices", #"{"name":"vm1","path":"\#(image)x"}"#, 404, "not_found"
+                "POST", "/v1/devices", #"{"name":"vm1","path":"\#(image)x"}"#, 404,
+                "no_such_file"
             ),
             ("POST", "/v1/devices", #"{"name":"vm1","path":"/dev/null"}"#, 422, "unsuitable"),
             ("POST", "/v1/devices", String(repeating: "x", count: 1 << 17), 413, "too_large"),

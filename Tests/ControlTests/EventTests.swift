@@ -48,7 +48,8 @@ struct `Events` {
         #expect(
             all.allSatisfy {
                 Set($0.keys) == [
-                    "number", "time", "type", "snapshot", "snapshot_name", "device", "errno",
+                    "number", "instance", "time", "type", "snapshot", "snapshot_name", "device",
+                    "errno",
                     "message",
                 ]
             })
@@ -67,7 +68,7 @@ struct `Events` {
                 TestService.binary,
                 ["events", "--control", harness.service.controlPath] + arguments)
             #expect(outcome.status == 0)
-            #expect(outcome.output == "")
+            #expect(outcome.hasNoAnswer)
         }
         #expect(try harness.command("events").output == "")
         let late = try harness.command("events", "--after", "1000", "--timeout", "1")
@@ -143,6 +144,63 @@ struct `Events` {
         #expect(try follower.wait(deadline: 60) == .exited(0))
     }
 
+    @Test(arguments: [true, false])
+    func `are numbered on after a restart, so that a follower misses none`(
+        isKilled: Bool
+    ) throws {
+        let harness = try ControlHarness()
+        try harness.attach("a")
+        let first = try #require(try events(harness).last)
+        let number = try #require(first["number"] as? Int)
+        if isKilled {
+            try harness.service.process.killAndWait()
+        } else {
+            #expect(try harness.service.stop() == .exited(0))
+        }
+        try harness.service.restart()
+        let after = try events(harness, "--after", "\(number)")
+        #expect(after.first?["type"] as? String == "device-attached")
+        #expect(after.compactMap { $0["number"] as? Int }.allSatisfy { $0 > number })
+        // The detach at the clean stop is the only one between.
+        if !isKilled { #expect(after.first?["number"] as? Int ?? 0 <= number + 4) }
+        #expect(after.first?["instance"] as? String != first["instance"] as? String)
+        let all = try events(harness).compactMap { $0["number"] as? Int }
+        #expect(all == Array((all.first ?? 0)..<(all.first ?? 0) + all.count))
+        let late = try harness.command("events", "--after", "\((all.last ?? 0) + 1)")
+        #expect(late.status == 4 && late.diagnostics.contains("has not happened"))
+    }
+
+    @Test func `go on from 1 when their numbers are damaged, and followers are told`() throws {
+        let harness = try ControlHarness()
+        try harness.attach("a")
+        #expect(try harness.service.stop() == .exited(0))
+        let file = harness.service.directory.path("state/events.json")
+        try "{".write(toFile: file, atomically: true, encoding: .utf8)
+        try harness.service.restart()
+        #expect(harness.service.log.contains("events.json is damaged"))
+        #expect(try events(harness).first?["number"] as? Int == 1)
+        #expect(try harness.command("events", "--after", "1000").status == 4)
+    }
+
+    @Test(arguments: [[], ["--json"]])
+    func `end at once when nobody reads them any more`(options: [String]) throws {
+        let harness = try ControlHarness()
+        try harness.attach("a")
+        // `head` has gone after one line; nothing happens after that.
+        let outcome = try Command.run(
+            "bash",
+            [
+                "-c",
+                """
+                "$0" events --follow "$@" --control \(harness.service.controlPath) | head -n 1
+                echo ${PIPESTATUS[0]}
+                """, TestService.binary,
+            ] + options, deadline: 60)
+        let lines = outcome.output.split(separator: "\n")
+        #expect(lines.count == 2 && lines[0].contains("device-attached"))
+        #expect(lines.last == "141", "it ended by SIGPIPE")
+    }
+
     @Test func `break off with 7 when the service is killed`() throws {
         let harness = try ControlHarness()
         try harness.attach("a")
@@ -163,6 +221,12 @@ struct `Events` {
             "GET /v1/events?follow=false HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 1\r\n"
                 + "Connection: close\r\n\r\n")
         #expect(!again.contains("device-attached"))
+        // A number from the future is of another service.
+        let future = try harness.http("GET", "/v1/events?after=2")
+        #expect(future.status == 410)
+        let error = try #require(future.document["error"] as? [String: Any])
+        #expect(error["code"] as? String == "events_restarted")
+        #expect((error["details"] as? [String: String])?["last"] == "1")
         for query in ["after=x", "after=-1", "timeout=soon", "follow=maybe"] {
             #expect(try harness.http("GET", "/v1/events?\(query)").status == 400)
         }

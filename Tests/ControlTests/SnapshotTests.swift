@@ -154,7 +154,7 @@ struct `A snapshot` {
                 TestService.binary,
                 ["snapshot", "create", "--control", harness.service.controlPath] + arguments)
             #expect(outcome.status == status, "\(arguments): \(outcome.diagnostics)")
-            #expect(outcome.output == "")
+            #expect(outcome.hasNoAnswer)
             #expect(outcome.diagnostics.contains(reason), "\(outcome.diagnostics)")
         }
         #expect(try harness.snapshotNames() == ["taken"])

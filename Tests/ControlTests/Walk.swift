@@ -38,7 +38,7 @@ final class Walk {
     }
 
     /// A command that must fail with `status`, in text and with `--json`, say `words`, print
-    /// nothing on standard output, and speak to people.
+    /// nothing on standard output, or an error document, and speak to people.
     func fails(
         _ arguments: [String], _ status: Int32, says words: String,
         sourceLocation: SourceLocation = #_sourceLocation
@@ -48,7 +48,17 @@ final class Walk {
             #expect(
                 outcome.status == status, "\(arguments + extra): \(outcome.diagnostics)",
                 sourceLocation: sourceLocation)
-            #expect(outcome.output == "", "\(arguments)", sourceLocation: sourceLocation)
+            if extra.isEmpty {
+                #expect(outcome.output == "", "\(arguments)", sourceLocation: sourceLocation)
+            } else {
+                #expect(
+                    outcome.errorCode != nil, "\(arguments): \(outcome.output)",
+                    sourceLocation: sourceLocation)
+                cases.append(
+                    PythonTools.Case(
+                        arguments.joined(separator: " "), "Error",
+                        try JSONSerialization.jsonObject(with: Data(outcome.output.utf8))))
+            }
             #expect(
                 outcome.diagnostics.contains(words),
                 "\(arguments): \(outcome.diagnostics) does not say \(words)",

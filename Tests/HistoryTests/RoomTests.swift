@@ -74,7 +74,7 @@ struct `Room for the change map` {
         #expect(try harness.client().read(UInt64(far), 4096) == [UInt8](repeating: 2, count: 4096))
         let outcome = try harness.run(["changes", "vm", "--since", "base", "--json"])
         #expect(outcome.status == 5)
-        #expect(outcome.output == "")
+        #expect(outcome.hasNoAnswer)
         let lost = try harness.history()
         #expect(!lost.isContinued)
         #expect(lost.reason.contains("had no room"), "\(lost.reason)")

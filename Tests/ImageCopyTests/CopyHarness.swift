@@ -78,7 +78,7 @@ final class CopyHarness {
     ) throws {
         let outcome = try run(arguments)
         #expect(outcome.status == status, sourceLocation: sourceLocation)
-        #expect(outcome.output == "", sourceLocation: sourceLocation)
+        #expect(outcome.hasNoAnswer, sourceLocation: sourceLocation)
         #expect(
             outcome.diagnostics.contains(words), "\(outcome.diagnostics)",
             sourceLocation: sourceLocation)
