@@ -251,7 +251,7 @@ struct `Filesystems that are frozen for a snapshot` {
         let thaw = ["thaw", "--runtime-dir", harness.service.directory.path("run")]
         let refused = try Command.run(TestService.binary, thaw)
         #expect(refused.status == 4)
-        #expect(refused.diagnostics.contains("lives, and thaws what it has frozen itself"))
+        #expect(refused.diagnostics.contains("is running and thaws what it froze"))
         #expect(try !fast.isWritable(within: 0.2))
         let guardian = try #require(try guardians(of: harness.service.process.processID).first)
         kill(guardian, SIGSTOP)

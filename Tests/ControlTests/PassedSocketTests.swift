@@ -205,10 +205,10 @@ struct `Sockets that a service manager passes` {
         // The program itself may have opened the first ones after those that were passed.
         try expectRefusal([control], "control", count: "60", says: "is not open")
         let silent = try TestSocket(unix: manager.directory.path("silent.sock"), listens: false)
-        try expectRefusal([silent], "nbd", says: "no stream socket that listens")
+        try expectRefusal([silent], "nbd", says: "not a listening stream socket")
         let datagrams = try TestSocket(
             unix: manager.directory.path("datagrams.sock"), kind: SOCK_DGRAM, listens: false)
-        try expectRefusal([datagrams], "control", says: "no stream socket that listens")
+        try expectRefusal([datagrams], "control", says: "not a listening stream socket")
         let tcp = try TestSocket(tcp: 0x7f00_0001, port: try TestService.freePort())
         try expectRefusal([tcp], "control", says: "the control socket is a Unix socket")
         let abstract = try TestSocket(unix: "\0stillpoint-\(getpid())")

@@ -184,7 +184,7 @@ struct `The history of a device` {
             guard monotonicSeconds() < end else { throw TestFailure("no other guardian came") }
             sched_yield()
         }
-        #expect(harness.service.log.contains("another one is started"))
+        #expect(harness.service.log.contains("is started again"))
         try harness.killed()
         try harness.service.restart()
         try harness.expectContinued()

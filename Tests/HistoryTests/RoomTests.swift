@@ -78,7 +78,7 @@ struct `Room for the change map` {
         let lost = try harness.history()
         #expect(!lost.isContinued)
         #expect(lost.reason.contains("had no room"), "\(lost.reason)")
-        #expect(harness.service.log.contains("not tracked any more"))
+        #expect(harness.service.log.contains("no longer tracked"))
         #expect(unlink(filler) == 0)
         let event = try harness.event("history-new")
         #expect((event["message"] as? String ?? "").contains("had no room"))
