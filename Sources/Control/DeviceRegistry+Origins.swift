@@ -1,6 +1,7 @@
 internal import BlockModel
 internal import DataPlane
 internal import Logging
+internal import RingIO
 internal import SnapshotCore
 
 // What becomes of origins while they are attached: a disk that goes, a file that another one replaces
@@ -104,5 +105,17 @@ extension DeviceRegistry {
                 what: "the origin of device \(name), \(entry.device.facts.path)",
                 devices: entry.device.ground)
         }
+    }
+
+    /// What this machine offers, and how an origin would be reached.
+    func probe(_ path: String?) async throws -> MachineProbe {
+        if let path {
+            guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+                throw ControlError(.invalid, "path=\(path): give an absolute path")
+            }
+        }
+        return try await blocking.runOnNamedPath(.paths, "probe of \(path ?? "this machine")") {
+            Result { try MachineProbe.run(path: path) }
+        }.get()
     }
 }

@@ -46,6 +46,8 @@ package actor DeviceRegistry {
     private let state: StateDirectory
     let exports: ExportTable
     let events: EventLog
+    /// Devices being opened, by the number of their loop.
+    private var openingCounts: [Int: Int] = [:]
     /// How origins stand that are not as they were.
     var originStates: [ObjectName: OriginState] = [:]
     let checkpoints: CheckpointStore
@@ -141,22 +143,10 @@ package actor DeviceRegistry {
     /// served; what the command line asks for must be attached.
     func attachAtStart(_ requests: [AttachRequest], remembered: [RememberedDevice]) async throws {
         let asked = Set(requests.map(\.name.text))
-        for device in remembered where !asked.contains(device.name) {
-            do {
-                let request = try AttachRequest(
-                    name: device.name, path: device.path, isReadOnly: device.readOnly,
-                    sectorBytes: device.sectorSize, isExclusive: device.exclusive ?? false)
-                let entry = try await open(request)
-                entries[request.name] = entry
-                published(entry)
-                logger.info("attached device \(request.name) again, origin \(device.path)")
-            } catch {
-                guard let name = ObjectName(device.name) else {
-                    logger.error("the state directory names a device \"\(device.name)\": \(error)")
-                    continue
-                }
-                logger.error("device \(name) is missing: \(error)")
-                missing[name] = Missing(remembered: device, reason: "\(error)")
+        // Side by side: an origin that does not answer does not keep the others waiting.
+        await withTaskGroup(of: Void.self) { group in
+            for device in remembered where !asked.contains(device.name) {
+                group.addTask { await self.attachAgain(device) }
             }
         }
         for request in requests {
@@ -178,6 +168,25 @@ package actor DeviceRegistry {
         }
     }
 
+    private func attachAgain(_ device: RememberedDevice) async {
+        do {
+            let request = try AttachRequest(
+                name: device.name, path: device.path, isReadOnly: device.readOnly,
+                sectorBytes: device.sectorSize, isExclusive: device.exclusive ?? false)
+            let entry = try await open(request)
+            entries[request.name] = entry
+            published(entry)
+            logger.info("attached device \(request.name) again, origin \(device.path)")
+        } catch {
+            guard let name = ObjectName(device.name) else {
+                logger.error("the state directory names a device \"\(device.name)\": \(error)")
+                return
+            }
+            logger.error("device \(name) is missing: \(error)")
+            missing[name] = Missing(remembered: device, reason: "\(error)")
+        }
+    }
+
     private func published(_ entry: Entry) {
         exports.publish(entry.export, history: .device(entry.request.name))
         events.record(
@@ -188,6 +197,8 @@ package actor DeviceRegistry {
 
     private func open(_ request: AttachRequest) async throws -> Entry {
         let loop = idlestLoop()
+        openingCounts[loop.index, default: 0] += 1
+        defer { openingCounts[loop.index, default: 0] -= 1 }
         let device: AttachedDevice
         do throws(AttachError) {
             device = try await AttachedDevice.attach(
@@ -286,18 +297,6 @@ package actor DeviceRegistry {
             all.append((await document(of: entry), activity))
         }
         return all
-    }
-
-    /// What this machine offers, and how an origin would be reached.
-    func probe(_ path: String?) async throws -> MachineProbe {
-        if let path {
-            guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
-                throw ControlError(.invalid, "path=\(path): give an absolute path")
-            }
-        }
-        return try await blocking.runOnNamedPath(.paths, "probe of \(path ?? "this machine")") {
-            Result { try MachineProbe.run(path: path) }
-        }.get()
     }
 
     /// What the loops have handed out.
@@ -445,7 +444,9 @@ package actor DeviceRegistry {
     private func idlestLoop() -> LoopThread {
         var counts = loops.map { _ in 0 }
         for (place, loop) in loops.enumerated() {
-            counts[place] = entries.values.count { $0.device.loop === loop }
+            counts[place] =
+                entries.values.count { $0.device.loop === loop }
+                + (openingCounts[loop.index] ?? 0)
         }
         let place = counts.indices.min { counts[$0] < counts[$1] } ?? 0
         return loops[place]

@@ -78,7 +78,7 @@ package final class BlockingPool: Sendable {
     /// A pool of the service, with its lanes.
     package static func service() throws(RingError) -> BlockingPool {
         let schedule = LaneSchedule.service()
-        return try BlockingPool(schedule, threadCount: schedule.runningMax)
+        return try BlockingPool(schedule, threadCount: schedule.threadCount)
     }
 
     /// A pool for one kind of work: each lane may use all its threads.
@@ -86,7 +86,7 @@ package final class BlockingPool: Sendable {
         threadCount: Int = 4, waitingMax: Int = 8192
     ) throws(RingError) {
         let schedule = LaneSchedule { _ in
-            LaneSchedule.Bounds(runningMax: threadCount, waitingMax: waitingMax)
+            LaneSchedule.Bounds(threadCount: threadCount, waitingMax: waitingMax)
         }
         try self.init(schedule, threadCount: threadCount)
     }
@@ -99,7 +99,14 @@ package final class BlockingPool: Sendable {
             State(
                 schedule: schedule, jobs: Array(repeating: [], count: laneCount),
                 heads: Array(repeating: 0, count: laneCount)))
-        for _ in 0..<threadCount { try startThread() }
+        for _ in 0..<threadCount {
+            do throws(RingError) {
+                try startThread()
+            } catch {
+                close()
+                throw error
+            }
+        }
     }
 
     private func startThread() throws(RingError) {
@@ -119,7 +126,6 @@ package final class BlockingPool: Sendable {
         guard result == 0 else {
             state.withLock { $0.threadCount -= 1 }
             Unmanaged<BlockingPool>.fromOpaque(context).release()
-            close()
             throw RingError(operation: .startThread, errnoValue: result)
         }
         let started = handle
@@ -165,8 +171,25 @@ package final class BlockingPool: Sendable {
             state.append(job, to: lane)
             return true
         }
-        if accepted { available.signal() }
-        return accepted
+        guard accepted else { return false }
+        if state.withLock({ $0.schedule.wantsThread(for: lane) }) { addThread(to: lane) }
+        available.signal()
+        return true
+    }
+
+    /// All threads of the lane are held: it gets another one. Where none can be had its jobs wait for
+    /// one of those.
+    private func addThread(to lane: BlockingLane) {
+        do throws(RingError) {
+            try startThread()
+        } catch { return }
+        let isWanted = state.withLock { state in
+            // Another thread may have been started for it meanwhile.
+            guard state.schedule.wantsThread(for: lane) else { return false }
+            state.schedule.threadStarted(for: lane)
+            return true
+        }
+        if isWanted { available.signal() }
     }
 
     /// Runs `body` on the pool and returns what it returned; nil when the pool does not take it.

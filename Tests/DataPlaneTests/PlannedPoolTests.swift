@@ -15,13 +15,7 @@ private final class HangingLanes: Sendable {
     init(_ lanes: [BlockingLane], of pool: BlockingPool) {
         let begun = Semaphore()
         for lane in lanes {
-            var schedule = LaneSchedule.service()
-            var running = 0
-            for _ in 0..<64 where !schedule.arrived(in: lane) {
-                Issue.record("a lane of the service takes 64 jobs")
-            }
-            while schedule.threadFree() != nil { running += 1 }
-            for _ in 0..<64 {
+            for _ in 0..<128 {
                 let isTaken = pool.submit(lane) { [release] in
                     begun.signal()
                     release.wait()
@@ -29,7 +23,13 @@ private final class HangingLanes: Sendable {
                 #expect(isTaken)
                 count.withLock { $0 += 1 }
             }
-            for _ in 0..<running { begun.wait() }
+            // More wait than may run: another one of the lane would not begin.
+            var schedule = LaneSchedule.service()
+            for _ in 0..<128 where !schedule.arrived(in: lane) {
+                Issue.record("a lane of the service takes 128 jobs")
+            }
+            while schedule.wantsThread(for: lane) { schedule.threadStarted(for: lane) }
+            while schedule.threadFree() != nil { begun.wait() }
         }
     }
 
@@ -98,12 +98,12 @@ private final class HangingLanes: Sendable {
         // Pages, storage and its erasing are refused whenever that may be.
         let schedule = LaneSchedule { lane in
             switch lane {
-            case .pages, .growth, .erasure: LaneSchedule.Bounds(runningMax: 1, waitingMax: 0)
+            case .pages, .growth, .erasure: LaneSchedule.Bounds(threadCount: 1, waitingMax: 0)
             case .origins, .housekeeping, .paths, .storagePaths, .surveys:
-                LaneSchedule.Bounds(runningMax: 1, waitingMax: 64)
+                LaneSchedule.Bounds(threadCount: 1, waitingMax: 64)
             }
         }
-        let pool = try BlockingPool(schedule, threadCount: schedule.runningMax)
+        let pool = try BlockingPool(schedule, threadCount: schedule.threadCount)
         let folder = Folder()
         let harness = try await DeviceHarness(path: folder.file(size: 1 << 30), blocking: pool)
         let cut = try CutThread()

@@ -28,13 +28,23 @@ private final class Lanes {
     func ended(in lane: BlockingLane) { schedule.ended(in: lane) }
 
     var hasOnlyHanging: Bool { schedule.hasOnlyHanging }
-    var runningMax: Int { schedule.runningMax }
+    var threadCount: Int { schedule.threadCount }
+
+    /// Gives the lane the threads that it wants; returns how many.
+    func grow(_ lane: BlockingLane) -> Int {
+        var count = 0
+        while schedule.wantsThread(for: lane) {
+            schedule.threadStarted(for: lane)
+            count += 1
+        }
+        return count
+    }
 }
 
 @Suite struct `Lanes of blocking work` {
     /// Each lane may run one job more than the one before, and have three wait.
     private func small() -> Lanes {
-        Lanes(LaneSchedule { LaneSchedule.Bounds(runningMax: $0.rawValue + 1, waitingMax: 3) })
+        Lanes(LaneSchedule { LaneSchedule.Bounds(threadCount: $0.rawValue + 1, waitingMax: 3) })
     }
 
     @Test func `take the pages of change maps before anything else`() {
@@ -51,7 +61,7 @@ private final class Lanes {
         let lanes = Lanes(.service())
         #expect(lanes.arrived(200, in: hanging) == 200)
         let running = lanes.runAll()
-        #expect(running > 0 && running < lanes.runningMax)
+        #expect(running > 0 && running < lanes.threadCount)
         // Every other lane finds a thread.
         for lane in BlockingLane.allCases where lane != hanging {
             #expect(lanes.arrived(in: lane) == 1)
@@ -66,7 +76,25 @@ private final class Lanes {
     @Test func `have a thread for each job that may run`() {
         let lanes = Lanes(.service())
         for lane in BlockingLane.allCases { #expect(lanes.arrived(64, in: lane) == 64) }
-        #expect(lanes.runAll() == lanes.runningMax)
+        #expect(lanes.runAll() == lanes.threadCount)
+    }
+
+    @Test func `have more threads where those they have may hang, up to a bound`() {
+        for lane in BlockingLane.allCases {
+            let lanes = Lanes(.service())
+            #expect(lanes.grow(lane) == 0)
+            #expect(lanes.arrived(200, in: lane) == 200)
+            let own = lanes.runAll()
+            let more = lanes.grow(lane)
+            #expect(lanes.runAll() == more)
+            #expect((more > 0) == lane.mayHang, "\(lane)")
+            #expect(own + more <= 64)
+            // None of them is another lane's.
+            for other in BlockingLane.allCases where other != lane {
+                #expect(lanes.arrived(in: other) == 1)
+                #expect(lanes.threadFree() == other)
+            }
+        }
     }
 
     @Test func `refuse what is too much, but not what is owed, and no refusal is final`() {
@@ -99,7 +127,18 @@ private final class Lanes {
         let pool = try BlockingPool.service()
         let release = Semaphore()
         let hanging = Mutex(0)
-        for _ in 0..<100 {
+        for _ in 0..<40 {
+            #expect(
+                pool.submit(.paths) {
+                    hanging.withLock { $0 += 1 }
+                    release.wait()
+                })
+        }
+        for lane in BlockingLane.allCases {
+            #expect(await pool.run(lane) { lane } == lane)
+        }
+        // As many as may hang.
+        for _ in 40..<100 {
             #expect(
                 pool.submit(.paths) {
                     hanging.withLock { $0 += 1 }
