@@ -23,14 +23,15 @@ package enum ExtentSize {
 
 /// The steps in which files grow.
 package enum GrowthSteps {
-    /// Bytes of the first step: many snapshots take little room from a filesystem.
-    package static let first: UInt64 = 64 << 20
     /// Bytes of each step on tmpfs, which allocates page by page, about 1 us each: a step that took
     /// long would have writers wait for it.
     package static let paged: UInt64 = 32 << 20
 
-    /// Bytes of the largest step of a file with this limit.
-    package static func most(limit: UInt64) -> UInt64 { min(max(limit / 16, 16 << 20), 1 << 30) }
+    /// Bytes of each step of a file that may reach `byteCount` bytes. Few large ones: while a
+    /// filesystem allocates, what is written to the file waits.
+    package static func most(for byteCount: UInt64) -> UInt64 {
+        min(max(byteCount / 16, 16 << 20), 1 << 30)
+    }
 }
 
 /// What a filesystem has, in bytes.

@@ -20,12 +20,9 @@ extension StorageSource {
             try checkSize(min(limit, usable), of: opened)
             medium = file
             let extent = ExtentSize.byteCount(for: min(limit, usable), deviceCount: deviceCount)
-            let (first, most) =
-                isInline
-                ? (GrowthSteps.paged, GrowthSteps.paged)
-                : (GrowthSteps.first, GrowthSteps.most(limit: limit))
+            let step = isInline ? GrowthSteps.paged : GrowthSteps.most(for: min(limit, usable))
             space = StorageSpace(
-                growingTo: limit, firstStep: first, growthStepMax: most, extentByteCount: extent)
+                growingTo: limit, firstStep: step, growthStepMax: step, extentByteCount: extent)
         case .blockDevice(let descriptor, let byteCount):
             try checkSize(byteCount, of: opened)
             medium = BlockDeviceMedium(descriptor: descriptor)

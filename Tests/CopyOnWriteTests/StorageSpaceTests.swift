@@ -257,6 +257,12 @@ extension StorageSpace {
         #expect(ExtentSize.byteCount(for: total, deviceCount: deviceCount) == expected)
     }
 
+    @Test func `a file grows in sixteenths of what it may reach, 16 MiB to 1 GiB`() {
+        #expect(GrowthSteps.most(for: 1 << 20) == 16 << 20)
+        #expect(GrowthSteps.most(for: 900 << 20) == 900 << 16)
+        #expect(GrowthSteps.most(for: 20 << 30) == 1 << 30)
+    }
+
     @Test func `a filesystem keeps a twentieth, at most 1 GiB`() {
         let small = FilesystemRoom(free: 900 << 20, size: 1000 << 20)
         #expect(small.reserve == 50 << 20)

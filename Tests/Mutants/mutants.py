@@ -43,7 +43,6 @@ MUTANTS = [
     ("snapshot gone while an extent is on its way","SnapshotCore/SnapshotEngine+Layers.swift","            && sources[index].isAskingAny\n","            && sources[index].isAskingAny && index > 100\n"),
     ("record of another chunk","CopyOnWrite/DifferenceLayer.swift","        recentRecord = index\n","        if recentRecord == ChunkRecord.none { recentRecord = index }\n"),
     ("blocks on their way to storage survive their layer","SnapshotCore/SnapshotEngine+Layers.swift","        orphanBuffersWriting(of: layer)\n","        \n"),
-    ("blocks behind the end of a small extent","CopyOnWrite/ExtentTable.swift","pointee[slot >> 6] = .max >> UInt64(64 - count)","pointee[slot >> 6] = .max"),
     ("slots of a small extent counted as of a large one","SnapshotCore/SnapshotEngine+Storage.swift","slotCount: record.pointee.slotsPerExtent)","slotCount: ExtentTable.slotsPerExtent)"),
     ("growth that falls short counts for nothing","CopyOnWrite/StorageSpace.swift","        capacity += got\n","        if !run.isShort { capacity += got }\n"),
     ("growth counts what it did not get","CopyOnWrite/GrowthRun.swift","pieceByteCount = piece.byteCount / 2 / extentByteCount * extentByteCount","pieceByteCount = 0; tailByteCount += piece.byteCount"),
