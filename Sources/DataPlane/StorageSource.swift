@@ -16,23 +16,36 @@ internal import Synchronization
 //   when it was told that it could not be.
 // - Answers to waiting wishes are sent by jobs, never by loops: a loop must not wait for another.
 
+/// What a source needs a thread for.
+package enum StorageWork: Sendable {
+    /// Growing or making resident: writers may wait for it.
+    case growth
+    /// Erasing and closing.
+    case erasure
+    /// Erasing what may have to be overwritten: it may take minutes.
+    case overwriting
+}
+
 /// Finds threads for what a source has to do; tests plan refusals and delays here.
 package protocol StorageJobs: Sendable {
-    /// Runs `job` on another thread, soon; false when no thread can be had. `isLong`: it may take
-    /// minutes.
-    func start(isLong: Bool, _ job: @escaping @Sendable () -> Void) -> Bool
+    /// Runs `job` on another thread, soon; false when no thread can be had.
+    func start(_ work: StorageWork, _ job: @escaping @Sendable () -> Void) -> Bool
 }
 
 /// The blocking pool, and threads of their own for what would keep its threads for long.
 struct PoolJobs: StorageJobs {
     let blocking: BlockingPool
 
-    func start(isLong: Bool, _ job: @escaping @Sendable () -> Void) -> Bool {
-        if !isLong, blocking.require(.growth, job) { return true }
+    func start(_ work: StorageWork, _ job: @escaping @Sendable () -> Void) -> Bool {
+        switch work {
+        case .growth: if blocking.require(.growth, job) { return true }
+        case .erasure: if blocking.require(.erasure, job) { return true }
+        case .overwriting: break
+        }
         do throws(RingError) {
             try ServiceThread.start("storage", job)
             return true
-        } catch { return isLong && blocking.require(.erasure, job) }
+        } catch { return work == .overwriting && blocking.require(.erasure, job) }
     }
 }
 
@@ -204,7 +217,7 @@ package final class StorageSource: Sendable {
         guard medium.isPopulated, !wish.isFirst, extentByteCount >= Self.populatedByteCountMin
         else { return false }
         state.withLock { $0.jobCount += 1 }
-        let isStarted = jobs.start(isLong: false) { [self] in
+        let isStarted = jobs.start(.growth) { [self] in
             medium.populate(ByteRange(offset: byteOffset, length: extentByteCount))
             wish.reply(.success(byteOffset))
             jobEnded()
@@ -219,7 +232,7 @@ package final class StorageSource: Sendable {
     private func startWork() {
         let (growth, erasure) = takeWork()
         if let growth {
-            let isStarted = jobs.start(isLong: false) { [self] in
+            let isStarted = jobs.start(.growth) { [self] in
                 performGrowth(growth)
                 continueWork()
             }
@@ -229,7 +242,7 @@ package final class StorageSource: Sendable {
             }
         }
         if let erasure {
-            let isStarted = jobs.start(isLong: medium.outlivesUs) { [self] in
+            let isStarted = jobs.start(erasing) { [self] in
                 performErasure(erasure)
                 continueWork()
             }
@@ -239,6 +252,8 @@ package final class StorageSource: Sendable {
             }
         }
     }
+
+    private var erasing: StorageWork { medium.outlivesUs ? .overwriting : .erasure }
 
     /// Each of what it returns is a job.
     private func takeWork() -> (GrowthRun?, [UInt64]?) {
@@ -354,7 +369,7 @@ package final class StorageSource: Sendable {
     }
 
     private func closeSoon() {
-        if !jobs.start(isLong: medium.outlivesUs, { [self] in close() }) { close() }
+        if !jobs.start(erasing, { [self] in close() }) { close() }
     }
 
     /// Returns when the source is closed, or at once while a device still uses it.

@@ -115,7 +115,7 @@ final class PlannedJobs: StorageJobs {
         set { state.withLock { $0.isRefusing = newValue } }
     }
 
-    func start(isLong: Bool, _ job: @escaping @Sendable () -> Void) -> Bool {
+    func start(_ work: StorageWork, _ job: @escaping @Sendable () -> Void) -> Bool {
         state.withLock { state in
             guard !state.isRefusing else { return false }
             state.jobs.append(job)
