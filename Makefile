@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 BUILD := -c release --scratch-path $(SCRATCH)
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants fuzz coverage demo peers bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package clean
+.PHONY: help build build-tests test soak simulate mutants fuzz bpf coverage demo peers bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +53,10 @@ fuzz: ## Fuzz TARGET (handshake, transmission, map, documents, configuration, mo
 	@Scripts/ensure-swift
 	@Scripts/ensure-packages build
 	@Scripts/fuzz $(SCRATCH)-fuzz $(or $(TARGET),all) $(or $(SECONDS),60)
+
+bpf: ## Make the header with the BPF programs anew (needs bpftool and libbpf-dev)
+	@Scripts/ensure-swift
+	@Scripts/live-skeleton
 
 coverage: ## How much of the rooms that decide their tests run, and which lines they do not
 	@Scripts/ensure-swift

@@ -55,6 +55,9 @@ let package = Package(
         .target(
             name: "YAMLReading", dependencies: ["CYAML"], swiftSettings: strict,
             linkerSettings: [.linkedLibrary(":libyaml.a")]),
+        .target(
+            name: "CLiveTracking", exclude: ["bpf"],
+            cSettings: [.headerSearchPath("skeleton")]),
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: strict),
@@ -71,9 +74,13 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
+            name: "LiveTracking", dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking"],
+            swiftSettings: strict),
+        .target(
             name: "DataPlane",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "RingIO", "SnapshotCore",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "LiveTracking", "RingIO",
+                "SnapshotCore",
             ],
             swiftSettings: strict),
         .target(
@@ -95,7 +102,7 @@ let package = Package(
             name: "Control",
             dependencies: [
                 "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "DataPlane", "Encryption",
-                "ExportBlock", "ExportNBD", "RingIO",
+                "ExportBlock", "ExportNBD", "LiveTracking", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -182,6 +189,12 @@ let package = Package(
         .testTarget(
             name: "ChangeTrackingTests", dependencies: ["BlockModel", "ChangeTracking"],
             swiftSettings: strict),
+        .testTarget(
+            name: "LiveTrackingTests",
+            dependencies: [
+                "BlockModel", "CLiveTracking", "ChangeTracking", "LiveTracking", "TestSupport",
+            ],
+            swiftSettings: strictTests),
         .testTarget(
             name: "CopyOnWriteTests", dependencies: ["BlockModel", "CopyOnWrite"],
             swiftSettings: strictTests),

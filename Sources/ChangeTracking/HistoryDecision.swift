@@ -36,11 +36,13 @@ package struct HistoryEvidence: Equatable, Sendable {
     package var running: Finding<MapFileHeader>
     /// What the guardian left in it.
     package var death: Finding<DeathRecord>
+    /// Of a live device: what was found of its marks.
+    package var live: LiveFinding?
 
     package init(
         name: ObjectName, origin: OriginRecord, bootID: UniqueID, isExclusive: Bool,
         saved: Finding<MapFileHeader>, running: Finding<MapFileHeader>,
-        death: Finding<DeathRecord>
+        death: Finding<DeathRecord>, live: LiveFinding? = nil
     ) {
         self.name = name
         self.origin = origin
@@ -49,6 +51,7 @@ package struct HistoryEvidence: Equatable, Sendable {
         self.saved = saved
         self.running = running
         self.death = death
+        self.live = live
     }
 }
 
@@ -60,6 +63,10 @@ package enum HistoryDecision: Equatable, Sendable {
 
     /// Decides.
     package init(_ evidence: HistoryEvidence) {
+        if let finding = evidence.live {
+            self = Self.judgeLive(evidence, finding)
+            return
+        }
         switch evidence.saved {
         case .found(let header) where header.state == .clean:
             self = Self.judgeSaved(header, evidence)
@@ -71,6 +78,7 @@ package enum HistoryDecision: Equatable, Sendable {
         _ header: MapFileHeader, _ evidence: HistoryEvidence
     ) -> HistoryDecision {
         guard header.name == evidence.name else { return .new(.otherDevice(header.name)) }
+        guard header.origin.liveToken == nil else { return .new(.liveBefore) }
         let isSameBoot = header.bootID == evidence.bootID
         guard isSame(header.origin, evidence, isSameBoot: isSameBoot) else {
             return .new(.otherOrigin)

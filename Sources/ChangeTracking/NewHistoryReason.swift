@@ -26,6 +26,15 @@ package enum NewHistoryReason: Equatable, Sendable {
     case mapDamaged
     case epochsUsedUp
     case shrunk(from: UInt64, to: UInt64)
+    /// A live device was served before, or a served one live.
+    case servedBefore
+    case liveBefore
+    /// The machine was restarted: a live device's marks are in the kernel's memory.
+    case restartedLive
+    /// A live device's marks are not those that its history went on with.
+    case marksInterrupted(LiveFinding)
+    /// A mark of a live device may have been missed.
+    case doubted(LiveDoubt)
 
     /// Says it to people, without a full stop.
     package var sentence: String {
@@ -61,6 +70,13 @@ package enum NewHistoryReason: Equatable, Sendable {
         case .mapDamaged: "the change map was found damaged"
         case .epochsUsedUp: "the epochs of the generation before were used up"
         case .shrunk(let old, let new): "the origin was shrunk from \(old) to \(new) bytes"
+        case .servedBefore: "the device was served before, and is tracked in use now"
+        case .liveBefore: "the device was tracked in use before, and is served now"
+        case .restartedLive:
+            "the machine was restarted since, and what was written before the device was attached "
+                + "again is not known"
+        case .marksInterrupted(let finding): finding.sentence
+        case .doubted(let doubt): doubt.sentence
         }
     }
 }

@@ -1,3 +1,5 @@
+package import BlockModel
+
 // What is remembered of an origin in order to tell, later, whether it is the same one and whether
 // somebody wrote to it meanwhile. Both are read by the data plane; here they are only compared.
 //
@@ -16,7 +18,8 @@
 //         68      4  change time, nanoseconds
 //         72     16  sectors written to the block device, and discarded
 //         88     16  the same of its whole disk
-//        104     32  reserved, zero
+//        104     16  token of the marks of a live device; zero: it was served
+//        120     16  reserved, zero
 //        136    256  stable id, UTF-8
 //
 // Invariants
@@ -91,9 +94,13 @@ package enum OriginState: Equatable, Sendable {
 package struct OriginRecord: Equatable, Sendable {
     package var identity: OriginIdentity
     package var state: OriginState
+    /// Of a live device: names the marks that its history goes on with.
+    package var liveToken: UniqueID?
 
-    /// The state must be of the identity's kind, and the stable id within its bound.
-    package init(identity: OriginIdentity, state: OriginState) {
+    /// The state must be of the identity's kind, and the stable id within its bound; a token is a
+    /// block device's, and not zero.
+    package init(identity: OriginIdentity, state: OriginState, liveToken: UniqueID? = nil) {
+        precondition(liveToken != UniqueID(high: 0, low: 0), "a token is not zero")
         switch (identity, state) {
         case (.file, .blockDevice), (.blockDevice, .file):
             preconditionFailure("a file has no counters, a block device no times")
@@ -105,6 +112,7 @@ package struct OriginRecord: Equatable, Sendable {
         }
         self.identity = identity
         self.state = state
+        self.liveToken = liveToken
     }
 
     /// Bytes of an encoded record.
@@ -124,6 +132,7 @@ package struct OriginRecord: Equatable, Sendable {
             bytes.setHalf(UInt32(stableID.utf8.count), at: start + 4)
             bytes.setWord(sequence, at: start + 8)
             bytes.setText(stableID, at: start + 136)
+            if let liveToken { bytes.setUniqueID(liveToken, at: start + 104) }
         }
         bytes.setHalf(state.isKnown ? 1 : 0, at: start + 36)
         bytes.setWord(state.size, at: start + 40)
@@ -153,6 +162,7 @@ package struct OriginRecord: Equatable, Sendable {
         let size = bytes.word(at: start + 40)
         if kind == 1 {
             guard bytes.isZero(from: start + 72, to: start + 136) else { throw .impossible }
+            liveToken = nil
             identity = .file(
                 filesystem: bytes.word(at: start + 8), inode: bytes.word(at: start + 16),
                 birth: try bytes.time(secondsAt: start + 24, nanosecondsAt: start + 32))
@@ -167,8 +177,11 @@ package struct OriginRecord: Equatable, Sendable {
         } else {
             guard bytes.isZero(from: start + 16, to: start + 36),
                 bytes.isZero(from: start + 48, to: start + 72),
-                bytes.isZero(from: start + (isKnown == 1 ? 104 : 72), to: start + 136)
+                isKnown == 1 || bytes.isZero(from: start + 72, to: start + 104),
+                bytes.isZero(from: start + 120, to: start + 136)
             else { throw .impossible }
+            let token = bytes.uniqueID(at: start + 104)
+            liveToken = token == UniqueID(high: 0, low: 0) ? nil : token
             identity = .blockDevice(
                 stableID: try bytes.text(at: start + 136, byteCount: textCount),
                 sequence: bytes.word(at: start + 8))

@@ -10,11 +10,13 @@ package struct AttachRequest: Equatable, Sendable {
     package let sectorBytes: UInt32?
     /// The operator's word that nobody else writes to the origin.
     package let isExclusive: Bool
+    /// Its users keep using the origin itself; its writes are tracked.
+    package let isLive: Bool
 
     /// Checks what came from outside.
     package init(
         name: String, path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil,
-        isExclusive: Bool = false
+        isExclusive: Bool = false, isLive: Bool = false
     ) throws(ControlError) {
         guard let checked = ObjectName(name) else {
             throw ControlError(
@@ -22,7 +24,9 @@ package struct AttachRequest: Equatable, Sendable {
                 "\"\(name)\" is not a valid name for a device: use 1 to 64 letters, digits, '.', '_' or "
                     + "'-', the first a letter or digit")
         }
-        guard path.hasPrefix("/"), !path.utf8.contains(0), path.utf8.count < 4096 else {
+        guard path.hasPrefix("/") || (isLive && LiveTag.isOne(path)), !path.utf8.contains(0),
+            path.utf8.count < 4096
+        else {
             throw ControlError(.invalid, "device \(name): give the absolute path of its origin")
         }
         if let sectorBytes, sectorBytes != 512 && sectorBytes != 4096 {
@@ -30,10 +34,17 @@ package struct AttachRequest: Equatable, Sendable {
                 .invalid,
                 "device \(name): sector size \(sectorBytes) is not offered; use 512 or 4096")
         }
+        guard !isLive || (!isReadOnly && !isExclusive) else {
+            throw ControlError(
+                .invalid,
+                "device \(name): a live device is never written by the service, and never its own; "
+                    + "leave out read-only and exclusive")
+        }
         self.name = checked
         self.path = path
         self.isReadOnly = isReadOnly
         self.sectorBytes = sectorBytes
         self.isExclusive = isExclusive
+        self.isLive = isLive
     }
 }

@@ -9,6 +9,17 @@ package struct CheckpointDocument: Codable, Equatable, Sendable {
     /// Id of the snapshot that left it; it may be gone.
     @OrNull package var snapshot: String?
     package var devices: [Device]
+    /// Told when it is made, of a cut with a live device: `filesystem`, or `crash` when a filesystem
+    /// was not frozen for it, as of a snapshot.
+    package var consistency: String?
+    /// Mount points that were frozen for it.
+    package var frozen: [String]?
+    /// What could not be frozen, and why.
+    package var freezeErrors: [String]?
+    /// From the first freeze to the last thaw.
+    package var freezeMicroseconds: UInt64?
+    /// How long it was held for a copy.
+    package var heldMilliseconds: UInt64?
 
     /// One device's part of the cut.
     package struct Device: Codable, Equatable, Sendable {
@@ -27,13 +38,16 @@ package struct CheckpointDocument: Codable, Equatable, Sendable {
 package struct CheckpointCreateDocument: Codable, Equatable, Sendable {
     package var name: String
     package var devices: [String]
+    /// Keeps filesystems frozen until the cut is released, at most so long: for copies.
+    package var holdMilliseconds: UInt64?
 
     /// Keys it may have, for refusing others.
-    package static let keys: Set<String> = ["name", "devices"]
+    package static let keys: Set<String> = ["name", "devices", "hold_milliseconds"]
 
-    package init(name: String, devices: [String]) {
+    package init(name: String, devices: [String], holdMilliseconds: UInt64? = nil) {
         self.name = name
         self.devices = devices
+        self.holdMilliseconds = holdMilliseconds
     }
 }
 

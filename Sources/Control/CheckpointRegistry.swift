@@ -17,12 +17,16 @@ internal import RingIO
 /// The checkpoints of the service; see the head of this file.
 package actor CheckpointRegistry {
     nonisolated let store: CheckpointStore
-    private let devices: DeviceRegistry
+    let devices: DeviceRegistry
     private let blocking: BlockingPool
-    private let cuts: CutThread
+    let cuts: CutThread
     /// Nothing is written while filesystems are frozen.
     private let quiet: Turns
     private let logger: Logger
+    /// Makes cuts with live devices; there once snapshots are.
+    var liveCuts: LiveCuts?
+    /// Cuts that are held frozen for copies.
+    var heldCuts: [ObjectName: HeldCut] = [:]
     private var isChanging = false
     private var waiters: [CheckedContinuation<Void, Never>] = []
 
@@ -38,14 +42,16 @@ package actor CheckpointRegistry {
         self.logger = logger
     }
 
+    /// From now on live devices can be cut.
+    func cutLive(by cuts: LiveCuts) { liveCuts = cuts }
+
     /// Makes a cut over the devices and remembers it.
     func create(_ request: CheckpointRequest) async throws -> CheckpointDocument {
         try store.checkRoom(forParts: request.devices.count)
         try store.names.reserve(request.name, for: .checkpoint)
         do {
-            let checkpoint = try await devices.pinning(request.devices) { devices in
-                let outcome = await self.cuts.makeCut(
-                    devices.map { CutMember(device: $0, snapshot: nil) }, isBase: true)
+            let (checkpoint, live) = try await devices.pinning(request.devices) { devices in
+                let (outcome, live) = try await self.makeCut(request, devices)
                 if let fault = outcome.fault { throw Self.refusal(of: fault, request.name) }
                 let checkpoint = Checkpoint(
                     name: request.name, createdAt: .now, snapshot: nil,
@@ -53,9 +59,11 @@ package actor CheckpointRegistry {
                         Checkpoint.Part(device: device, base: outcome.base(at: index))
                     })
                 try await self.record(checkpoint)
-                return checkpoint
+                return (checkpoint, live)
             }
-            return await document(of: checkpoint)
+            var answer = await document(of: checkpoint)
+            if let live { answer.tell(live) }
+            return answer
         } catch {
             store.names.release(request.name, of: .checkpoint)
             throw error
@@ -166,7 +174,7 @@ package actor CheckpointRegistry {
     }
 
     /// The cut is no base any more: tells the devices which is the newest now.
-    private func removed(_ checkpoint: Checkpoint) async {
+    func removed(_ checkpoint: Checkpoint) async {
         for part in checkpoint.parts {
             guard let device = await devices.attached(part.device) else { continue }
             let generation = part.base.generation
@@ -178,7 +186,7 @@ package actor CheckpointRegistry {
 
     // -- helpers
 
-    private func document(of checkpoint: Checkpoint) async -> CheckpointDocument {
+    func document(of checkpoint: Checkpoint) async -> CheckpointDocument {
         Self.document(of: checkpoint, await devices.histories())
     }
 
@@ -196,7 +204,7 @@ package actor CheckpointRegistry {
             })
     }
 
-    private static func refusal(of fault: Fault, _ name: ObjectName) -> ControlError {
+    static func refusal(of fault: Fault, _ name: ObjectName) -> ControlError {
         guard fault.errnoValue == 110 else {
             return ControlError(
                 fault == .shutdown ? .busy : .failed,

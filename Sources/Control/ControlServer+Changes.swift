@@ -10,11 +10,23 @@ extension ControlServer {
     func addCheckpoints(to router: Router<ControlContext>) {
         let checkpoints = registries.checkpoints
         router.get("v1/checkpoints") { _, _ in Answer(await checkpoints.list()) }
-        router.post("v1/checkpoints") { request, _ in
+        router.post("v1/checkpoints") { request, context in
             let document = try await Self.decode(
                 CheckpointCreateDocument.self, keys: CheckpointCreateDocument.keys, from: request)
-            return Answer(
-                try await checkpoints.create(try CheckpointRequest(document)), status: .created)
+            let wish = try CheckpointRequest(document)
+            if let milliseconds = document.holdMilliseconds {
+                return try Answer(
+                    try await checkpoints.hold(wish, milliseconds: milliseconds),
+                    status: .accepted
+                ).response(from: request, context: context)
+            }
+            return try Answer(try await checkpoints.create(wish), status: .created)
+                .response(from: request, context: context)
+        }
+        router.post("v1/checkpoints/{name}/release") { _, context in
+            Answer(
+                try await checkpoints.releaseHeld(try context.parameters.require("name")),
+                status: .created)
         }
         router.delete("v1/checkpoints/{name}") { _, context in
             Answer(try await checkpoints.delete(try context.parameters.require("name")))

@@ -222,7 +222,8 @@ struct ControlServer: Sendable {
             AttachDocument.self, keys: AttachDocument.keys, from: request)
         return try AttachRequest(
             name: document.name, path: document.path, isReadOnly: document.readOnly ?? false,
-            sectorBytes: document.sectorSize, isExclusive: document.exclusive ?? false)
+            sectorBytes: document.sectorSize, isExclusive: document.exclusive ?? false,
+            isLive: document.live ?? false)
     }
 
     /// Reads a request's body: whole, in time, and with no key that would silently do nothing.

@@ -1,6 +1,7 @@
 internal import BlockModel
 internal import ChangeTracking
 internal import DataPlane
+internal import LiveTracking
 internal import Logging
 
 // What becomes of the histories of devices: told to people, begun anew when tracking was lost, and
@@ -11,6 +12,8 @@ struct HistoryPlaces: Sendable {
     let runtimeDirectory: String
     let bootID: UniqueID
     let guardian: Guardian
+    /// Marks writes of live devices.
+    let live: LiveTracker
 }
 
 extension AttachRequest {
@@ -18,7 +21,7 @@ extension AttachRequest {
     func remembering(_ old: RememberedDevice) throws(ControlError) -> AttachRequest {
         try AttachRequest(
             name: name.text, path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes,
-            isExclusive: isExclusive || old.exclusive ?? false)
+            isExclusive: isExclusive || old.exclusive ?? false, isLive: old.live ?? false)
     }
 }
 

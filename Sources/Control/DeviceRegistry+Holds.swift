@@ -21,7 +21,17 @@ extension DeviceRegistry {
     ) throws(ControlError) -> [(name: ObjectName, device: AttachedDevice)] {
         guard !isStopping else { throw ControlError.stopping }
         var held: [(ObjectName, AttachedDevice)] = []
-        for name in names { held.append((name, try free(name))) }
+        for name in names {
+            let device = try free(name)
+            guard !device.isLive else {
+                throw ControlError(
+                    .unsuitable,
+                    "device \(name) is live: its writes do not pass through the service, so there is "
+                        + "no image of it; make a checkpoint and read its export, or attach it "
+                        + "without --live")
+            }
+            held.append((name, device))
+        }
         for name in names { holders[name, default: []].append(snapshot) }
         return held
     }
@@ -90,6 +100,15 @@ extension DeviceRegistry {
 
     /// The device of that name, if it is attached.
     func attached(_ name: ObjectName) -> AttachedDevice? { entries[name]?.device }
+
+    /// Bytes of the sectors that users of a device see.
+    func sectorBytes(of name: ObjectName) throws(ControlError) -> UInt32 {
+        guard let entry = entries[name] else {
+            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
+            throw isMissing(name.text, missing)
+        }
+        return entry.device.facts.sectorBytes
+    }
 
     /// The snapshot has left its devices.
     func release(_ snapshot: SnapshotLabel) {

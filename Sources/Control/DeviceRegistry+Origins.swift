@@ -98,9 +98,10 @@ extension DeviceRegistry {
         events.record(.deviceGone, device: name, errno: fault.errnoValue, message)
     }
 
-    /// What the origins stand on: no filesystem of theirs is frozen.
+    /// What the origins stand on: no filesystem of theirs is frozen. Those of live devices are the
+    /// very ones that cuts freeze.
     func grounds() -> [ProtectedGround] {
-        entries.map { name, entry in
+        entries.filter { !$0.value.device.isLive }.map { name, entry in
             ProtectedGround(
                 what: "the origin of device \(name), \(entry.device.facts.path)",
                 devices: entry.device.ground)

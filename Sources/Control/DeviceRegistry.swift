@@ -26,8 +26,9 @@ package actor DeviceRegistry {
 
         var remembered: RememberedDevice {
             RememberedDevice(
-                name: request.name.text, path: device.facts.path, readOnly: request.isReadOnly,
-                sectorSize: request.sectorBytes, exclusive: request.isExclusive ? true : nil)
+                name: request.name.text, path: request.isLive ? request.path : device.facts.path,
+                readOnly: request.isReadOnly, sectorSize: request.sectorBytes,
+                exclusive: request.isExclusive ? true : nil, live: request.isLive ? true : nil)
         }
     }
 
@@ -42,7 +43,7 @@ package actor DeviceRegistry {
     private let loops: [LoopThread]
     nonisolated let blocking: BlockingPool
     let cuts: CutThread
-    private let places: HistoryPlaces
+    let places: HistoryPlaces
     private let state: StateDirectory
     let exports: ExportTable
     let events: EventLog
@@ -99,10 +100,11 @@ package actor DeviceRegistry {
     ) async throws -> (device: DeviceDocument, isNew: Bool) {
         try reserve(request.name)
         defer { reserved.remove(request.name) }
-        let path = await resolved(request.path)
+        let path = try await originPath(of: request)
         if let entry = entries[request.name] {
             guard entry.device.facts.path == path, entry.request.isReadOnly == request.isReadOnly,
                 entry.request.isExclusive == request.isExclusive,
+                entry.request.isLive == request.isLive,
                 request.sectorBytes == nil || request.sectorBytes == entry.device.facts.sectorBytes
             else {
                 throw ControlError(
@@ -113,6 +115,7 @@ package actor DeviceRegistry {
             return (await document(of: entry), false)
         }
         try checkUnused(path, by: request)
+        try await checkOneMode(path, of: request)
         guard entries.count + reserved.count <= Self.capacity else {
             throw ControlError(
                 .limitReached,
@@ -127,7 +130,9 @@ package actor DeviceRegistry {
         } catch {
             entries[request.name] = nil
             missing[request.name] = wasMissing
-            if let fault = await entry.device.detach() {
+            let fault = await entry.device.detach()
+            await entry.device.endLiveTracking()
+            if let fault {
                 logger.error("flush of origin \(path) failed: \(fault)")
             }
             await places.guardian.forget(request.name)
@@ -172,7 +177,8 @@ package actor DeviceRegistry {
         do {
             let request = try AttachRequest(
                 name: device.name, path: device.path, isReadOnly: device.readOnly,
-                sectorBytes: device.sectorSize, isExclusive: device.exclusive ?? false)
+                sectorBytes: device.sectorSize, isExclusive: device.exclusive ?? false,
+                isLive: device.live ?? false)
             let entry = try await open(request)
             entries[request.name] = entry
             published(entry)
@@ -199,11 +205,12 @@ package actor DeviceRegistry {
         let loop = idlestLoop()
         openingCounts[loop.index, default: 0] += 1
         defer { openingCounts[loop.index, default: 0] -= 1 }
+        let path = try await originPath(of: request)
         let device: AttachedDevice
         do throws(AttachError) {
             device = try await AttachedDevice.attach(
-                path: request.path, isReadOnly: request.isReadOnly,
-                sectorBytes: request.sectorBytes, tracking: tracking(request), on: loop,
+                path: path, isReadOnly: request.isReadOnly, sectorBytes: request.sectorBytes,
+                tracking: tracking(request), live: request.isLive ? places.live : nil, on: loop,
                 blocking: blocking)
         } catch {
             await places.guardian.forget(request.name)
@@ -219,7 +226,9 @@ package actor DeviceRegistry {
         let facts = device.facts
         let export = ExportDescription(
             name: request.name.text,
-            summary: "\(facts.isBlockDevice ? "block device" : "disk image") \(facts.path)",
+            summary: (request.isLive
+                ? "live device " : facts.isBlockDevice ? "block device " : "disk image ")
+                + facts.path,
             size: facts.size, isReadOnly: facts.isReadOnly, isRotational: facts.isRotational,
             canDiscard: !facts.isReadOnly, loop: loop, target: device.target)
         return Entry(request: request, device: device, attachedAt: Date(), export: export)
@@ -308,15 +317,6 @@ package actor DeviceRegistry {
         return all
     }
 
-    /// Bytes of the sectors that users of a device see.
-    func sectorBytes(of name: ObjectName) throws(ControlError) -> UInt32 {
-        guard let entry = entries[name] else {
-            guard let missing = missing[name] else { throw noSuchDevice(name.text) }
-            throw isMissing(name.text, missing)
-        }
-        return entry.device.facts.sectorBytes
-    }
-
     // -- detach
 
     /// Detaches a device and forgets it; returns it as it last was. Refused while it has users or
@@ -364,6 +364,7 @@ package actor DeviceRegistry {
             throw error
         }
         let fault = await entry.device.detach()
+        await entry.device.endLiveTracking()
         await places.guardian.forget(checked)
         if let fault {
             throw ControlError(
@@ -433,7 +434,7 @@ package actor DeviceRegistry {
 
     /// The path with symbolic links resolved; as it is where that fails, for the data plane then
     /// says what is wrong with it.
-    private func resolved(_ path: String) async -> String {
+    func resolved(_ path: String) async -> String {
         do throws(ControlError) {
             return try await blocking.runOnNamedPath(.paths, "origin \(path)") {
                 do throws(SystemFailure) { return try resolvedPath(path) } catch { return path }
@@ -469,7 +470,8 @@ package actor DeviceRegistry {
             rotational: facts.isRotational, access: facts.accessMode.rawValue,
             loop: entry.device.loop.index, attachedAt: entry.attachedAt, connections: users,
             snapshots: (holders[entry.request.name] ?? []).map(\.id.description),
-            exclusive: entry.request.isExclusive,
+            exclusive: entry.request.isExclusive, mode: entry.request.isLive ? "live" : "served",
+            granularity: entry.device.granularity ?? blockByteCount,
             history: progress.map { $0.history.isContinued ? "continued" : "new" },
             historyReason: progress?.history.reason,
             generation: progress?.generation.description, epoch: progress?.epoch.rawValue,

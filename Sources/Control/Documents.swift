@@ -49,6 +49,10 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var snapshots: [String]
     /// The operator said that nobody else writes to the origin.
     package var exclusive: Bool
+    /// `served`, or `live`: its users keep using the origin, and its writes are tracked there.
+    package var mode: String
+    /// Bytes of the smallest change that is told apart.
+    package var granularity: UInt64
     /// `continued` or `new`: whether what changed before it was attached is known. Left out when
     /// the loop is too busy to answer, as what follows.
     package var history: String?
@@ -146,20 +150,24 @@ package struct AttachDocument: Codable, Equatable, Sendable {
     package var sectorSize: UInt32?
     /// Nobody else writes to the origin.
     package var exclusive: Bool?
+    /// Its users keep using the origin; its writes are tracked there.
+    package var live: Bool?
 
     /// Keys it may have, for refusing others.
     package static let keys: Set<String> = [
-        "name", "path", "read_only", "sector_size", "exclusive",
+        "name", "path", "read_only", "sector_size", "exclusive", "live",
     ]
 
     package init(
-        name: String, path: String, readOnly: Bool?, sectorSize: UInt32?, exclusive: Bool?
+        name: String, path: String, readOnly: Bool?, sectorSize: UInt32?, exclusive: Bool?,
+        live: Bool? = nil
     ) {
         self.name = name
         self.path = path
         self.readOnly = readOnly
         self.sectorSize = sectorSize
         self.exclusive = exclusive
+        self.live = live
     }
 }
 

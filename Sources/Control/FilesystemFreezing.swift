@@ -136,13 +136,16 @@ actor FilesystemFreezing {
     /// Makes a cut with the plan's filesystems frozen. When one cannot be frozen nothing is done,
     /// or, with `isBestEffort`, the cut is made all the same.
     func makeCut(
-        _ members: [CutMember], isBase: Bool, _ plan: FreezePlan, isBestEffort: Bool
+        _ members: [CutMember], isBase: Bool, _ plan: FreezePlan, isBestEffort: Bool,
+        holding hold: CutHold? = nil
     ) async throws -> (outcome: CutOutcome, summary: FreezeSummary) {
         var summary = FreezeSummary()
         summary.errors = plan.outOfReach.map(Self.complaint)
         for error in summary.errors { logger.warning("\(error)") }
         guard !plan.targets.isEmpty else {
-            return (await cuts.makeCut(members, isBase: isBase), summary)
+            return (
+                await cuts.makeCut(members, isBase: isBase, holding: hold), summary
+            )
         }
         await turn.takeAlone()
         defer { turn.giveBack() }
@@ -151,7 +154,7 @@ actor FilesystemFreezing {
         do {
             outcome = try await makeCut(
                 members, isBase: isBase, prepared.map(\.freezer), isBestEffort: isBestEffort,
-                &summary)
+                holding: hold, &summary)
         } catch {
             for (_, freezer) in prepared { await gone(freezer) }
             throw error
@@ -187,9 +190,11 @@ actor FilesystemFreezing {
     /// The part during which filesystems are frozen.
     private func makeCut(
         _ members: [CutMember], isBase: Bool, _ freezers: [FilesystemFreezer],
-        isBestEffort: Bool, _ summary: inout FreezeSummary
+        isBestEffort: Bool, holding hold: CutHold?, _ summary: inout FreezeSummary
     ) async throws -> CutOutcome {
-        guard !freezers.isEmpty else { return await cuts.makeCut(members, isBase: isBase) }
+        guard !freezers.isEmpty else {
+            return await cuts.makeCut(members, isBase: isBase, holding: hold)
+        }
         let job = FreezeJob(
             freezers, isBestEffort: isBestEffort,
             freezeLimitNanoseconds: limits.freezeMilliseconds * 1_000_000,
@@ -200,7 +205,8 @@ actor FilesystemFreezing {
             stuck.values.compactMap(\.self)
                 + freezers.compactMap { $0.target.mounts.first?.path })
         log.begin()
-        let outcome = await cuts.makeCut(members, isBase: isBase, freezing: job)
+        let outcome = await cuts.makeCut(
+            members, isBase: isBase, freezing: job, holding: hold)
         let dropped = log.end()
         if dropped > 0 { logger.warning("\(dropped) message(s) of a freeze were dropped") }
         for (index, freezer) in freezers.enumerated() {

@@ -1,6 +1,8 @@
+internal import BlockModel
 internal import CLinux
 internal import DataPlane
 internal import Glibc
+internal import LiveTracking
 internal import RingIO
 
 /// What this machine offers, and what of it is used; a document for people and scripts.
@@ -44,6 +46,9 @@ package struct MachineProbe: Codable, Equatable, Sendable {
         /// How requests would reach it: `direct`, `buffered` or `inline`.
         package var access: String
         package var rotational: Bool
+        /// A block device: it can be tracked while it is in use, or why not.
+        package var live: Bool?
+        package var liveReason: String?
     }
 
     /// Looks. Blocks.
@@ -88,6 +93,7 @@ package struct MachineProbe: Codable, Equatable, Sendable {
             node("ublk", "/dev/ublk-control", "nothing: FUSE and loop serve"),
             node("kernel NBD", "/dev/nbd0", "nothing here; its client can use the exports"),
             lockedMemory(),
+            liveDevices(),
             Facility(
                 name: "PR_SET_IO_FLUSHER", usable: cl_may_flush_io(),
                 usedFor: "loops that memory reclaim does not wait for",
@@ -96,6 +102,13 @@ package struct MachineProbe: Codable, Equatable, Sendable {
                 name: "freezing", usable: geteuid() == 0, usedFor: "consistent filesystems",
                 reason: geteuid() == 0 ? nil : "it needs CAP_SYS_ADMIN"),
         ]
+    }
+
+    private static func liveDevices() -> Facility {
+        let reason = LiveProbe.obstacle()
+        return Facility(
+            name: "live devices", usable: reason == nil,
+            usedFor: "tracking disks that stay in use (BPF)", reason: reason)
     }
 
     private static func node(_ name: String, _ path: String, _ use: String) -> Facility {
@@ -133,6 +146,13 @@ package struct MachineProbe: Codable, Equatable, Sendable {
                 : "the limit is \(limit.rlim_cur) bytes, each loop wants \(wanted); see ulimit -l")
     }
 
+    private static func liveness(of path: String) -> (Bool?, String?) {
+        var facts = stat()
+        guard stat(path, &facts) == 0, facts.st_mode & S_IFMT == S_IFBLK else { return (nil, nil) }
+        let reason = LiveProbe.obstacle(of: DeviceNumber(statNumber: UInt64(facts.st_rdev)))
+        return (reason == nil, reason)
+    }
+
     private static func probe(_ path: String) throws(ControlError) -> Path {
         let resolved: String
         do throws(SystemFailure) {
@@ -144,10 +164,12 @@ package struct MachineProbe: Codable, Equatable, Sendable {
         }
         do throws(AttachError) {
             let found = try OriginProbe(path: resolved)
+            let (live, liveReason) = liveness(of: resolved)
             return Path(
                 path: resolved, kind: found.isBlockDevice ? "block" : "file", size: found.size,
                 direct: found.directAlignment != nil, directAlignment: found.directAlignment,
-                access: found.accessMode.rawValue, rotational: found.isRotational)
+                access: found.accessMode.rawValue, rotational: found.isRotational,
+                live: live, liveReason: liveReason)
         } catch { throw ControlError(error) }
     }
 }

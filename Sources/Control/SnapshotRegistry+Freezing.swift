@@ -13,8 +13,8 @@ extension SnapshotRegistry {
     }
 
     /// What must stay writable while filesystems are frozen: origins, storage, what is the
-    /// service's own.
-    private func protectedGround() async throws -> [ProtectedGround] {
+    /// service's own but what `spared` names.
+    func protectedGround(sparing spared: [String] = []) async throws -> [ProtectedGround] {
         var grounds = await devices.grounds()
         for entry in entries.values {
             for storage in entry.storages.all {
@@ -23,7 +23,9 @@ extension SnapshotRegistry {
                         what: "storage of snapshot \(entry.label)", devices: storage.ground))
             }
         }
-        let directories = ownDirectories
+        let directories = ownDirectories.filter { own in
+            !spared.contains { own.what.hasPrefix($0) }
+        }
         let own = await blocking.run {
             directories.map { directory in
                 ProtectedGround(

@@ -20,6 +20,8 @@ struct RememberedDevice: Codable, Equatable, Sendable {
     var sectorSize: UInt32?
     /// Nobody else writes to the origin, as the operator said; nil: not said.
     var exclusive: Bool?
+    /// Tracked in use; nil: served.
+    var live: Bool?
 }
 
 /// The durable state of a service; see the head of this file.

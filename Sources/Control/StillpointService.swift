@@ -3,6 +3,7 @@ internal import ExportNBD
 internal import FoundationEssentials
 internal import Glibc
 internal import Hummingbird
+internal import LiveTracking
 package import Logging
 internal import RingIO
 internal import ServiceLifecycle
@@ -160,17 +161,20 @@ package final class StillpointService: Service {
             loops: loops, blocking: blocking, cuts: cuts,
             histories: HistoryPlaces(
                 runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
-                guardian: guardian),
+                guardian: guardian,
+                live: LiveTracker(runtimeDirectory: configuration.runtimeDirectory)),
             state: state, exports: exports, events: events, checkpoints: store, logger: logger)
         let outcome: Result<Void, any Error>
         do {
             try await registry.attachAtStart(configuration.attach, remembered: remembered.devices)
+            await registry.forgetUnusedMarks()
             let checkpoints = CheckpointRegistry(
                 store: store, devices: registry, blocking: blocking, cuts: cuts,
                 quiet: state.quiet, logger: logger)
             let snapshots = snapshotRegistry(
                 devices: registry, checkpoints: checkpoints, state: state, cuts: cuts,
                 blocking: blocking, exports: exports, events: events)
+            await checkpoints.cutLive(by: snapshots.liveCuts)
             let blocks = BlockRegistry(
                 directory: configuration.runtimeDirectory + "/block", devices: registry,
                 snapshots: snapshots, exports: exports, events: events, blocking: blocking,
@@ -213,7 +217,11 @@ package final class StillpointService: Service {
         let freezing = FilesystemFreezing(
             listPath: configuration.runtimeDirectory + "/" + FrozenFilesystems.listName,
             quiet: state.quiet, log: .shared, blocking: blocking, cuts: cuts, limits: limits,
-            localBlockDevices: { ServedBlockDevices.byDevice() }, logger: logger)
+            localBlockDevices: {
+                ServedBlockDevices.byDevice().merging(await devices.liveBlockDevices()) {
+                    $0.union($1)
+                }
+            }, logger: logger)
         return SnapshotRegistry(
             devices: devices, checkpoints: checkpoints, blocking: blocking, exports: exports,
             events: events, freezing: freezing,
@@ -276,6 +284,7 @@ package final class StillpointService: Service {
     ) async -> Result<Void, any Error> {
         async let _: Void = registries.events.logNotices(to: logger, covering: cover)
         async let _: Void = registries.devices.watchOrigins()
+        async let _: Void = registries.devices.watchLiveDevices()
         let outcome: Result<Void, any Error>
         do {
             try await registries.blocks.start(

@@ -17,6 +17,7 @@ extension AttachedDevice {
 
     /// Answers a question about changes, one page at a time.
     package func changes(_ query: ChangesQuery) async -> Result<ChangesPage, ChangesRefusal> {
+        if let refusal = await takeMarks(for: query) { return .failure(refusal) }
         if case .everything = query.since { return await contents(query) }
         let buffer = RangeBuffer(capacity: Self.rangesPerSlice)
         let (device, until) = (device, query.until?.part)

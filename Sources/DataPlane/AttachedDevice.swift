@@ -1,5 +1,6 @@
 package import BlockModel
 package import ChangeTracking
+package import LiveTracking
 package import RingIO
 internal import Synchronization
 
@@ -16,6 +17,8 @@ package final class AttachedDevice: Sendable {
     let groundwork: Set<Foundation>
     /// Why the history of its changes began anew at the attach; nil: it was continued.
     package let newHistoryReason: NewHistoryReason?
+    /// Of a device that is tracked in use: its marks.
+    let live: LiveWindow?
     private let origin: OpenedOrigin
     private let request: TrackingRequest?
     let blocking: BlockingPool
@@ -40,6 +43,7 @@ package final class AttachedDevice: Sendable {
         foundations = origin.foundations
         size = Mutex(origin.facts.size)
         target = device.map { $0 }
+        live = origin.live
     }
 
     /// What was found out about the origin, with the size that it has now.
@@ -53,17 +57,18 @@ package final class AttachedDevice: Sendable {
 
     /// Opens an origin for exclusive use and brings it on its loop. `sectorBytes`: 512 or 4096,
     /// nil for what the origin says (files: 512). `tracking`: where the history of its changes is
-    /// kept; nil when nobody will ask for it. Waits at most `limitNanoseconds` for what `path` names.
+    /// kept; nil when nobody will ask for it. `live`: it stays in use, and this tracks its writes.
+    /// Waits at most `limitNanoseconds` for what `path` names.
     package static func attach(
         path: String, isReadOnly: Bool, sectorBytes: UInt32?, tracking: TrackingRequest? = nil,
-        on loop: LoopThread, blocking: BlockingPool,
+        live: LiveTracker? = nil, on loop: LoopThread, blocking: BlockingPool,
         limitNanoseconds: UInt64 = pathNanosecondsMax
     ) async throws(AttachError) -> AttachedDevice {
         let origin = try await blocking.runOnPath(
             .paths, "origin \(path)", limitNanoseconds: limitNanoseconds,
-            whenLate: { (origin: OpenedOrigin) in origin.close() },
+            whenLate: { (origin: OpenedOrigin) in origin.giveUp() },
             { () throws(AttachError) in
-                try OriginOpener.open(path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
+                try OriginOpener.open(path, isReadOnly, sectorBytes, live)
             })
         await tracking?.writing()
         defer { tracking?.wrote() }
@@ -76,10 +81,14 @@ package final class AttachedDevice: Sendable {
         guard let device, let device else {
             await end(
                 origin, history.header, history.memory, tracking, nil, blocking, isWriting: true)
+            if let live = origin.live { await blocking.run { live.end() } }
             throw AttachError(
                 .busy, "origin \(path): the loop has as many devices as it may; detach one")
         }
-        return AttachedDevice(origin, history, loop: loop, device: device, blocking: blocking)
+        let attached = AttachedDevice(
+            origin, history, loop: loop, device: device, blocking: blocking)
+        await attached.beginTaking()
+        return attached
     }
 
     /// Longest time to wait for what a path names, nanoseconds: twice as long as an origin is waited
@@ -98,13 +107,13 @@ package final class AttachedDevice: Sendable {
             whenLate: { (late: Result<OpenedHistory, AttachError>) in
                 guard case .success(let history) = late else { return }
                 history.abandon()
-                origin.close()
+                origin.giveUp()
             },
             { () -> Result<OpenedHistory, AttachError> in
                 do throws(AttachError) {
                     return .success(try OpenedHistory.open(origin, tracking))
                 } catch {
-                    origin.close()
+                    origin.giveUp()
                     return .failure(error)
                 }
             })
@@ -113,7 +122,7 @@ package final class AttachedDevice: Sendable {
         case .done(let result): opened = try result.get()
         case .late: throw AttachError.late("origin \(path)", limitNanoseconds)
         case .refused:
-            origin.close()
+            origin.giveUp()
             throw AttachError(.busy, "origin \(path): too many operations wait; try again")
         }
         if let watched = opened.watched(origin) { await tracking?.watch(watched) }
@@ -123,7 +132,7 @@ package final class AttachedDevice: Sendable {
                 try history.admit()
             } catch {
                 history.abandon()
-                origin.close()
+                origin.giveUp()
                 throw error
             }
             return history

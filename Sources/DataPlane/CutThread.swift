@@ -55,6 +55,7 @@ package final class CutThread: Sendable {
         var resizes: [DeviceResize?]
         var limitNanoseconds: UInt64
         var freeze: FreezeJob?
+        var hold: CutHold?
     }
 
     private struct Job: Sendable {
@@ -93,11 +94,14 @@ package final class CutThread: Sendable {
     /// after it.
     package func makeCut(
         _ members: [CutMember], isBase: Bool, limitNanoseconds: UInt64 = 1_000_000_000,
-        freezing freeze: FreezeJob? = nil
+        freezing freeze: FreezeJob? = nil, holding hold: CutHold? = nil
     ) async -> CutOutcome {
         var resizes: [DeviceResize?] = []
         var obstacles: [ResizeObstacle?] = []
         for member in members {
+            // What is marked before the cut belongs to the epoch that it ends; what is not taken in
+            // time counts for the next one.
+            await member.device.takeMarksBeforeCut()
             switch await member.device.findSize() {
             case .success(let resize):
                 resizes.append(resize)
@@ -109,7 +113,7 @@ package final class CutThread: Sendable {
         }
         let job = CutWish(
             members: members, isBase: isBase, resizes: resizes,
-            limitNanoseconds: limitNanoseconds, freeze: freeze)
+            limitNanoseconds: limitNanoseconds, freeze: freeze, hold: hold)
         var outcome = await perform(job)
         outcome.resizeObstacles = obstacles
         return outcome
@@ -163,9 +167,20 @@ package final class CutThread: Sendable {
                 limitNanoseconds: job.wish.limitNanoseconds)
             if let freeze = job.wish.freeze {
                 var freezing = FreezeRun(freeze)
-                job.finish(freezing.perform { run.perform() })
+                job.finish(
+                    freezing.perform {
+                        let members = job.wish.members
+                        guard LiveTaking.takeFrozen(members, job.wish.limitNanoseconds) else {
+                            return CutOutcome(fault: Fault(errnoValue: ETIMEDOUT))
+                        }
+                        let outcome = run.perform()
+                        job.wish.hold?.made(outcome)
+                        return outcome
+                    })
             } else {
-                job.finish(run.perform())
+                let outcome = run.perform()
+                job.wish.hold?.made(outcome)
+                job.finish(outcome)
             }
         }
     }

@@ -60,6 +60,8 @@ final class Device: BlockTarget {
     /// What came through images.
     let imageMeter = RequestMeter()
     private var closing: Closing?
+    /// Takes the marks of a live device's range into the change map.
+    var takeMarks: (@Sendable (ByteRange) async -> Void)?
 
     private struct Closing {
         /// Taken out when it is about to be called: it may hold the device.
@@ -146,6 +148,7 @@ final class Device: BlockTarget {
             finish(index, nil)
         case .blockStatus:
             guard request.pointee.statusBase != nil else { return origin.statusArrived(index) }
+            if takeMarks != nil { return liveStatusArrived(index) }
             changeStatusArrived(index, image: nil)
         }
     }
@@ -251,6 +254,7 @@ final class Device: BlockTarget {
     func close(_ finish: @escaping (Fault?) -> Void) {
         precondition(closing == nil, "a device is closed twice")
         closing = Closing(finish: finish)
+        takeMarks = nil
         closeUsers()
         continueClosing()
     }

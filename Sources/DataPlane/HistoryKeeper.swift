@@ -51,6 +51,9 @@ final class HistoryKeeper {
         write()
     }
 
+    /// A live device goes on with another set of marks: nothing is known of what was before.
+    func marksRenewed(_ token: UniqueID) { header.origin.liveToken = token }
+
     /// Begins a new generation, whose map is empty. No write may be under way.
     func generationBegins(_ reason: NewHistoryReason, size: UInt64) {
         let sequence = header.sequence

@@ -1,6 +1,7 @@
 internal import BlockModel
 internal import ChangeTracking
 internal import Glibc
+internal import LiveTracking
 
 // The history of a device from what was recorded of it to the memory that its loop marks in, and
 // back. Three steps, each blocking:
@@ -26,7 +27,8 @@ struct OpenedHistory: Sendable {
 
     /// What the guardian has to know; nil when nothing is kept.
     func watched(_ origin: OpenedOrigin) -> WatchedOrigin? {
-        guard let request, let mapPath = memory.file.path else { return nil }
+        // Marks of a live device are set while no service runs: nobody has to watch it.
+        guard let request, let mapPath = memory.file.path, origin.live == nil else { return nil }
         return WatchedOrigin(
             name: request.name, path: origin.facts.path, isReadOnly: origin.facts.isReadOnly,
             mapPath: mapPath, instance: header.instance)
@@ -47,7 +49,7 @@ struct OpenedHistory: Sendable {
         guard let request else { return try unkept(origin, chunkCount: chunkCount) }
         // What others wrote through the page cache is counted when it reaches the device. A failure
         // is theirs.
-        if origin.facts.isBlockDevice { _ = fsync(origin.descriptor) }
+        if origin.facts.isBlockDevice, origin.live == nil { _ = fsync(origin.descriptor) }
         guard let record = origin.record() else {
             throw AttachError(
                 .failed,
@@ -59,7 +61,7 @@ struct OpenedHistory: Sendable {
         let evidence = HistoryEvidence(
             name: request.name, origin: record, bootID: request.bootID,
             isExclusive: request.isExclusive, saved: saved.header(), running: running,
-            death: death)
+            death: death, live: origin.live?.finding)
         var attempt = Attempt(
             origin: origin, request: request, record: record, evidence: evidence, file: file,
             savedMap: saved, chunkCount: chunkCount)
@@ -244,7 +246,10 @@ private struct Attempt {
             do throws(MapFileHeader.Damage) {
                 let memory = try recovered(header)
                 return opened(
-                    memory, header, "the service was killed, and the origin is as it was then")
+                    memory, header,
+                    origin.live == nil
+                        ? "the service was killed, and the origin is as it was then"
+                        : "the service was killed, and its writes were marked all the time")
             } catch { return try begin(.runningDamaged(error)) }
         case .continuedFromSaved(let header):
             let memory = try emptyMemory()
@@ -262,7 +267,10 @@ private struct Attempt {
             fresh.instance = .random()
             fresh.sequence = 0
             return opened(
-                memory, fresh, "the device was detached cleanly, and the origin is as it was then")
+                memory, fresh,
+                origin.live == nil
+                    ? "the device was detached cleanly, and the origin is as it was then"
+                    : "the service ended cleanly, and its writes were marked all the time")
         }
     }
 

@@ -1,6 +1,7 @@
 internal import ChangeTracking
 internal import CLinux
 internal import Glibc
+internal import LiveTracking
 
 // Opens an origin for exclusive use and finds out how to reach it. Everything here may block, so
 // it runs on the blocking pool.
@@ -20,24 +21,34 @@ struct OpenedOrigin: Sendable {
     let foundations: Set<Foundation>
     /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
     let groundwork: Set<Foundation>
+    /// Of a device that is tracked in use: its marks.
+    var live: LiveWindow?
 
     /// Gives the origin up: no device has it, or has it any longer.
     func close() { Glibc.close(descriptor) }
 
+    /// The same for an origin that was never attached: tracking of a live one ends.
+    func giveUp() {
+        live?.end()
+        close()
+    }
+
     /// Which one it is and how it stands, while nobody writes to it. Blocks.
     func record() -> OriginRecord? {
-        OriginSighting.record(
+        if let live { return OriginSighting.record(of: descriptor, live: live) }
+        return OriginSighting.record(
             of: descriptor, probe: facts.accessMode == .direct ? descriptor : nil)
     }
 }
 
 enum OriginOpener {
-    /// Opens `path`; see `AttachedDevice.attach`.
+    /// Opens `path`; see `AttachedDevice.attach`. `isShared`: others use it at the same time.
     static func open(
-        path: String, isReadOnly: Bool, sectorBytes: UInt32?
+        path: String, isReadOnly: Bool, sectorBytes: UInt32?, isShared: Bool = false
     ) throws(AttachError) -> OpenedOrigin {
         let resolved = try resolve(path)
-        let descriptor = try openDescriptor(resolved, isReadOnly: isReadOnly)
+        let descriptor = try openDescriptor(
+            resolved, isReadOnly: isReadOnly, isShared: isShared)
         do throws(AttachError) {
             return try examine(
                 descriptor, path: resolved, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
@@ -59,7 +70,7 @@ enum OriginOpener {
     }
 
     private static func openDescriptor(
-        _ path: String, isReadOnly: Bool
+        _ path: String, isReadOnly: Bool, isShared: Bool
     ) throws(AttachError) -> Int32 {
         var status = stat()
         guard stat(path, &status) == 0 else {
@@ -71,7 +82,7 @@ enum OriginOpener {
                 .unsuitable, "origin \(path) is neither a regular file nor a block device")
         }
         var flags = O_CLOEXEC | O_NOCTTY | (isReadOnly ? O_RDONLY : O_RDWR)
-        if kind == S_IFBLK { flags |= O_EXCL }
+        if kind == S_IFBLK, !isShared { flags |= O_EXCL }
         let descriptor = Glibc.open(path, flags)
         guard descriptor >= 0 else { throw openFailure(path, errno, isReadOnly: isReadOnly) }
         return descriptor

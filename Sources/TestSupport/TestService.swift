@@ -29,7 +29,8 @@ package final class TestService: @unchecked Sendable {
             "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | "
                 + "grep -q ' guardian .*\(directory.path("state")) ' && kill -9 ${p#/proc/}; done; "
                 + "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
-                + "losetup -d /dev/${d##*/}; done; umount -f -l \(place)/*")
+                + "losetup -d /dev/${d##*/}; done; umount -f -l \(place)/*; "
+                + "umount -l \(directory.path("run/bpf"))")
         port = try Self.freePort()
         var arguments = Self.baseArguments(directory, port: port)
         for (name, path) in origins.sorted(by: { $0.key < $1.key }) {
@@ -60,6 +61,8 @@ package final class TestService: @unchecked Sendable {
             if process.isRunning { _ = try? stop() }
             _ = try? endWhatOutlivesIt()
         }
+        // With the pins in it, marks of live devices end.
+        umount2(directory.path("run/bpf"), Int32(MNT_DETACH))
         Undertaker.shared.withdraw(ticket)
     }
 

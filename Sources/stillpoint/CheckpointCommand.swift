@@ -43,8 +43,20 @@ struct CheckpointCommand: AsyncParsableCommand {
             try options.show(checkpoint) {
                 "made checkpoint \(checkpoint.name) of "
                     + checkpoint.devices.map { "\($0.device) (epoch \($0.epoch))" }
-                    .joined(separator: ", ") + "\n"
+                    .joined(separator: ", ") + Self.frozenText(checkpoint) + "\n"
             }
+            for error in checkpoint.freezeErrors ?? [] {
+                FileHandles.error.write("not frozen: \(error)\n")
+            }
+        }
+
+        /// What was frozen for a cut with live devices.
+        private static func frozenText(_ checkpoint: CheckpointDocument) -> String {
+            guard let consistency = checkpoint.consistency else { return "" }
+            let frozen = checkpoint.frozen ?? []
+            return "; \(consistency)-consistent"
+                + (frozen.isEmpty
+                    ? ", nothing was frozen" : ", frozen: " + frozen.joined(separator: " "))
         }
     }
 

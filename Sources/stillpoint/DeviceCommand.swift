@@ -20,13 +20,23 @@ struct DeviceCommand: AsyncParsableCommand {
                 Examples:
                   stillpoint device attach data /dev/sdb1
                   stillpoint device attach old /srv/old.img --read-only
+                  stillpoint device attach root / --live
                 """)
 
         @Argument(help: "Name of the device: letters, digits, '.', '_', '-'.")
         var name: String
 
-        @Argument(help: "Path of the origin.", completion: .file())
+        @Argument(
+            help: "Path of the origin; with --live a mount point or UUID=... too.",
+            completion: .file())
         var path: String
+
+        @Flag(
+            help: ArgumentHelp(
+                "Track the block device while it stays in use where it is: nothing is unmounted, and "
+                    + "its users notice nothing. It has checkpoints and changes, and no snapshots.")
+        )
+        var live = false
 
         @Flag(help: "Serve it read-only.")
         var readOnly = false
@@ -46,13 +56,14 @@ struct DeviceCommand: AsyncParsableCommand {
 
         mutating func run() async throws {
             let request = try AttachRequest(
-                name: name, path: try Defaults.absolute(path), isReadOnly: readOnly,
-                sectorBytes: sectorSize, isExclusive: exclusive)
+                name: name,
+                path: live && LiveTag.isOne(path) ? path : try Defaults.absolute(path),
+                isReadOnly: readOnly, sectorBytes: sectorSize, isExclusive: exclusive, isLive: live)
             let device = try await options.client().call(
                 .POST, "/v1/devices",
                 body: AttachDocument(
                     name: request.name.text, path: request.path, readOnly: readOnly,
-                    sectorSize: sectorSize, exclusive: exclusive),
+                    sectorSize: sectorSize, exclusive: exclusive, live: live ? true : nil),
                 as: DeviceDocument.self)
             try options.show(device) {
                 "attached \(device.name): \(device.path), \(sizeText(device.size))\n"
@@ -105,7 +116,12 @@ struct DeviceCommand: AsyncParsableCommand {
                 ("size", "\(sizeText(device.size)) (\(device.size) bytes)"),
                 ("sector size", "\(device.sectorSize) bytes"),
                 ("chunks", "\(device.chunkCount) of \(sizeText(device.chunkSize))"),
-                ("mode", device.readOnly ? "read-only" : "read/write"),
+                (
+                    "mode",
+                    device.mode == "live"
+                        ? "live: tracked in use" : device.readOnly ? "read-only" : "read/write"
+                ),
+                ("granularity", sizeText(device.granularity)),
                 ("access", device.access), ("loop", "\(device.loop)"),
                 ("connections", "\(device.connections)"),
                 ("snapshots", device.snapshots.isEmpty ? "none" : "\(device.snapshots.count)"),
@@ -219,7 +235,8 @@ func deviceTable(_ devices: [DeviceDocument]) -> String {
     for device in devices {
         table.add([
             device.name, sizeText(device.size), "\(device.sectorSize)",
-            device.readOnly ? "ro" : "rw", "\(device.loop)", "\(device.connections)", device.path,
+            device.mode == "live" ? "live" : device.readOnly ? "ro" : "rw", "\(device.loop)",
+            "\(device.connections)", device.path,
         ])
     }
     return table.lines(columns: FileHandles.output.columns)

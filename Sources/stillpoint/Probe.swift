@@ -45,6 +45,9 @@ struct Probe: AsyncParsableCommand {
                     origin.directAlignment.map { "yes, in units of \($0) bytes" } ?? "no"
                 ), ("requests reach it", origin.access),
             ]
+            if let live = origin.live {
+                facts.append(("live", live ? "yes" : "no: \(origin.liveReason ?? "")"))
+            }
         }
         var table = Table(
             [("FACILITY", .left), ("USABLE", .left), ("USED FOR", .left), ("REASON", .left)],

@@ -26,9 +26,16 @@ let package = Package(
         .target(
             name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
         .target(
+            name: "CLiveTracking", exclude: ["bpf"],
+            cSettings: [.headerSearchPath("skeleton")]),
+        .target(
+            name: "LiveTracking", dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking"],
+            swiftSettings: instrumented),
+        .target(
             name: "DataPlane",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "RingIO", "SnapshotCore",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "LiveTracking", "RingIO",
+                "SnapshotCore",
             ],
             swiftSettings: instrumented),
         .target(
@@ -43,9 +50,9 @@ let package = Package(
             sources: [
                 "AttachRequest.swift", "BlockDocuments.swift", "CheckpointDocuments.swift",
                 "CheckpointRequest.swift", "CheckpointStore.swift", "ControlError.swift",
-                "Documents.swift", "HookWish.swift", "ListenAddress.swift", "LockedDirectory.swift",
-                "ObjectNames.swift", "SnapshotDocuments.swift", "SnapshotRequest.swift",
-                "StateDirectory.swift", "SystemCalls.swift", "Turns.swift",
+                "Documents.swift", "HookWish.swift", "ListenAddress.swift", "LiveTag.swift",
+                "LockedDirectory.swift", "ObjectNames.swift", "SnapshotDocuments.swift",
+                "SnapshotRequest.swift", "StateDirectory.swift", "SystemCalls.swift", "Turns.swift",
             ],
             swiftSettings: instrumented),
         .target(

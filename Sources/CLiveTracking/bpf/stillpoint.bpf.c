@@ -84,8 +84,9 @@ struct {
 
 // Bit n: a disk whose sequence number is n modulo 64 is tracked. Spares others the lookup.
 __u64 wanted;
-// Used by user space alone: the number of skipped runs that it knows of.
-__u64 known_misses;
+// Used by user space alone: skipped runs, of requests and of bios, that histories were told of.
+__u64 known_request_misses;
+__u64 known_bio_misses;
 
 static __always_inline bool is_wanted(__u64 disk)
 {

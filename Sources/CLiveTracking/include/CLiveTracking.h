@@ -34,7 +34,8 @@ struct clt_loaded {
 /// Variables of the programs, mapped.
 struct clt_variables {
     uint64_t wanted;
-    uint64_t known_misses;
+    uint64_t known_request_misses;
+    uint64_t known_bio_misses;
 };
 
 /// Loads maps and programs; nothing is attached yet.

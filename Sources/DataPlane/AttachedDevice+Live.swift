@@ -1,0 +1,215 @@
+package import BlockModel
+internal import ChangeTracking
+internal import Glibc
+internal import LiveTracking
+internal import RingIO
+
+// Live devices: their users keep using the origin, and programs in the kernel mark what is written.
+// The marks are taken into the change map before every cut and before every answer.
+//
+// Invariants
+// - A mark is cleared only after the change map has it, which is memory that outlives the service.
+// - The marks' completeness is looked at after they were taken: what may be missing is told then.
+
+extension OriginOpener {
+    /// Opens an origin, for use by others too when `live` is to track it.
+    static func open(
+        _ path: String, _ isReadOnly: Bool, _ sectorBytes: UInt32?, _ live: LiveTracker?
+    ) throws(AttachError) -> OpenedOrigin {
+        guard let live else {
+            return try open(path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes)
+        }
+        var origin: OpenedOrigin
+        do throws(AttachError) {
+            origin = try open(
+                path: path, isReadOnly: true, sectorBytes: sectorBytes, isShared: true)
+        } catch {
+            // Somebody may have asked for any disk of the machine.
+            throw AttachError(error.kind == .failed ? .unsuitable : error.kind, error.message)
+        }
+        do throws(AttachError) {
+            origin.live = try track(origin, live)
+            return origin
+        } catch {
+            origin.close()
+            throw error
+        }
+    }
+
+    private static func track(
+        _ origin: OpenedOrigin, _ tracker: LiveTracker
+    ) throws(AttachError) -> LiveWindow {
+        let path = origin.facts.path
+        var facts = stat()
+        guard origin.facts.isBlockDevice, fstat(origin.descriptor, &facts) == 0,
+            let place = LivePlace(of: DeviceNumber(statNumber: UInt64(facts.st_rdev)))
+        else {
+            throw AttachError(
+                .unsuitable,
+                "origin \(path) is no block device, and only those can be tracked in use; name the "
+                    + "device, its mount point or UUID=..., or attach it without --live")
+        }
+        if let refusal = place.facts.refusal {
+            throw AttachError(
+                .unsuitable, "origin \(path) cannot be tracked in use: \(refusal.sentence)")
+        }
+        do throws(LiveError) {
+            return try tracker.track(place)
+        } catch {
+            throw AttachError(
+                error.kind == .unsuitable ? .unsuitable : .failed,
+                "origin \(path) cannot be tracked in use: \(error)")
+        }
+    }
+}
+
+extension OriginSighting {
+    /// A live origin: its marks tell of writes, and counters need not.
+    static func record(of descriptor: Int32, live: LiveWindow) -> OriginRecord? {
+        guard let found = record(of: descriptor, probe: nil) else { return nil }
+        return OriginRecord(
+            identity: found.identity, state: .unknown(size: found.state.size),
+            liveToken: live.token)
+    }
+}
+
+/// What became of marks that were to be taken.
+package enum LiveTake: Equatable, Sendable {
+    /// All that were set when it was asked for are in the change map, so many bytes.
+    case taken(UInt64)
+    /// They may not be complete, or the map could not take them: a new generation follows.
+    case lost
+    /// The loop or the pool had too much to do; marks that are left are taken the next time.
+    case busy
+}
+
+extension AttachedDevice {
+    /// It is tracked in use.
+    package var isLive: Bool { live != nil }
+
+    /// Bytes that a mark of a live device stands for.
+    package var granularity: UInt64? { live?.granularity }
+
+    /// Bytes of kernel memory that the marks of its disk take.
+    package var markByteCount: UInt64? { live?.byteCount }
+
+    /// The live device's own number.
+    package var liveNumber: DeviceNumber? { live?.place.number }
+
+    /// Number of the disk that it lies on.
+    package var liveDiskNumber: DeviceNumber? { live?.place.diskNumber }
+
+    /// Ends the tracking of a live device that is detached for good.
+    package func endLiveTracking() async {
+        guard let live else { return }
+        if await blocking.run({ live.end() }) == nil { live.end() }
+    }
+
+    /// From now on the loop can have marks taken.
+    func beginTaking() async {
+        guard live != nil else { return }
+        let device = device
+        _ = await loop.mailbox.run { loop in
+            device.get(on: loop).takeMarks = { range in _ = await self.takeMarks(in: range) }
+        }
+    }
+
+    /// Takes the marks of a range, all when nil, into the change map.
+    package func takeMarks(in range: ByteRange? = nil) async -> LiveTake {
+        guard let live else { return .taken(0) }
+        let size = facts.size
+        let wanted = range ?? ByteRange(offset: 0, length: size)
+        let end = min(wanted.end, size)
+        guard wanted.offset < end else { return .taken(0) }
+        let bounds = ByteRange(offset: wanted.offset, length: end - wanted.offset)
+        var position = bounds.offset
+        var total: UInt64 = 0
+        while position < bounds.end {
+            let start = position
+            let found = await blocking.run { live.collect(from: start, in: bounds) }
+            guard let found else { return .busy }
+            if !found.ranges.isEmpty {
+                if let refusal = await mark(found.ranges, blocking: blocking) {
+                    return await refused(refusal)
+                }
+                found.clear()
+                total += found.ranges.reduce(0) { $0 + $1.length }
+            }
+            position = found.resumeOffset
+        }
+        guard let doubt = await blocking.run({ live.examine() }) else { return .busy }
+        guard let doubt else { return .taken(total) }
+        await lose(.doubted(doubt))
+        return .lost
+    }
+
+    private func refused(_ refusal: ChangesRefusal) async -> LiveTake {
+        switch refusal {
+        case .noMemory: await lose(.mapMemoryShort(ENOMEM))
+        case .historyUnknown: await adoptMarks()
+        case .damaged: await lose(.mapDamaged)
+        case .busy, .changed, .sinceIsLater, .notTaken, .notHeld, .corrupted, .failed, .beyondEnd,
+            .tooManyForSnapshot:
+            return .busy
+        }
+        return .lost
+    }
+
+    private func lose(_ reason: NewHistoryReason) async {
+        let (device, token) = (device, live?.token)
+        _ = await loop.mailbox.run { loop in
+            let device = device.get(on: loop)
+            if let token { device.keeper.marksRenewed(token) }
+            device.trackingLost(reason)
+            device.engineTouched()
+        }
+    }
+
+    /// Tracking is lost already; the next generation goes on with the marks as they are.
+    private func adoptMarks() async {
+        guard let live, await blocking.run({ live.examine() }) != nil else { return }
+        let (device, token) = (device, live.token)
+        _ = await loop.mailbox.run { device.get(on: $0).keeper.marksRenewed(token) }
+    }
+
+    /// Before a question about changes until now.
+    func takeMarks(for query: ChangesQuery) async -> ChangesRefusal? {
+        guard isLive, query.until == nil, query.sinceEpoch != nil else { return nil }
+        let size = facts.size
+        guard query.offset < size else { return nil }
+        let length = min(query.length ?? .max, size - query.offset)
+        switch await takeMarks(in: ByteRange(offset: query.offset, length: length)) {
+        case .taken: return nil
+        case .lost: return .historyUnknown
+        case .busy: return .busy
+        }
+    }
+
+    /// Before a cut: the size that the disk has now, and what is marked. What cannot be taken is left
+    /// for the next epoch; what is lost begins a new generation at the cut.
+    func takeMarksBeforeCut() async {
+        guard let live else { return }
+        let failure = await blocking.run { () -> LiveError? in
+            guard let place = live.currentPlace else { return nil }
+            return live.grow(to: place.diskSectorCount)
+        }
+        if case .some(.some) = failure { await lose(.doubted(.notGrown)) }
+        _ = await takeMarks()
+    }
+}
+
+extension Device {
+    /// A client asks what changed: the marks of that range are taken first.
+    func liveStatusArrived(_ index: RequestIndex) {
+        guard let takeMarks else { preconditionFailure("a live device can take its marks") }
+        let range = requests.pointer(to: index).pointee.range
+        let back = LoopConfined(self, on: loop)
+        let mailbox = loop.mailbox
+        Task {
+            await takeMarks(range)
+            mailbox.postWhenRoom { loop in
+                back.get(on: loop).changeStatusArrived(index, image: nil)
+            }
+        }
+    }
+}

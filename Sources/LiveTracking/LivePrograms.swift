@@ -1,0 +1,234 @@
+internal import BlockModel
+internal import CLiveTracking
+internal import Glibc
+
+// The programs on the tracepoints, and their pins: with these they go on while no service runs.
+//
+// Invariants
+// - Pinned programs are taken over only when each is there, with its link and the maps; else all
+//   pins are removed and everything is loaded anew.
+
+/// Programs that are loaded, attached and pinned.
+final class LivePrograms: @unchecked Sendable {
+    // Descriptors and a mapping that do not change; the variables are changed under the tracker's
+    // lock.
+    let devices: Int32
+    let inFlight: Int32
+    private let variablesMap: Int32
+    private let programs: [Int32]
+    private let links: [Int32]
+    private let variables: UnsafeMutablePointer<clt_variables>
+    private let directory: String
+
+    private init?(
+        devices: Int32, inFlight: Int32, variables map: Int32, programs: [Int32], links: [Int32],
+        directory: String
+    ) {
+        let memory = mmap(nil, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0)
+        guard let memory, memory != MAP_FAILED else { return nil }
+        self.devices = devices
+        self.inFlight = inFlight
+        variablesMap = map
+        self.programs = programs
+        self.links = links
+        self.directory = directory
+        variables = memory.bindMemory(to: clt_variables.self, capacity: 1)
+    }
+
+    deinit {
+        munmap(variables, 4096)
+        for descriptor in [devices, inFlight, variablesMap] + programs + links { close(descriptor) }
+    }
+
+    private static let count = Int32(CLT_PROGRAM_COUNT)
+    private static func program(_ index: Int32) -> String {
+        "program-" + String(cString: clt_program_name(index))
+    }
+    private static func link(_ index: Int32) -> String {
+        "link-" + String(cString: clt_program_name(index))
+    }
+
+    // MARK: Load
+
+    /// Opens what is pinned in a directory; nil when it is not whole.
+    static func pinned(in directory: String) -> LivePrograms? {
+        var opened: [Int32] = []
+        func open(_ name: String) -> Int32? {
+            let descriptor = clt_open_pinned("\(directory)/\(name)")
+            guard descriptor >= 0 else { return nil }
+            opened.append(descriptor)
+            return descriptor
+        }
+        func find() -> LivePrograms? {
+            guard let devices = open("devices"), let inFlight = open("in_flight"),
+                let variables = open("variables")
+            else { return nil }
+            var programs: [Int32] = []
+            var links: [Int32] = []
+            for index in 0..<count {
+                guard let program = open(program(index)), let link = open(link(index)) else {
+                    return nil
+                }
+                var (misses, id, linked) = (UInt64(0), UInt32(0), UInt32(0))
+                guard clt_program_misses(program, &misses, &id) == 0,
+                    clt_link_program(link, &linked) == 0, linked == id
+                else { return nil }
+                programs.append(program)
+                links.append(link)
+            }
+            return LivePrograms(
+                devices: devices, inFlight: inFlight, variables: variables, programs: programs,
+                links: links, directory: directory)
+        }
+        if let found = find() { return found }
+        for descriptor in opened { close(descriptor) }
+        return nil
+    }
+
+    /// Loads the programs, attaches and pins them.
+    static func load(into directory: String) throws(LiveError) -> LivePrograms {
+        var loaded = clt_loaded()
+        let failure = clt_load(&loaded)
+        guard failure == 0 else { throw refusal(of: -failure) }
+        let programs = withUnsafeBytes(of: loaded.programs) { Array($0.bindMemory(to: Int32.self)) }
+        var links: [Int32] = []
+        for program in programs {
+            let link = clt_attach(program)
+            guard link >= 0 else {
+                for descriptor in programs + links { close(descriptor) }
+                for map in [loaded.devices, loaded.in_flight, loaded.variables] { close(map) }
+                throw LiveError(
+                    .failed,
+                    "the programs that mark writes cannot be attached to the kernel's tracepoints "
+                        + "(\(SystemText.text(of: -link)))")
+            }
+            links.append(link)
+        }
+        guard
+            let made = LivePrograms(
+                devices: loaded.devices, inFlight: loaded.in_flight, variables: loaded.variables,
+                programs: programs, links: links, directory: directory)
+        else {
+            let reason = errno
+            for descriptor in programs + links { close(descriptor) }
+            for map in [loaded.devices, loaded.in_flight, loaded.variables] { close(map) }
+            throw LiveError(
+                .failed, "variables of programs cannot be mapped (\(SystemText.text(of: reason)))")
+        }
+        try made.pin()
+        return made
+    }
+
+    private func pin() throws(LiveError) {
+        var pins: [(Int32, String)] = [
+            (devices, "devices"), (inFlight, "in_flight"), (variablesMap, "variables"),
+        ]
+        for index in 0..<Self.count {
+            pins.append((programs[Int(index)], Self.program(index)))
+            pins.append((links[Int(index)], Self.link(index)))
+        }
+        for (descriptor, name) in pins {
+            let failure = clt_pin(descriptor, "\(directory)/\(name)")
+            guard failure == 0 else {
+                Self.removePins(in: directory)
+                throw LiveError(
+                    .failed,
+                    "\(directory)/\(name) cannot be pinned (\(SystemText.text(of: -failure)))")
+            }
+        }
+    }
+
+    static func refusal(of failure: Int32) -> LiveError {
+        let text = SystemText.text(of: failure)
+        switch failure {
+        case EPERM, EACCES:
+            return LiveError(
+                .failed,
+                "the kernel does not let the service load BPF programs (\(text)); it needs CAP_BPF "
+                    + "and CAP_PERFMON, and a filter of system calls must allow bpf()")
+        default:
+            return LiveError(
+                .failed,
+                "the programs that mark writes cannot be loaded (\(text)); live devices need Linux "
+                    + "5.17 with BTF")
+        }
+    }
+
+    /// Removes everything pinned in a directory. What no process has open ends with it.
+    static func removePins(in directory: String) {
+        for name in SystemText.names(in: directory) where !name.contains(".") {
+            unlink("\(directory)/\(name)")
+        }
+    }
+
+    // MARK: Disks
+
+    /// Has the programs look at disks with these sequence numbers.
+    func want(_ sequences: some Sequence<UInt64>) {
+        let mask = sequences.reduce(UInt64(0)) { $0 | 1 << ($1 & 63) }
+        variables.pointee.wanted = mask
+    }
+
+    /// Whether a disk's marks still go into this bitmap.
+    func marks(_ bitmap: LiveBitmap) -> Bool {
+        var (found, own) = (UInt32(0), UInt32(0))
+        guard variables.pointee.wanted >> (bitmap.sequence & 63) & 1 != 0,
+            clt_disk_bitmap_id(devices, bitmap.sequence, &found) == 0,
+            clt_map_id(bitmap.descriptor, &own) == 0
+        else { return false }
+        return found == own
+    }
+
+    // MARK: Skipped runs
+
+    /// Skipped runs that no other instance stood in for: of requests, and of bios, which matter for
+    /// mapped devices alone.
+    struct Misses: Equatable {
+        var requests: UInt64
+        var bios: UInt64
+    }
+
+    /// Since the programs were loaded.
+    var misses: Misses {
+        func count(_ index: Int) -> UInt64 {
+            var (count, id) = (UInt64(0), UInt32(0))
+            // A program that cannot be asked may have missed anything.
+            guard clt_program_misses(programs[index], &count, &id) == 0 else { return .max >> 8 }
+            return count
+        }
+        func least(_ instances: [Int]) -> UInt64 { instances.map(count).min() ?? 0 }
+        return Misses(
+            requests: least([
+                CLT_PROGRAM_REQUEST_COMPLETE_A, CLT_PROGRAM_REQUEST_COMPLETE_B,
+                CLT_PROGRAM_REQUEST_COMPLETE_C,
+            ]),
+            bios: count(CLT_PROGRAM_BIO_QUEUE)
+                + least([
+                    CLT_PROGRAM_BIO_COMPLETE_A, CLT_PROGRAM_BIO_COMPLETE_B,
+                    CLT_PROGRAM_BIO_COMPLETE_C,
+                ]))
+    }
+
+    /// Those that histories were told of.
+    var knownMisses: Misses {
+        get {
+            Misses(
+                requests: variables.pointee.known_request_misses,
+                bios: variables.pointee.known_bio_misses)
+        }
+        set {
+            variables.pointee.known_request_misses = newValue.requests
+            variables.pointee.known_bio_misses = newValue.bios
+        }
+    }
+
+    /// Measured times of all programs together: nanoseconds and runs, by program.
+    var times: [(name: String, nanoseconds: UInt64, runs: UInt64)] {
+        (0..<Self.count).map { index in
+            var (nanoseconds, runs) = (UInt64(0), UInt64(0))
+            // Refused: zero runs say so.
+            _ = clt_program_times(programs[Int(index)], &nanoseconds, &runs)
+            return (String(cString: clt_program_name(index)), nanoseconds, runs)
+        }
+    }
+}
