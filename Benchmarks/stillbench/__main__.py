@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from . import blocks, cuts, images, increments, machine, overwrites, plain, report, tracking
+from . import blocks, cuts, discards, images, increments, machine, overwrites, plain, report, tracking
 from .context import Context
 from .loads import Loads
 from .results import Results
@@ -23,6 +23,7 @@ SECTIONS = {
     "cuts": [cuts.run],
     "sizes": [cuts.run_sizes],
     "memory": [cuts.run_memory],
+    "discards": [discards.run],
     "increments": [increments.run],
     "blocks": [lambda bench: blocks.run(bench, "tmpfs"), lambda bench: blocks.run(bench, "disk")],
 }

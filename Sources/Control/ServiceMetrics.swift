@@ -175,6 +175,26 @@ struct ServiceMetrics: Sendable {
             \.preservedCapacity)
         loop(&text, "requests_in_flight", "Requests under way.", \.requestCount)
         loop(&text, "requests_in_flight_limit", "Requests in flight, at most.", \.requestCapacity)
+        addHolds(to: &text)
+    }
+
+    /// Only where they are measured (`STILLPOINT_MEASURE_HOLDS`).
+    private func addHolds(to text: inout MetricsText) {
+        let measured = loops.compactMap { loop in loop.usage.holds.map { (loop.index, $0) } }
+        guard !measured.isEmpty else { return }
+        text.family(
+            "stillpoint_loop_longest_hold_seconds", .gauge,
+            "Processor time of the longest call that held the loop.")
+        for (index, holds) in measured {
+            text.sample(Double(holds.longestNanoseconds) / 1e9, [("loop", "\(index)")])
+        }
+        text.family(
+            "stillpoint_loop_long_holds_total", .counter,
+            "Calls that held the loop for more than 1 ms of processor time.")
+        for (index, holds) in measured { text.sample(holds.longCount, [("loop", "\(index)")]) }
+        text.family(
+            "stillpoint_loop_measured_calls_total", .counter, "Calls that were measured.")
+        for (index, holds) in measured { text.sample(holds.callCount, [("loop", "\(index)")]) }
     }
 
     private func loop(

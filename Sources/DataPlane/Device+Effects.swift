@@ -44,6 +44,8 @@ extension Device {
         case .issuePart(let index, let offset, let length):
             requests[index].part = ByteRange(offset: offset, length: length)
             origin.zeroingArrived(index)
+        case .findHoles(let index, let offset, let length):
+            origin.findHoles(ByteRange(offset: offset, length: length), for: index)
         case .finish(let index, let fault): finishFromEngine(index, fault)
         case .readOrigin(let copy, let offset, let length):
             readForCopy(copy, offset: offset, length: length)
@@ -106,7 +108,10 @@ extension Device {
 
     private func readForCopy(_ copy: CopyIndex, offset: UInt64, length: UInt64) {
         let buffers = engine.buffers(of: copy)
-        if buffers.count == 1, length == blockByteCount, origin.facts.accessMode == .inline {
+        // A copy costs about three times its read: it is looked at, and stored.
+        let isInline =
+            origin.facts.accessMode == .inline && loop.takeInline(byteCount: Int(length) * 3)
+        if buffers.count == 1, length == blockByteCount, isInline {
             // The common case, an aligned 4 KiB write, without the vectors.
             let result = pread(
                 origin.descriptor, preservation.address(of: buffers[0]), Int(length),
@@ -122,7 +127,7 @@ extension Device {
             vectors[position] = iovec(iov_base: address, iov_len: byteCount)
             rest -= byteCount
         }
-        if origin.facts.accessMode == .inline {
+        if isInline {
             let result = preadv(origin.descriptor, vectors, Int32(buffers.count), off_t(offset))
             return copyReadCompleted(copy, result < 0 ? -errno : Int32(result))
         }

@@ -77,7 +77,7 @@ extension Device {
         _ operation: ImageOperation, _ descriptor: Int32, isInline: Bool, byteCount: Int,
         from offset: UInt64
     ) {
-        if isInline {
+        if isInline, loop.takeInline(byteCount: byteCount) {
             let result = pread(descriptor, operation.destination, byteCount, off_t(offset))
             return imageReadCompleted(operation, result < 0 ? -errno : Int32(result))
         }

@@ -84,6 +84,7 @@ final class Device: BlockTarget {
             limits: limits)
         parts = Array(repeating: nil, count: limits.snapshotCount)
         sources = Array(repeating: nil, count: limits.sourceCount)
+        engine.originTellsHoles = !opened.facts.isBlockDevice
         super.init(size: opened.facts.size, alignment: UInt64(opened.facts.offsetAlignment))
         originStorage = Origin(opened, device: self, loop: loop, blocking: blocking)
         preserverStorage = Preserver(device: self, loop: loop, limits: limits)

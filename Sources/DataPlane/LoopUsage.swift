@@ -10,6 +10,8 @@ package struct LoopUsage: Sendable {
     package let preservedCapacity: UInt64
     package let requestCount: UInt64
     package let requestCapacity: UInt64
+    /// How long calls held the loop; nil unless that is measured.
+    package let holds: HoldMeter?
 
     /// Asks a loop; nil when it has stopped.
     package static func of(_ loop: LoopThread) async -> LoopUsage? {
@@ -21,7 +23,7 @@ package struct LoopUsage: Sendable {
                 preservedByteCount: UInt64(preservation.capacity - preservation.freeCount) * 4096,
                 preservedCapacity: UInt64(preservation.capacity) * 4096,
                 requestCount: UInt64(loop.requests.leasedCount),
-                requestCapacity: UInt64(loop.requests.capacity))
+                requestCapacity: UInt64(loop.requests.capacity), holds: loop.holds)
         }
     }
 }

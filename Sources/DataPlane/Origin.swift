@@ -49,7 +49,7 @@ final class Origin: RingHandler {
     var flushes: FlushQueue
     /// Set when the device closes.
     private var closed: ((Fault?) -> Void)?
-    /// Block status scans in the blocking pool, of the device and its images.
+    /// Block status scans and searches for holes in the blocking pool, of the device and its images.
     var scanCount = 0
     /// Those that wait for the one in the pool, from `scanHead` on: an origin that does not answer
     /// holds one thread, and its clients' questions do not crowd those of others.
@@ -60,6 +60,8 @@ final class Origin: RingHandler {
     var freeScans: [HoleScan] = []
     /// Times the synchronisation under way was interrupted.
     private var synchronizeAttempts = 0
+    /// Searches for holes that nobody uses now.
+    var freeHoleSearches: [HoleSearch] = []
     /// What the origin was found unable to do; only ever switched off.
     var canPunchHoles = true
     var canZeroRanges = true
@@ -131,9 +133,11 @@ final class Origin: RingHandler {
             preconditionFailure("a read or write without a buffer")
         }
         let buffer = payload - Int(request.pointee.offset - range.offset)
-        if facts.accessMode == .inline { return performInline(index, buffer) }
         let progress = request.pointee.progress
         let byteCount = Int(range.length - progress)
+        if facts.accessMode == .inline, loop.takeInline(byteCount: byteCount) {
+            return performInline(index, buffer)
+        }
         switch request.pointee.operation {
         case .read:
             loop.read(
@@ -151,11 +155,12 @@ final class Origin: RingHandler {
         }
     }
 
-    /// tmpfs: plain calls, nothing blocks and nothing needs alignment.
+    /// tmpfs: plain calls, nothing blocks and nothing needs alignment. What would hold the loop for
+    /// too long goes through the ring, to threads of the kernel.
     private func performInline(_ index: RequestIndex, _ buffer: UnsafeMutableRawPointer) {
         let request = requests.pointer(to: index)
         let total = Int(request.pointee.length)
-        var done = 0
+        var done = Int(request.pointee.progress)
         while done < total {
             let offset = off_t(request.pointee.offset) + off_t(done)
             let result =

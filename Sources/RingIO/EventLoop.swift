@@ -25,6 +25,8 @@ package struct LoopConfiguration: Sendable {
     package var receiveBufferCount = 64
     /// Optional features of io_uring to do without.
     package var without: RingFeatures = []
+    /// Measure how long each call of a handler takes.
+    package var measuresHolds = false
 
     package init() {}
 }
@@ -67,6 +69,12 @@ package final class EventLoop {
     /// How other threads reach the loop.
     package let mailbox: LoopMailbox
 
+    /// Bytes that may still be copied on the loop itself in this turn.
+    private var inlineByteCountLeft = 0
+
+    /// How long calls of handlers took; nil when that is not measured.
+    package private(set) var holds: HoldMeter?
+
     /// What a room above keeps for each loop.
     package var companion: AnyObject?
 
@@ -94,6 +102,7 @@ package final class EventLoop {
     ) throws(RingError) {
         self.index = index
         self.mailbox = mailbox
+        holds = configuration.measuresHolds ? HoldMeter() : nil
         buffers = try BufferPool(capacityBytes: configuration.bufferPoolBytes)
         requests = RequestPool(capacity: configuration.requestCapacity)
         handlers = HandlerTable()
@@ -213,7 +222,30 @@ package final class EventLoop {
     /// True after `stop`: the mailbox takes no more messages.
     package private(set) var isStopping = false
 
+    /// Bytes of plain reads and writes of memory filesystems in one turn, and in one of them: what
+    /// goes beyond would hold the loop for too long.
+    private static let inlineByteCountMax = 4 << 20
+    private static let inlineOperationByteCountMax = 1 << 20
+
+    /// True when `byteCount` bytes may be read or written by a plain call on the loop, in this turn.
+    @inline(__always)
+    package func takeInline(byteCount: Int) -> Bool {
+        guard byteCount <= Self.inlineOperationByteCountMax, byteCount <= inlineByteCountLeft
+        else { return false }
+        inlineByteCountLeft -= byteCount
+        return true
+    }
+
+    @inline(__always)
+    private func holdBegins() -> UInt64 { holds == nil ? 0 : HoldMeter.start }
+
+    @inline(__always)
+    private func holdEnds(_ start: UInt64) {
+        if holds != nil { holds?.callEnded(since: start) }
+    }
+
     private func turn() {
+        inlineByteCountLeft = Self.inlineByteCountMax
         let wait = deferred.isEmpty && !someWaiterHasRoom && kept.isEmpty
         var timeout: Int64 = -1
         if wait, let deadline = timers.nextDeadline {
@@ -223,7 +255,9 @@ package final class EventLoop {
         now = cl_now_nanoseconds()
         reap()
         while let timer = timers.popExpired(now: now) {
+            let start = holdBegins()
             handlers.handler(at: timer.slot)?.timerFired(token: timer.token)
+            holdEnds(start)
         }
         endTurn()
     }
@@ -302,9 +336,11 @@ package final class EventLoop {
     @inline(__always)
     private func dispatch(_ completion: io_uring_cqe) {
         if completion.user_data & HandlerTable.ofFile != 0 { fileOperationsInFlight -= 1 }
+        let start = holdBegins()
         handlers.dispatch(
             userData: completion.user_data, result: completion.res, flags: completion.flags,
             isLast: completion.flags & UInt32(cl_cqe_f_more) == 0)
+        holdEnds(start)
     }
 
     private var releases: UInt64 {
@@ -333,7 +369,9 @@ package final class EventLoop {
             untoldCount -= 1
             handler.isWaitingForRoom = false
             // It may have left since it asked.
+            let start = holdBegins()
             if handler.isRegistered { handler.roomMade() }
+            holdEnds(start)
         }
         // The list moves up when half of it was told, so each entry is moved once on average.
         if toldCount > waitingForRoom.count / 2 {
@@ -347,7 +385,9 @@ package final class EventLoop {
         swap(&deferred, &deferredSpare)
         for handler in deferredSpare {
             handler.isDeferred = false
+            let start = holdBegins()
             if handler.isRegistered { handler.turnEnded() }
+            holdEnds(start)
         }
         deferredSpare.removeAll(keepingCapacity: true)
         handlers.releaseRemoved()

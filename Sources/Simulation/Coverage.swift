@@ -12,7 +12,8 @@ package final class Coverage {
         case storageReadFault, bitRot, mapRefused, extentRefused, imageReadChecked
         case imageWriteFailed, changesMarked, storageAppended, spaceAdded, fastPath, wouldBlock
         case destroyed, cutUndone, cutMade, cutFailed, changesChecked, frozenChangesChecked
-        case outage
+        case shrunk, grown, refused, lateWrite, lateImageUser, outage
+        case findHoles, holeFound, noHoleFound
         case changesDeclared, changesDeclaredToSnapshot
         case serviceKilled, machineCrashed, generationBegun
     }
@@ -27,6 +28,7 @@ package final class Coverage {
         switch effect {
         case .issue: hit(.issue)
         case .issuePart: hit(.issuePart)
+        case .findHoles: hit(.findHoles)
         case .finish: hit(.finish)
         case .readOrigin: hit(.readOrigin)
         case .writeStorage: hit(.writeStorage)

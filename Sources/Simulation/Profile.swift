@@ -23,6 +23,13 @@ struct Profile {
     var layerByteCountMax: UInt64 = 1 << 20
     var crashes: Bool
     var copyCount: Int
+    /// Origins tell where their holes are, to zeroings and discards of so many bytes.
+    var tellsHoles: Bool
+    var scannedByteCountMin: UInt64
+    /// Origins are resized at cuts.
+    var resizes = false
+    /// Pools refuse: room that is there, and questions for holes.
+    var refusals = false
     /// At times all storage of a device fails at once.
     var outages = false
 
@@ -38,9 +45,12 @@ struct Profile {
         overlayWrites = random.oneIn(2)
         crashes = random.oneIn(4)
         copyCount = random.oneIn(3) ? 4 : 64
+        tellsHoles = random.oneIn(2)
+        scannedByteCountMin = 512 << UInt64(random.below(10))
         if random.oneIn(2) { shortTransfer = 40 }
         if random.oneIn(6) { layerByteCountMax = 1500 }
         isStorageSlow = random.oneIn(4)
+        resizes = random.oneIn(3)
         guard random.oneIn(2) else { return }
         if random.oneIn(3) { originWriteFault = 100 }
         if random.oneIn(4) { copyReadFault = 300 }
@@ -50,11 +60,13 @@ struct Profile {
         if random.oneIn(4) { bitRot = 40 }
         if random.oneIn(12) { mapFault = 2 }
         if random.oneIn(3) { outages = true }
+        if random.oneIn(3) { refusals = true }
     }
 
     /// True when nothing in this world may cost a snapshot its data.
     var isHarmless: Bool {
         copyReadFault == 0 && storageWriteFault == 0 && storageReadFault == 0 && bitRot == 0
             && extentsPerSource > 8 && isPatient && layerByteCountMax > 100_000 && !outages
+            && !refusals
     }
 }

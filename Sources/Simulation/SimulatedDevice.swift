@@ -20,6 +20,8 @@ struct SimulatedRequest {
     /// Since when nothing but a snapshot can hold the request up.
     var waitStart: UInt64 = 0
     var isIssued = false
+    /// The origin was asked for holes and has not answered.
+    var isAsking = false
 }
 
 /// A snapshot of a simulated device and what its image must show.
@@ -86,7 +88,11 @@ final class SimulatedDevice {
     static let requestCount = 48
 
     var engine: SnapshotEngine
-    let size: UInt64
+    /// Bytes now, and those that there is memory for.
+    var size: UInt64
+    let capacity: UInt64
+    /// Bytes before the last resize: late users know nothing else.
+    var formerSize: UInt64
     let origin: UnsafeMutableRawPointer
     let mapEntries: UnsafeMutablePointer<UInt64>
     let mapReserved: UnsafeMutablePointer<UInt64>
@@ -103,8 +109,9 @@ final class SimulatedDevice {
     /// Blocks changed per epoch for certain, and blocks that may be reported.
     var changed: [UInt32: [Bool]] = [:]
     var touched: [UInt32: [Bool]] = [:]
-    /// Epochs that ended with a cut still usable as a base, oldest first.
+    /// Epochs that ended with a cut still usable as a base, oldest first, and the sizes then.
     var bases: [UInt32] = []
+    var baseSizes: [UInt32: UInt64] = [:]
     /// Bases that were the newest ever since they were made.
     var newestBase: UInt32 = 0
     var wasNewestBaseDisturbed = false
@@ -114,19 +121,22 @@ final class SimulatedDevice {
     var outageEnd: UInt64 = 0
     var mapAnswersUnderWay = Set<UInt64>()
 
-    var blockCount: Int { Int((size + 4095) / 4096) }
+    /// Blocks of the largest size it can have.
+    var blockCount: Int { Int((capacity + 4095) / 4096) }
 
     init(size: UInt64, buffers: BlockBuffers, limits: EngineLimits) {
         self.size = size
-        chunkCount = (size + chunkByteCount - 1) / chunkByteCount
-        origin = .allocate(byteCount: Int(size), alignment: 4096)
-        origin.initializeMemory(as: UInt8.self, repeating: 0, count: Int(size))
+        formerSize = size
+        capacity = size + size / 2 + 4096
+        chunkCount = (capacity + chunkByteCount - 1) / chunkByteCount
+        origin = .allocate(byteCount: Int(capacity), alignment: 4096)
+        origin.initializeMemory(as: UInt8.self, repeating: 0, count: Int(capacity))
         mapEntries = .allocate(capacity: Int(chunkCount))
         mapEntries.initialize(repeating: 0, count: Int(chunkCount))
         let words = ChangeMap.reservationWordCount(chunkCount: chunkCount)
         mapReserved = .allocate(capacity: words)
         mapReserved.initialize(repeating: 0, count: words)
-        payloadByteCount = Int(size)
+        payloadByteCount = Int(capacity)
         payloads = .allocate(byteCount: Self.requestCount * payloadByteCount, alignment: 4096)
         let map = ChangeMap(
             entries: mapEntries, reservedPages: mapReserved, chunkCount: chunkCount,
@@ -155,6 +165,7 @@ final class SimulatedDevice {
     func newMap() -> ChangeMap {
         mapEntries.update(repeating: 0, count: Int(chunkCount))
         bases = []
+        baseSizes = [:]
         newestBase = 0
         changed = [:]
         touched = [:]
@@ -162,6 +173,26 @@ final class SimulatedDevice {
         return ChangeMap(
             entries: mapEntries, reservedPages: mapReserved, chunkCount: chunkCount,
             current: .first, newestBase: 0)
+    }
+
+    /// The origin has another size: what is lost is lost, what is new is zero and changed. Requests
+    /// that wait and reach beyond the end may fail.
+    func resize(to newSize: UInt64) {
+        let (lower, upper) = (min(size, newSize), max(size, newSize))
+        (origin + Int(lower)).initializeMemory(
+            as: UInt8.self, repeating: 0, count: Int(upper - lower))
+        if newSize > size {
+            note(&changed, offset: size, length: newSize - size)
+            note(&touched, offset: size, length: newSize - size)
+        }
+        for slot in requests.indices
+        where requests[slot].kind == .originWrite
+            && requests[slot].offset + requests[slot].length > newSize
+        {
+            requests[slot].isFaultInjected = true
+        }
+        formerSize = size
+        size = newSize
     }
 
     func payload(_ request: UInt32) -> UnsafeMutableRawPointer {

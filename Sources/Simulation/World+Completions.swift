@@ -26,6 +26,11 @@ extension World {
         !isWindingDown && tick <= device.outageEnd
     }
 
+    /// A pool takes nothing now, whatever room there is.
+    private func isRefused() -> Bool {
+        !isWindingDown && profile.refusals && random.oneIn(5)
+    }
+
     func complete(_ number: Int, _ what: Pending) {
         let device = devices[number]
         switch what {
@@ -66,6 +71,14 @@ extension World {
             completeStorageRead(device, request, source, byteOffset, slot, first, count)
         case .fill(let request):
             completeFill(device, request)
+        case .findHoles(let request, let offset, let answer):
+            var answer = answer ?? lookForHole(device, at: offset)
+            if isRefused() { answer = HoleAnswer(isHole: false, length: 0) }
+            coverage.hit(answer.isHole ? .holeFound : .noHoleFound)
+            device.requests[Int(request)].isAsking = false
+            device.requests[Int(request)].waitStart = now
+            device.engine.originScanned(
+                RequestIndex(request), isHole: answer.isHole, length: answer.length)
         case .extent(let source, let purpose):
             answerExtent(device, source, purpose)
         case .mapPage(let page):
@@ -102,7 +115,10 @@ extension World {
             RequestIndex(request), byteCount: done, fault: fault)
         {
         case .finish(let fault): finished(number, request, fault)
-        case .taken: break
+        case .taken:
+            // What it waits for next has a limit of its own.
+            device.requests[Int(request)].isIssued = false
+            device.requests[Int(request)].waitStart = now
         }
     }
 
@@ -195,6 +211,12 @@ extension World {
     ) {
         let storage = device.sources[Int(source.rawValue)]!
         storage.askedCount -= 1
+        if isRefused() {
+            coverage.hit(.refused)
+            device.engine.extentRefused(
+                source, purpose, fault: random.oneIn(2) ? .noSpace : .noMemory)
+            return
+        }
         if isOut(device) {
             coverage.hit(.outage)
             device.engine.extentRefused(source, purpose, fault: .inputOutput)
@@ -212,10 +234,7 @@ extension World {
         }
     }
 
-    private func isZero(_ bytes: UnsafeRawBufferPointer) -> Bool {
-        for word in bytes.bindMemory(to: UInt64.self) where word != 0 { return false }
-        return true
-    }
+    func isZero(_ bytes: UnsafeRawBufferPointer) -> Bool { !bytes.contains { $0 != 0 } }
 
     // MARK: Ends of requests and snapshots
 
@@ -316,6 +335,8 @@ extension World {
             violate("a stored block is not what was to be stored")
         }
         snapshot.isCorrupted = true
-        if profile.isHarmless { violate("a snapshot was corrupted (\(fault)) without a cause") }
+        if profile.isHarmless, !isCutShort {
+            violate("a snapshot was corrupted (\(fault)) without a cause")
+        }
     }
 }

@@ -30,6 +30,7 @@ extension World {
         if isNewGeneration {
             device.mapEntries.update(repeating: 0, count: Int(device.chunkCount))
             device.bases = []
+            device.baseSizes = [:]
             device.newestBase = 0
             device.changed = [:]
             device.touched = [:]
@@ -43,6 +44,7 @@ extension World {
         if !map.isSound() { violate("a killed service left an impossible entry") }
         device.engine = SnapshotEngine(
             size: device.size, map: map, buffers: buffers, limits: limits)
+        device.engine.originTellsHoles = profile.tellsHoles
         device.requests = Array(
             repeating: SimulatedRequest(), count: SimulatedDevice.requestCount)
         device.snapshots = [:]

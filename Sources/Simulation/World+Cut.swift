@@ -123,6 +123,7 @@ extension World {
         }
         let snapshot = device.prepared
         device.prepared = nil
+        if profile.resizes, random.oneIn(3) { resize(device) }
         let generation = device.engine.generationOrdinal
         let exactBase = device.wasNewestBaseDisturbed ? nil : device.newestBase
         let newMap = random.oneIn(30) || device.isTrackingLost ? device.newMap() : nil
@@ -132,6 +133,7 @@ extension World {
         device.isSwitched = true
         if cut!.isBase, newMap == nil {
             device.bases.append(ended.rawValue)
+            device.baseSizes[ended.rawValue] = device.size
             device.newestBase = ended.rawValue
             device.wasNewestBaseDisturbed = false
         }
@@ -149,6 +151,27 @@ extension World {
             snapshot.isUnknown = Array(repeating: false, count: device.blockCount)
         }
         perform(number)
+    }
+
+    /// As a service does that finds another size at a cut: a smaller one begins a new generation.
+    private func resize(_ device: SimulatedDevice) {
+        let newSize =
+            random.oneIn(2)
+            ? device.size + UInt64(random.below(Int(device.capacity - device.size) + 1))
+            : 1 + UInt64(random.below(Int(device.size)))
+        if newSize < device.size {
+            coverage.hit(.shrunk)
+            _ = device.engine.cutSwitched(snapshot: nil, isBase: false, newMap: device.newMap())
+        } else {
+            coverage.hit(.grown)
+        }
+        device.resize(to: newSize)
+        for snapshot in device.snapshots.values where snapshot.size > newSize {
+            isCutShort = true
+        }
+        device.engine.deviceResized(to: newSize, now: now)
+        perform(devices.firstIndex { $0 === device }!)
+        isCutShort = false
     }
 
     // MARK: What changed
@@ -192,11 +215,12 @@ extension World {
         {
             until = snapshot
         }
+        let size = until?.size ?? device.size
         guard let reported = query(device, base, until) else { return }
         let last = until?.cutEpoch ?? device.engine.epoch.rawValue
         var mustNot = [Bool](repeating: true, count: device.blockCount)
         for (epoch, blocks) in device.changed where epoch > base && epoch <= last {
-            for block in blocks.indices where blocks[block] {
+            for block in blocks.indices where blocks[block] && UInt64(block) * 4096 < size {
                 if !reported[block] {
                     violate(
                         "device \(number): block \(block) changed in epoch \(epoch), since \(base) "
@@ -230,12 +254,14 @@ extension World {
         var reported = [Bool](repeating: false, count: device.blockCount)
         let page = UnsafeMutableBufferPointer<ByteRange>.allocate(capacity: 1 + random.below(5))
         defer { page.deallocate() }
+        let size = until?.size ?? device.size
         var offset: UInt64 = 0
         var lastEnd: UInt64?
         let budget = random.oneIn(2) ? UInt64.max : UInt64(1 + random.below(3))
-        while offset < device.size {
+        while offset < size {
             switch device.engine.changes(
-                since: base, baseSize: device.size, until: until?.index, from: offset,
+                since: base, baseSize: device.baseSizes[base] ?? 0, until: until?.index,
+                from: offset,
                 chunkBudget: budget, into: page)
             {
             case .ranges(let count, let resumeOffset):

@@ -16,6 +16,10 @@ extension World {
                 issue(number, request.rawValue, record.offset, record.length)
             case .issuePart(let request, let offset, let length):
                 issue(number, request.rawValue, offset, length)
+            case .findHoles(let request, let offset, _):
+                device.requests[Int(request.rawValue)].isAsking = true
+                let answer = random.oneIn(2) ? lookForHole(device, at: offset) : nil
+                add(number, .findHoles(request.rawValue, offset: offset, answer: answer))
             case .finish(let request, let fault):
                 finished(number, request.rawValue, fault)
             case .readOrigin(let copy, let offset, let length):
@@ -111,7 +115,7 @@ extension World {
             }
         case .fillBlocks(let request):
             add(number, .fill(request.rawValue))
-        case .issue, .issuePart, .finish, .readOrigin, .writeStorage, .requestExtent,
+        case .issue, .issuePart, .findHoles, .finish, .readOrigin, .writeStorage, .requestExtent,
             .releaseExtent, .sourceClosed, .sourceDrained, .reserveMapPage, .gateDrained,
             .snapshotCorrupted, .overlayCorrupted,
             .snapshotGone, .timer:
@@ -140,6 +144,7 @@ extension World {
     ) {
         guard length > 0 else { return }
         let record = device.requests[Int(request)]
+        note(device, record.operation, offset, length)
         let target = device.origin + Int(offset)
         switch record.operation {
         case .write:
@@ -151,7 +156,41 @@ extension World {
         case .read, .flush, .prefetch, .blockStatus:
             preconditionFailure("the simulator writes, zeroes and discards")
         }
-        device.note(&device.changed, offset: offset, length: length)
+    }
+
+    /// What changes: all that is written, and what is not zero yet of what becomes zero.
+    private func note(
+        _ device: SimulatedDevice, _ operation: RequestOperation, _ offset: UInt64,
+        _ length: UInt64
+    ) {
+        guard operation != .write else {
+            device.note(&device.changed, offset: offset, length: length)
+            return
+        }
+        for block in blocks(touching: ByteRange(offset: offset, length: length)) {
+            let from = max(block * 4096, offset)
+            let count = min((block + 1) * 4096, offset + length) - from
+            let bytes = UnsafeRawBufferPointer(start: device.origin + Int(from), count: Int(count))
+            if !isZero(bytes) { device.note(&device.changed, offset: from, length: count) }
+        }
+    }
+
+    /// What lies at `offset` of the origin, in sectors: bytes that are all zero count as a hole.
+    func lookForHole(_ device: SimulatedDevice, at offset: UInt64) -> HoleAnswer {
+        // It may have shrunk since it was asked.
+        guard offset < device.size else { return HoleAnswer(isHole: true, length: 0) }
+        func isHole(_ position: UInt64) -> Bool {
+            let end = min((position / 512 + 1) * 512, device.size)
+            return isZero(
+                UnsafeRawBufferPointer(
+                    start: device.origin + Int(position), count: Int(end - position)))
+        }
+        let first = isHole(offset)
+        var position = min((offset / 512 + 1) * 512, device.size)
+        while position < device.size, isHole(position) == first {
+            position = min(position + 512, device.size)
+        }
+        return HoleAnswer(isHole: first, length: position - offset)
     }
 
     func readCopy(

@@ -65,7 +65,8 @@ extension World {
                 guard pending[index].device == number else { return false }
                 switch pending[index].what {
                 case .storageWrite, .extent: return true
-                case .originWrite, .copyRead, .imageOriginRead, .imageStorageRead, .fill, .mapPage:
+                case .originWrite, .copyRead, .imageOriginRead, .imageStorageRead, .fill, .mapPage,
+                    .findHoles:
                     return false
                 }
             }
@@ -80,6 +81,15 @@ extension World {
         let keys = device.snapshots.keys.sorted()
         let snapshot = device.snapshots[keys[random.below(keys.count)]]!
         return snapshot.isHeld ? snapshot : nil
+    }
+
+    /// A held snapshot, or now and then one that goes: late users come to it.
+    private func pickForUse(_ device: SimulatedDevice) -> SimulatedSnapshot? {
+        guard let snapshot = pick(device) else { return nil }
+        guard snapshot.isDestroyed else { return snapshot }
+        guard random.oneIn(4) else { return nil }
+        coverage.hit(.lateImageUser)
+        return snapshot
     }
 
     private func idleRequest(_ device: SimulatedDevice) -> Int? {
@@ -136,13 +146,17 @@ extension World {
     private func startOriginWrite(_ number: Int) {
         let device = devices[number]
         guard let slot = idleRequest(device) else { return }
-        let (offset, length) = anyRange(device.size)
+        var (offset, length) = anyRange(device.size)
         var operation = RequestOperation.write
         switch random.below(12) {
         case 0: operation = .discard
         case 1: operation = .writeZeroes
         default: break
         }
+        if operation != .write, random.oneIn(8) { (offset, length) = (0, device.size) }
+        // A late user checked its range before the device was resized.
+        let isLate = device.formerSize > device.size && random.oneIn(8)
+        if isLate { (offset, length) = anyRange(device.formerSize) }
         device.requests[slot] = SimulatedRequest()
         device.requests[slot].kind = .originWrite
         device.requests[slot].waitStart = now
@@ -150,19 +164,29 @@ extension World {
         device.requests[slot].offset = offset
         device.requests[slot].length = length
         if operation == .write { fillPayload(device, slot, length) }
-        device.note(&device.touched, offset: offset, length: length)
+        let isBeyondEnd = offset + length > device.size
+        if isBeyondEnd {
+            coverage.hit(.lateWrite)
+        } else {
+            device.note(&device.touched, offset: offset, length: length)
+        }
         let isNoWait = random.oneIn(10)
         let admission = device.engine.writeArrived(
             RequestIndex(UInt32(slot)), operation: operation, flags: isNoWait ? .noWait : [],
             offset: offset, length: length, now: now)
+        if isBeyondEnd, admission != .refused(.noSpace) {
+            violate("device \(number): a write beyond the end was answered with \(admission)")
+            return
+        }
         switch admission {
         case .issue:
             coverage.hit(.fastPath)
             issueAtOnce(number, UInt32(slot), offset, length)
         case .taken: break
         case .refused(let fault):
-            coverage.hit(.wouldBlock)
             device.requests[slot].kind = .idle
+            if isBeyondEnd { return }
+            coverage.hit(.wouldBlock)
             if fault != .wouldBlock || !isNoWait { violate("a write was refused with \(fault)") }
         }
     }
@@ -178,7 +202,7 @@ extension World {
 
     private func startImageRead(_ number: Int) {
         let device = devices[number]
-        guard let snapshot = pick(device), !snapshot.isDestroyed else { return }
+        guard let snapshot = pickForUse(device) else { return }
         let (offset, length) = anyRange(snapshot.size)
         readImage(number, snapshot, offset, length, overlay: random.oneIn(2))
     }
@@ -220,8 +244,7 @@ extension World {
 
     private func startImageWrite(_ number: Int) {
         let device = devices[number]
-        guard let snapshot = pick(device), !snapshot.isDestroyed, let slot = idleRequest(device)
-        else { return }
+        guard let snapshot = pickForUse(device), let slot = idleRequest(device) else { return }
         let (offset, length) = anyRange(snapshot.size)
         let operation: RequestOperation = random.oneIn(5) ? .writeZeroes : .write
         device.requests[slot] = SimulatedRequest()

@@ -21,8 +21,16 @@ enum Pending {
         UInt32, SourceIndex, byteOffset: UInt64, slot: StorageSlot, firstBlock: UInt64,
         blockCount: Int)
     case fill(UInt32)
+    /// `answer`: what the origin had when it was looked at, nil until then.
+    case findHoles(UInt32, offset: UInt64, answer: HoleAnswer?)
     case extent(SourceIndex, StoragePurpose)
     case mapPage(UInt64)
+}
+
+/// What lies at an offset of the origin.
+struct HoleAnswer {
+    var isHole: Bool
+    var length: UInt64
 }
 
 /// A world made from one seed. `run` returns the violation found, or nil.
@@ -42,6 +50,8 @@ final class World {
     var coverage: Coverage
     var cut: Cut?
     var isWindingDown = false
+    /// An image loses a range with its origin.
+    var isCutShort = false
     /// A storage read brought back everything as it was stored: nothing may be called lost.
     var isReadSound = false
     let limits: EngineLimits
@@ -53,10 +63,20 @@ final class World {
         profile = Profile(&random)
         self.random = random
         bufferBytes = .allocate(byteCount: 256 * 4096, alignment: 4096)
-        limits = EngineLimits(
+        var limits = EngineLimits(
             requestCount: SimulatedDevice.requestCount, copyCount: profile.copyCount,
             batchCount: 8, snapshotCount: 16, sourceCount: 32,
             layerByteCountMax: profile.layerByteCountMax)
+        limits.scannedByteCountMin = profile.scannedByteCountMin
+        limits.heldPieceByteCount = chunkByteCount * UInt64(1 + self.random.below(3))
+        limits.freePieceByteCount = chunkByteCount * UInt64(1 + self.random.below(6))
+        limits.piecesPerTurn = 1 + self.random.below(3)
+        limits.chunksPerTurn = UInt64(1 + self.random.below(4))
+        limits.resumedPerTurn = 1 + self.random.below(3)
+        limits.imageWindowBlockCount = 16 << UInt64(self.random.below(5))
+        limits.imageBlocksPerTurn = 16 << self.random.below(5)
+        limits.batchesPerTurn = 1 + self.random.below(4)
+        self.limits = limits
         for _ in 0..<profile.deviceCount {
             let size: UInt64
             switch self.random.below(6) {
@@ -65,7 +85,9 @@ final class World {
             case 2: size = 65536 * UInt64(1 + self.random.below(12))
             default: size = 512 * UInt64(100 + self.random.below(1400))
             }
-            devices.append(SimulatedDevice(size: size, buffers: buffers, limits: limits))
+            devices.append(
+                SimulatedDevice(size: size, buffers: buffers, limits: limits))
+            devices.last!.engine.originTellsHoles = profile.tellsHoles
         }
     }
 
@@ -120,8 +142,8 @@ final class World {
         guard !device.isGateClosed, device.mapAnswersUnderWay.isEmpty else { return }
         let limit = profile.policy.limitNanoseconds + 100_000
         for request in device.requests
-        where request.kind == .originWrite && !request.isIssued && request.operation != .discard
-            && now > request.waitStart + limit
+        where request.kind == .originWrite && !request.isIssued && !request.isAsking
+            && request.operation != .discard && now > request.waitStart + limit
         {
             violate("device \(number): a writer waits for longer than its policy says")
         }

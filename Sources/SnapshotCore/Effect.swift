@@ -9,6 +9,9 @@ package enum Effect: Sendable {
     case issue(RequestIndex)
     /// Give these bytes of a discard or zeroing to the origin, then say `originWriteFinished`.
     case issuePart(RequestIndex, offset: UInt64, length: UInt64)
+    /// Find out what the origin has from `offset` on, a hole or not, off the loop; then say
+    /// `originScanned`.
+    case findHoles(RequestIndex, offset: UInt64, length: UInt64)
     /// The request is done: tell its owner.
     case finish(RequestIndex, Fault?)
 

@@ -76,6 +76,23 @@ package struct EngineLimits: Sendable {
     package var sourceCount: Int
     /// Bytes of layer metadata of a snapshot.
     package var layerByteCountMax: UInt64
+    /// Bytes of a zeroing or discard from which on the origin is asked for its holes.
+    package var scannedByteCountMin: UInt64 = 1 << 20
+    /// Most bytes of a zeroing or discard that are marked and preserved at a time, a whole number of
+    /// chunks: with a snapshot held, and without.
+    package var heldPieceByteCount: UInt64 = 1 << 20
+    package var freePieceByteCount: UInt64 = 1 << 30
+    /// Pieces of a discard that are passed over in a turn, because snapshots need all of them.
+    package var piecesPerTurn = 8
+    /// Chunks of a write whose copies are begun in a turn: each may take a system call or two.
+    package var chunksPerTurn: UInt64 = 16
+    /// Requests that yielded which go on in a turn.
+    package var resumedPerTurn = 2
+    /// Blocks of an image read that are worked on at a time, at most 256.
+    package var imageWindowBlockCount: UInt64 = 256
+    /// Blocks of image reads, and storage writes of preserved blocks, that are begun in a turn.
+    package var imageBlocksPerTurn = 512
+    package var batchesPerTurn = 8
 
     package init(
         requestCount: Int = 4096, copyCount: Int = 1024, batchCount: Int = 32,

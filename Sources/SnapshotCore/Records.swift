@@ -11,6 +11,10 @@ struct RequestRecord {
         case parked
         /// Until a page of the change map is reserved.
         case waitingForMap
+        /// Until the origin has said where its holes are.
+        case waitingForScan
+        /// Until the next turn, for others to have theirs.
+        case yielded
         /// Until a buffer or a copy slot is free.
         case waitingForMemory
         /// Until the copy in `waitedCopy` is in memory.
@@ -38,6 +42,8 @@ struct RequestRecord {
     var isImage = false
     var isOverlay = false
     var isDelayed = false
+    /// The piece of a zeroing or discard is a hole of the origin.
+    var isHole = false
     var attempts: UInt8 = 0
     var snapshot: UInt16 = .max
     /// Partial blocks of an image write's window still to be read.
@@ -55,6 +61,10 @@ struct RequestRecord {
     /// The blocks below are preserved.
     var waitCursor: UInt64 = 0
     var partEnd: UInt64 = 0
+    /// Up to where `isHole` is known.
+    var knownEnd: UInt64 = 0
+    /// Gates closed before the origin was asked for holes.
+    var scanGateCount: UInt64 = 0
     var waitedSince: UInt64 = 0
     var waitedCopy: UInt32 = .max
     var waitedPage: UInt64 = 0

@@ -62,10 +62,6 @@ extension SnapshotEngine {
         return needed
     }
 
-    func isNeeded(block: UInt64) -> Bool {
-        neededBlocks(of: block / blocksPerChunk) & 1 << UInt16(block % blocksPerChunk) != 0
-    }
-
     /// Blocks of `chunk` that lie in the newest live image.
     private func imageMask(of chunk: UInt64) -> UInt16 {
         let size = snapshots[Int(layerUses[Int(chain[newestLive])].snapshot)].size
@@ -95,8 +91,13 @@ extension SnapshotEngine {
         let start = record.pointee.pieceStart
         let end = record.pointee.pieceEnd
         let endBlock = (end - 1) / blockByteCount + 1
+        let lastChunk = record.pointee.startCursor / blocksPerChunk + limits.chunksPerTurn
         while record.pointee.startCursor < endBlock {
             guard newestLive >= 0 else { return true }
+            guard record.pointee.startCursor / blocksPerChunk < lastChunk else {
+                giveWay(index)
+                return false
+            }
             let chunk = record.pointee.startCursor / blocksPerChunk
             guard let entry = touch(chunk) else {
                 giveUp(upTo: newestLive, fault: .noMemory)

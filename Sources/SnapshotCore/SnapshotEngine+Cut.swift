@@ -44,8 +44,10 @@ extension SnapshotEngine {
         timeAdvanced(to: now)
         precondition(isGateOpen, "a gate closes once")
         isGateOpen = false
+        gateCount += 1
         isDrainWanted = true
         var returning = RequestList()
+        while let index = pop(&yielded) { append(index, to: &returning) }
         while let index = pop(&memoryWaiters) { append(index, to: &returning) }
         for copy in 0..<limits.copyCount
         where copies[copy].isUsed && copies[copy].waitersHead != .max {

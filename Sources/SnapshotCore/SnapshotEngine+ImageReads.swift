@@ -7,9 +7,6 @@ package import CopyOnWrite
 // because a write waits until the old data is in memory. So at the end of a window every such
 // block is resolved anew; what was preserved meanwhile is read again from there.
 
-/// Blocks of a read that are worked on at a time.
-private let windowBlockCountMax: UInt64 = 256
-
 /// Where the bytes of an image request's read go.
 package enum ImageTarget: Equatable, Sendable {
     /// The request's payload.
@@ -116,7 +113,13 @@ extension SnapshotEngine {
                 finishImage(index, nil)
                 return
             }
-            let count = min(windowBlockCountMax, endBlock - record.pointee.startCursor)
+            let isFirst = record.pointee.startCursor == record.pointee.offset / blockByteCount
+            guard isFirst || imageBlocksLeft > 0 else {
+                giveWay(index)
+                return
+            }
+            let count = min(limits.imageWindowBlockCount, endBlock - record.pointee.startCursor)
+            imageBlocksLeft -= Int(count)
             guard readWindow(index, from: record.pointee.startCursor, count: count) else { return }
             record.pointee.startCursor += count
         }
@@ -173,7 +176,11 @@ extension SnapshotEngine {
                 var position: UInt64 = 0
                 while position < count {
                     let block = start + position
-                    if let rest = blocksUntouched(from: block, of: record.pointee) {
+                    if isUntouched(
+                        block / blocksPerChunk, of: record.pointee.snapshot,
+                        overlay: record.pointee.isOverlay)
+                    {
+                        let rest = blocksPerChunk - block % blocksPerChunk
                         // What nobody overwrote is told by one look-up for each chunk.
                         let added = min(rest, count - position)
                         if isFirst, !run.extend(with: .origin, block: block, count: added) {
@@ -252,21 +259,19 @@ extension SnapshotEngine {
                 firstBlock: firstBlock, blockCount: blockCount))
     }
 
-    /// How many blocks from `block` to the end of its chunk are the origin's, when no layer of the
-    /// image has anything of the chunk; nil when one has.
-    private func blocksUntouched(from block: UInt64, of request: RequestRecord) -> UInt64? {
-        let chunk = block / blocksPerChunk
-        let snapshot = snapshots + Int(request.snapshot)
-        if request.isOverlay, snapshot.pointee.overlay != .max,
+    /// True when no layer of the image has anything of the chunk: its blocks are the origin's.
+    func isUntouched(_ chunk: UInt64, of snapshot: UInt16, overlay: Bool) -> Bool {
+        let snapshot = snapshots + Int(snapshot)
+        if overlay, snapshot.pointee.overlay != .max,
             layers[Int(snapshot.pointee.overlay)].find(chunk) != nil
         {
-            return nil
+            return false
         }
         for index in chainPosition(of: snapshot.pointee.layer)..<chainCount
         where layers[Int(chain[index])].find(chunk) != nil {
-            return nil
+            return false
         }
-        return blocksPerChunk - block % blocksPerChunk
+        return true
     }
 
     /// Where the block of the image is at this moment.

@@ -146,6 +146,10 @@ extension SnapshotEngine {
         let size = Self.batchBlockCountMax
         while storeCount >= size || (storeCount > 0 && isTurnEnd && preservingBatches < 2) {
             guard freeBatch != .max, preservingBatches < limits.batchCount * 3 / 4 else { return }
+            guard batchesLeft > 0 else {
+                isStoringPostponed = true
+                return
+            }
             guard let (slot, count) = takeSlotsForPreserving(min(storeCount, size)) else {
                 storageShort()
                 return
@@ -158,6 +162,7 @@ extension SnapshotEngine {
                 add(buffer, at: position, to: index)
             }
             preservingBatches += 1
+            batchesLeft -= 1
             counters.storedByteCount += UInt64(count) * blockByteCount
             emitBatch(index)
         }

@@ -5,11 +5,8 @@ internal import CopyOnWrite
 // Writes, zeroings and discards of the origin, from arrival to finish.
 //
 // A write is one piece; discards and zeroings are worked on in pieces, so that a huge one needs
-// bounded memory and marks a bounded number of entries at a time.
-
-/// Most bytes of a zeroing or discard that are marked and preserved at a time.
-private let pieceByteCountHeld: UInt64 = 4 << 20
-private let pieceByteCountFree: UInt64 = 1 << 30
+// bounded memory and marks a bounded number of entries at a time
+// (`SnapshotEngine+Zeroing.swift`).
 
 // Comparing an enum or an option set of another module goes through generic witnesses, some 30 ns
 // each; a switch and a raw value do not.
@@ -42,7 +39,8 @@ extension RequestFlags {
 }
 
 extension SnapshotEngine {
-    /// A write, zeroing or discard of the origin arrived; its range lies within the device.
+    /// A write, zeroing or discard of the origin arrived. One that reaches beyond the end of the
+    /// device is refused.
     package func writeArrived(
         _ request: RequestIndex, operation: RequestOperation, flags: RequestFlags, offset: UInt64,
         length: UInt64, now: UInt64
@@ -51,8 +49,8 @@ extension SnapshotEngine {
         let index = request.rawValue
         let record = requests + Int(index)
         precondition(record.pointee.phase == .idle, "a request slot is used by one request")
-        precondition(
-            length <= size && offset <= size - length, "a request lies within the device")
+        // The end may have moved since the range was checked.
+        guard length <= size, offset <= size - length else { return .refused(.noSpace) }
         if length == 0 { return .refused(.invalid) }
         if isGateOpen, operation.isWrite,
             newestLive < 0
@@ -206,6 +204,10 @@ extension SnapshotEngine {
         if record.pointee.pieceStart == record.pointee.pieceEnd {
             guard beginPiece(index) else { return }
         }
+        if record.pointee.isHole {
+            issuePiece(index)
+            return
+        }
         if record.pointee.operation.isDiscard {
             issueDiscard(index)
             return
@@ -220,11 +222,15 @@ extension SnapshotEngine {
         record.pointee.phase = .parked
         record.pointee.pieceStart = record.pointee.offset
         record.pointee.pieceEnd = record.pointee.offset
+        // What was a hole before the cut may have been written by then.
+        record.pointee.isHole = false
+        record.pointee.knownEnd = 0
         append(index, to: &parked)
     }
 
-    /// Marks the next piece. False when the request has to wait for a page of the map.
-    private func beginPiece(_ index: UInt32) -> Bool {
+    /// Marks the next piece, unless it is a hole. False when the request has to wait for a page of
+    /// the map or for what the origin says, or has ended.
+    func beginPiece(_ index: UInt32) -> Bool {
         let record = requests + Int(index)
         let start = record.pointee.pieceStart
         var end = record.pointee.offset + record.pointee.length
@@ -235,8 +241,12 @@ extension SnapshotEngine {
             return false
         }
         if !record.pointee.operation.isWrite {
-            let step = newestLive < 0 ? pieceByteCountFree : pieceByteCountHeld
-            end = min(end, (start / step + 1) * step)
+            guard let pieceEnd = endOfZeroing(index) else { return false }
+            end = pieceEnd
+            if record.pointee.isHole {
+                record.pointee.pieceEnd = end
+                return true
+            }
         }
         let touched = chunks(touching: ByteRange(offset: start, length: end - start))
         if !isTrackingLost, let page = unreservedPage(touched) {
@@ -253,19 +263,20 @@ extension SnapshotEngine {
         return true
     }
 
-    private func issuePiece(_ index: UInt32) {
+    func issuePiece(_ index: UInt32) {
         let record = requests + Int(index)
         record.pointee.partEnd = record.pointee.pieceEnd
         beginUnderWay(index)
+        // Only what is waited for because of a snapshot counts, not the origin's own time.
+        undelay(index)
         if record.pointee.operation.isWrite {
-            undelay(index)
             effects.append(.issue(RequestIndex(index)))
         } else {
             emitPart(index)
         }
     }
 
-    private func beginUnderWay(_ index: UInt32) {
+    func beginUnderWay(_ index: UInt32) {
         let record = requests + Int(index)
         record.pointee.phase = .issued
         if !record.pointee.isUnderWay {
@@ -274,7 +285,7 @@ extension SnapshotEngine {
         }
     }
 
-    private func emitPart(_ index: UInt32) {
+    func emitPart(_ index: UInt32) {
         let record = requests[Int(index)]
         effects.append(
             .issuePart(
@@ -282,42 +293,8 @@ extension SnapshotEngine {
                 length: record.partEnd - record.pieceStart))
     }
 
-    /// Performs the next run of the piece that no held snapshot needs; skips what one needs.
-    private func issueDiscard(_ index: UInt32) {
-        let record = requests + Int(index)
-        while true {
-            let end = record.pointee.pieceEnd
-            guard newestLive >= 0 else {
-                issuePiece(index)
-                return
-            }
-            var position = record.pointee.pieceStart
-            while position < end, isNeeded(block: position / blockByteCount) {
-                position = (position / blockByteCount + 1) * blockByteCount
-            }
-            position = min(position, end)
-            var runEnd = position
-            while runEnd < end, !isNeeded(block: runEnd / blockByteCount) {
-                runEnd = min((runEnd / blockByteCount + 1) * blockByteCount, end)
-            }
-            record.pointee.pieceStart = position
-            if runEnd > position {
-                record.pointee.partEnd = runEnd
-                beginUnderWay(index)
-                emitPart(index)
-                return
-            }
-            if end == record.pointee.offset + record.pointee.length {
-                retire(index)
-                effects.append(.finish(RequestIndex(index), nil))
-                return
-            }
-            guard beginPiece(index) else { return }
-        }
-    }
-
     /// The request leaves the engine.
-    private func retire(_ index: UInt32) {
+    func retire(_ index: UInt32) {
         let record = requests + Int(index)
         undelay(index)
         record.pointee.phase = .idle
@@ -400,6 +377,7 @@ extension SnapshotEngine {
         let touched = chunks(touching: ByteRange(offset: offset, length: length))
         if !isTrackingLost, unreservedPage(touched) != nil { return true }
         guard newestLive >= 0 else { return false }
+        guard length <= limits.heldPieceByteCount else { return true }
         for chunk in touched
         where neededBlocks(of: chunk) & blockMask(of: chunk, offset: offset, end: end) != 0 {
             return true

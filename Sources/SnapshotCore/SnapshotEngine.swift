@@ -68,7 +68,11 @@ package final class SnapshotEngine {
     var extents = ExtentTable()
     var effects = EffectQueue(capacity: 1024)
 
+    /// The origin can be asked for its holes, and what it says is certain.
+    package var originTellsHoles = false
     var isGateOpen = true
+    /// Gates closed so far.
+    var gateCount: UInt64 = 0
     var isDrainWanted = false
     /// Origin requests under way.
     var underWayCount = 0
@@ -78,6 +82,11 @@ package final class SnapshotEngine {
     var imageMemoryWaiters = RequestList()
     var imageSpaceWaiters = RequestList()
     var ready = RequestList()
+    var yielded = RequestList()
+    /// What may still be begun in this turn, and whether blocks wait for the next one for it.
+    var imageBlocksLeft: Int
+    var batchesLeft: Int
+    var isStoringPostponed = false
     var delayed = RequestList()
     var lastTimer = UInt64.max
 
@@ -103,6 +112,8 @@ package final class SnapshotEngine {
             map.chunkCount >= (size + chunkByteCount - 1) / chunkByteCount,
             "the change map covers the device")
         self.limits = limits
+        imageBlocksLeft = limits.imageBlocksPerTurn
+        batchesLeft = limits.batchesPerTurn
         self.buffers = buffers
         self.map = map
         self.size = size
@@ -169,9 +180,10 @@ package final class SnapshotEngine {
     /// The epoch that ended at the newest cut still usable as a base; 0 when there is none.
     package var newestBase: UInt32 { map.newestBase }
 
-    /// True when `turnEnded` has slices of merging or freeing left: do not sleep for long.
+    /// True when `turnEnded` has slices of merging or freeing left, or of requests: do not sleep.
     package var hasWork: Bool {
-        freeingCount > 0 || (chainCount > 0 && mergingPosition() != nil)
+        freeingCount > 0 || !yielded.isEmpty || isStoringPostponed
+            || (chainCount > 0 && mergingPosition() != nil)
     }
 
     /// True when somebody waits for a buffer of the shared pool: say `buffersFreed` when another
@@ -184,7 +196,11 @@ package final class SnapshotEngine {
     /// merging and freeing are done; the timer is set. Once per turn, before effects are drained.
     package func turnEnded(now: UInt64) {
         timeAdvanced(to: now)
+        imageBlocksLeft = limits.imageBlocksPerTurn
+        batchesLeft = limits.batchesPerTurn
+        isStoringPostponed = false
         performSlice()
+        resumeYielded()
         settle()
         pumpStorage(isTurnEnd: true)
         settle()

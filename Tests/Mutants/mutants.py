@@ -49,6 +49,16 @@ MUTANTS = [
     ("a punched extent is granted unreserved","CopyOnWrite/StorageSpace.swift","            holes.append(contentsOf: offsets)\n            capacity -= piece.length","            ready.append(contentsOf: offsets)"),
     ("an extent that could not be erased is granted","CopyOnWrite/StorageSpace.swift","            unclean.append(contentsOf: offsets)\n","            ready.append(contentsOf: offsets)\n"),
     ("erasure put off is forgotten","CopyOnWrite/StorageSpace.swift","        if dirty.isEmpty { dirty = offsets } else { dirty.append(contentsOf: offsets) }\n",""),
+    ("a hole of before the cut","SnapshotCore/SnapshotEngine+Zeroing.swift","if record.pointee.isUnderWay || record.pointee.scanGateCount == gateCount {","if gateCount >= 0 {"),
+    ("a hole reaches into a block of data","SnapshotCore/SnapshotEngine+Zeroing.swift","end == requestEnd ? end : end / blockByteCount * blockByteCount","(end + 4095) / 4096 * 4096"),
+    ("data behind a hole taken for one","SnapshotCore/SnapshotEngine+Zeroing.swift","            record.pointee.isHole = false\n            if originTellsHoles","            if originTellsHoles, !record.pointee.isHole || end - start > 65536"),
+    ("one limit for all pieces of a zeroing","SnapshotCore/SnapshotEngine+Writes.swift","        undelay(index)\n        if record.pointee.operation.isWrite {\n            effects","        if record.pointee.operation.isWrite {\n            undelay(index)\n            effects"),
+    ("yielded requests forgotten","SnapshotCore/SnapshotEngine+Zeroing.swift","            wake(index)\n            left -= 1","            if left > 1 || yielded.isEmpty { wake(index) }\n            left -= 1"),
+    ("a write beyond an end that moved","SnapshotCore/SnapshotEngine+Writes.swift","guard length <= size, offset <= size - length else","guard length <= size, offset <= size else"),
+    ("a write that waited while the device shrank","SnapshotCore/SnapshotEngine+Writes.swift","guard end <= size else","guard end <= size || newestLive < 0 else"),
+    ("an image of a lost range lives","SnapshotCore/SnapshotEngine+Layers.swift","snapshots[Int(use.snapshot)].size > newSize {","snapshots[Int(use.snapshot)].size > newSize + 65536 {"),
+    ("a grown tail is no change","SnapshotCore/SnapshotEngine+Queries.swift","            if tailStart < end { result.add(from: tailStart, to: end) }\n","            if tailStart + 4096 < end { result.add(from: tailStart, to: end) }\n"),
+    ("an image write waits without limit","SnapshotCore/SnapshotEngine+Copies.swift","        endOverdueImageWrites()\n","        \n"),
     ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
 ]
 

@@ -91,6 +91,8 @@ final class Harness {
         case .issue(let request): "issue \(request.rawValue)"
         case .issuePart(let request, let offset, let length):
             "issuePart \(request.rawValue) \(offset)+\(length)"
+        case .findHoles(let request, let offset, let length):
+            "findHoles \(request.rawValue) \(offset)+\(length)"
         case .finish(let request, let fault):
             "finish \(request.rawValue) \(fault.map { "errno \($0.errnoValue)" } ?? "well")"
         case .readOrigin(let copy, let offset, let length):

@@ -205,6 +205,10 @@ enum {
 extern const int cl_o_direct, cl_o_path, cl_rwf_dsync, cl_seek_data, cl_seek_hole;
 
 static const long cl_tmpfs_magic = TMPFS_MAGIC;
+static const long cl_ext_magic = EXT4_SUPER_MAGIC;
+static const long cl_xfs_magic = XFS_SUPER_MAGIC;
+static const long cl_btrfs_magic = BTRFS_SUPER_MAGIC;
+static const long cl_f2fs_magic = F2FS_SUPER_MAGIC;
 
 // Statistics of a file that Swift cannot read from `struct statx` by itself.
 struct cl_file_facts {
@@ -393,6 +397,13 @@ static inline bool cl_may_flush_io(void) {
     int state = prctl(58, 0, 0, 0, 0);
     if (state < 0) return false;
     return prctl(57, state, 0, 0, 0) == 0;
+}
+
+// Processor time of the calling thread.
+static inline uint64_t cl_thread_nanoseconds(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 static inline uint64_t cl_now_nanoseconds(void) {

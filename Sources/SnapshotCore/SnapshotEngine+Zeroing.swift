@@ -1,0 +1,136 @@
+package import BlockModel
+
+// Zeroings and discards, in pieces, in proportion to what the origin has allocated.
+//
+// Before a large one is worked on, the origin is asked where its holes are. A block that the newest
+// live layer has not preserved is as it was at that layer's cut, for whatever changes a block
+// preserves it first. So where the origin has a hole after the cut, what is not preserved was zero
+// at the cut, and making it zero changes nothing: no mark, no copy, no record in a layer. A write
+// that arrives meanwhile marks and preserves as always.
+//
+// An answer holds until the next cut. The gate of a request that is under way cannot drain; one
+// that is not is asked about anew when a gate closed since the question.
+
+extension SnapshotEngine {
+    /// What the origin has at the start of the request's piece: `length` bytes that are a hole, or
+    /// that may not be. Anything may be said of more than was asked for; 0 stands for one block.
+    package func originScanned(_ request: RequestIndex, isHole: Bool, length: UInt64) {
+        let index = request.rawValue
+        let record = requests + Int(index)
+        precondition(
+            record.pointee.phase == .waitingForScan, "a question for holes is answered once")
+        record.pointee.phase = .idle
+        if record.pointee.isUnderWay || record.pointee.scanGateCount == gateCount {
+            noteScan(index, isHole: isHole, length: length)
+        }
+        advance(index)
+        settle()
+    }
+
+    /// Whole blocks only, but where the request ends.
+    private func noteScan(_ index: UInt32, isHole: Bool, length: UInt64) {
+        let record = requests + Int(index)
+        let start = record.pointee.pieceStart
+        let requestEnd = record.pointee.offset + record.pointee.length
+        let end = start + min(length, requestEnd - start)
+        let wholeEnd = end == requestEnd ? end : end / blockByteCount * blockByteCount
+        record.pointee.isHole = isHole && wholeEnd > start
+        if record.pointee.isHole {
+            record.pointee.knownEnd = wholeEnd
+        } else {
+            let blockEnd = (max(end, start + 1) - 1) / blockByteCount * blockByteCount
+            record.pointee.knownEnd = min(blockEnd + blockByteCount, requestEnd)
+        }
+    }
+
+    /// Where the piece of a zeroing or discard that begins now ends. Nil when the origin has to be
+    /// asked for holes first.
+    func endOfZeroing(_ index: UInt32) -> UInt64? {
+        let record = requests + Int(index)
+        let start = record.pointee.pieceStart
+        let end = record.pointee.offset + record.pointee.length
+        if record.pointee.knownEnd <= start {
+            record.pointee.isHole = false
+            if originTellsHoles, end - start >= limits.scannedByteCountMin {
+                record.pointee.phase = .waitingForScan
+                record.pointee.scanGateCount = gateCount
+                effects.append(
+                    .findHoles(RequestIndex(index), offset: start, length: end - start))
+                return nil
+            }
+            record.pointee.knownEnd = end
+        }
+        if record.pointee.isHole { return record.pointee.knownEnd }
+        let step = newestLive < 0 ? limits.freePieceByteCount : limits.heldPieceByteCount
+        return min(record.pointee.knownEnd, (start / step + 1) * step)
+    }
+
+    /// Performs the next run of the piece that no held snapshot needs; skips what one needs.
+    func issueDiscard(_ index: UInt32) {
+        let record = requests + Int(index)
+        var piecesLeft = limits.piecesPerTurn
+        while true {
+            guard newestLive >= 0, !record.pointee.isHole else {
+                issuePiece(index)
+                return
+            }
+            let end = record.pointee.pieceEnd
+            let start = endOfRun(from: record.pointee.pieceStart, to: end, isNeeded: true)
+            let runEnd = endOfRun(from: start, to: end, isNeeded: false)
+            record.pointee.pieceStart = start
+            if runEnd > start {
+                record.pointee.partEnd = runEnd
+                beginUnderWay(index)
+                emitPart(index)
+                return
+            }
+            if end == record.pointee.offset + record.pointee.length {
+                retire(index)
+                effects.append(.finish(RequestIndex(index), nil))
+                return
+            }
+            piecesLeft -= 1
+            guard piecesLeft > 0 else {
+                giveWay(index)
+                return
+            }
+            guard beginPiece(index) else { return }
+        }
+    }
+
+    /// The end of the blocks from `start` on that the newest image needs from the origin, or does
+    /// not; `end` at most.
+    private func endOfRun(from start: UInt64, to end: UInt64, isNeeded: Bool) -> UInt64 {
+        var position = start
+        while position < end {
+            let chunk = position / chunkByteCount
+            let needed = neededBlocks(of: chunk)
+            let other = isNeeded ? ~needed : needed
+            let first = position % chunkByteCount / blockByteCount
+            let rest = other >> UInt16(first)
+            if rest == 0 {
+                position = (chunk + 1) * chunkByteCount
+                continue
+            }
+            let count = UInt64(rest.trailingZeroBitCount)
+            if count > 0 { position = chunk * chunkByteCount + (first + count) * blockByteCount }
+            break
+        }
+        return min(position, end)
+    }
+
+    /// The request has had its share of this turn and goes on in the next one.
+    func giveWay(_ index: UInt32) {
+        requests[Int(index)].phase = .yielded
+        append(index, to: &yielded)
+    }
+
+    /// A turn begins: some of those that yielded go on.
+    func resumeYielded() {
+        var left = limits.resumedPerTurn
+        while left > 0, let index = pop(&yielded) {
+            wake(index)
+            left -= 1
+        }
+    }
+}
