@@ -43,20 +43,13 @@ enum ControlConnection {
             }
         }
         defer { timer?.cancel() }
-        var taken: Value?
         do {
             return try await channel.executeThenClose { inbound, outbound in
                 try await send(request, to: outbound)
                 var answer = ControlAnswer(parts: inbound.makeAsyncIterator())
                 let head = try await answer.head()
-                let value = try await take(head, &answer)
-                taken = value
-                return value
+                return try await take(head, &answer)
             }
-        } catch let error as ChannelError {
-            // The service closed first, which it may once it has answered.
-            if let taken { return taken }
-            throw error
         } catch let error where deadline.hasPassed.load(ordering: .relaxed) {
             _ = error
             throw Failure.deadlineExceeded

@@ -24,7 +24,12 @@ struct KeeperCommand: AsyncParsableCommand {
         guard let bytes = line.receive(byteCountMax: Self.orderByteCountMax),
             let order = try? DocumentCoding.decoder().decode(KeeperOrder.self, from: Data(bytes))
         else { throw ControlError(.invalid, "the keeper was given no order") }
-        var holdings = Holdings(order)
+        var holdings: Holdings
+        do throws(Unreachable) {
+            holdings = try Holdings(order)
+        } catch {
+            return line.send(try Self.line(of: KeeperAnswer(unreachable: error.message)))
+        }
         var answer: KeeperAnswer
         do {
             answer = try await holdings.make()
@@ -37,7 +42,7 @@ struct KeeperCommand: AsyncParsableCommand {
         if !isMade, let left = await holdings.takeDown() {
             answer.error?.error.message += "; \(left)"
         }
-        line.send([UInt8](try DocumentCoding.encoder().encode(answer)) + [UInt8(ascii: "\n")])
+        line.send(try Self.line(of: answer))
         guard isMade else { return }
         var isDone = false
         while let bytes = line.receive(byteCountMax: 64) {
@@ -47,6 +52,10 @@ struct KeeperCommand: AsyncParsableCommand {
         if !isDone { await holdings.endUsers() }
         let left = await holdings.takeDown() ?? ""
         line.send(Array((left + "\n").utf8))
+    }
+
+    private static func line(of answer: KeeperAnswer) throws -> [UInt8] {
+        [UInt8](try DocumentCoding.encoder().encode(answer)) + [UInt8(ascii: "\n")]
     }
 }
 
@@ -64,9 +73,9 @@ struct Holdings {
     private static let triesMax = 50
     private static let pause = Duration.milliseconds(200)
 
-    init(_ order: KeeperOrder) {
+    init(_ order: KeeperOrder) throws(Unreachable) {
         self.order = order
-        client = ControlClient(path: order.control)
+        client = try ControlClient(path: order.control)
     }
 
     /// Makes all of it; what was made before a failure is taken down by `takeDown`.
