@@ -40,7 +40,8 @@ extension BlockRegistry {
         return found.map { ($0.key, $0.value) }
     }
 
-    private func detach(_ number: UInt64, _ entry: Entry) async throws {
+    /// Detaches a block device that nobody uses; busy when somebody does.
+    func detach(_ number: UInt64, _ entry: Entry) async throws {
         guard let export = entry.export, !entry.isBusy else {
             throw ControlError(
                 .busy,

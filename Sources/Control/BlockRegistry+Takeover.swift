@@ -220,8 +220,9 @@ extension BlockRegistry {
 
     // -- end
 
-    /// The end of the service: devices are left to the next one, as far as the guardian holds
-    /// them. The others, images among them, are written back as far as that is quick; then the I/O
+    /// The end of the service: devices in use are left to the next one, as far as the guardian holds
+    /// them; those that nobody uses are taken away, and made again under their names by the next
+    /// start. The others, images among them, are written back as far as that is quick; then the I/O
     /// of their users fails.
     func closeAll() async {
         let all = beginStopping()
@@ -237,6 +238,7 @@ extension BlockRegistry {
     /// False when it has to end with this service.
     private func handOver(_ number: UInt64, _ entry: Entry) async -> Bool {
         await settled(number, entry)
+        if await removeUnused(number, entry) { return true }
         guard entries[number] === entry, let export = entry.export, entry.isHeld,
             await guardian.setDrained(number, false)
         else { return false }
@@ -251,6 +253,16 @@ extension BlockRegistry {
             logger.warning("the guardian does not know that \(export.path) was stopped cleanly")
         }
         return true
+    }
+
+    /// False when somebody uses it, or it cannot be taken away.
+    private func removeUnused(_ number: UInt64, _ entry: Entry) async -> Bool {
+        do {
+            try await detach(number, entry)
+        } catch let error as ControlError where error.code == .busy {
+            return false
+        } catch { logger.error("\(error)") }
+        return entries[number] !== entry
     }
 
     private func writeBack(_ numbers: [UInt64]) async {

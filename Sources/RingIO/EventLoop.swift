@@ -292,8 +292,9 @@ package final class EventLoop {
         }
     }
 
-    /// Most completions that are taken from the ring at a time.
-    private static let batchCount = 128
+    /// Most completions that are taken from the ring at a time. They are copied to the stack, where
+    /// temporary memory has at most 1024 bytes; more would be allocated in every turn.
+    private static let batchCount = 64
 
     /// Hands out what has completed, in the order of the kernel. A batch has left the ring before
     /// its first handler is called, for that may have to take others out of it.

@@ -7,7 +7,7 @@ struct RunCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "run",
         abstract: "Run a command over images of devices, and take them down afterwards.",
-        usage: "stillpoint run --device NAME... [--mount] [OPTIONS] -- COMMAND [ARGUMENTS]",
+        usage: "stillpoint run --device NAME... [OPTIONS] -- COMMAND [ARGUMENTS]",
         discussion: """
             Takes a snapshot, attaches its images as block devices and, with --mount, mounts them \
             read-only (the log of a filesystem is replayed in the image's overlay, never on the \

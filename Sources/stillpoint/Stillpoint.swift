@@ -33,13 +33,21 @@ struct Stillpoint: AsyncParsableCommand {
     static func main() async {
         do {
             try checkArguments()
-            var command = try await asyncParseAsRoot()
+            var command = try isOfService ? parseAsRoot() : await asyncParseAsRoot()
             if var command = command as? any AsyncParsableCommand {
                 try await command.run()
             } else {
                 try command.run()
             }
         } catch { Failure.end(error, Array(CommandLine.arguments.dropFirst())) }
+    }
+
+    /// Whether the service started this process for itself. Such a process stays on its first thread,
+    /// which carries its name, and starts no other: waiting for the parser would go on with another one.
+    private static var isOfService: Bool {
+        [GuardianCommand.self, ErrandCommand.self].contains { (command: any ParsableCommand.Type) in
+            command.configuration.commandName == CommandLine.arguments.dropFirst().first
+        }
     }
 
     /// Arguments are taken as text; bytes that are none would be replaced, and another file written

@@ -174,7 +174,7 @@ struct `A checkpoint` {
             (["x", "--device", "a", "--device", "a"], 2, "twice"),
             (["generation", "--device", "a"], 2, "tracking began"),
             (["-x", "--device", "a"], 2, "name"),
-            ([" ", "--device", "a"], 2, "no name"),
+            ([" ", "--device", "a"], 2, "not a valid name"),
             ([UUID().uuidString, "--device", "a"], 2, "could be the id"),
             (["x"], 2, "--device"),
         ]

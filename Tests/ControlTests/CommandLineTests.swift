@@ -79,7 +79,7 @@ struct `The command line` {
                 "name", "path", "size", "sector_size", "block_size", "chunk_size", "chunk_count",
                 "read_only", "block_device", "rotational", "access", "loop", "attached_at",
                 "connections", "counters", "epoch", "snapshots", "generation", "exclusive",
-                "history", "history_reason",
+                "history", "history_reason", "mode", "granularity", "origin_state", "last_cut",
             ])
         #expect(device["name"] as? String == "vm1")
         #expect(device["path"] as? String == image)

@@ -149,10 +149,10 @@ struct `Filesystems that are frozen for a snapshot` {
         try harness.attach("a")
         let memory = try MountedMemoryDisk()
         let cases: [(freeze: [String], status: Int32, reason: String)] = [
-            ([memory.path], 1, "is of a kind that cannot be frozen"),
+            ([memory.path], 1, "is of a type that cannot be frozen"),
             ([memory.path + "/nothing"], 3, "No such file or directory"),
             ([harness.service.directory.root], 3, "nothing is mounted at"),
-            (["none", "auto"], 2, "freeze none goes with nothing else"),
+            (["none", "auto"], 2, "freeze none cannot be combined"),
         ]
         for (freeze, status, reason) in cases {
             let outcome = try Command.run(

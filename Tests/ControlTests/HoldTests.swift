@@ -57,8 +57,11 @@ struct `Loops` {
         let longest = try metric("stillpoint_loop_longest_hold_seconds", harness)
         print("\(Int(calls)) calls, \(Int(long)) of them over 1 ms, the longest \(longest) s")
         #expect(calls > 10_000)
-        // A page fault or a stolen processor may count as the thread's own time.
-        #expect(long <= 5, "\(long) calls held a loop for more than 1 ms, the longest \(longest) s")
+        // A page fault or a stolen processor may count as the thread's own time: where nothing else
+        // runs there are a few, beside other tests some 20 in 125,000.
+        #expect(
+            long <= calls / 1000,
+            "\(long) calls held a loop for more than 1 ms, the longest \(longest) s")
         #expect(longest < 0.02)
     }
 

@@ -87,7 +87,7 @@ struct `The interface document` {
 
     @Test func `counts blocks that were marked and copied`() throws {
         let harness = try ControlHarness()
-        let path = try harness.attach("vm1", byteCount: mebibyte + 100)
+        let path = try harness.attach("vm1", byteCount: mebibyte + 512)
         #expect(path.hasSuffix(".img"))
         let client = try NBDClient(.unix(path: harness.service.socketPath), export: "vm1")
         func write(_ offset: UInt64, _ length: Int) throws {
@@ -108,7 +108,7 @@ struct `The interface document` {
             "snapshot", "create", "--device", "vm1", "--storage", "memory:16M", "--name", "s")
         try write(0, 8192)
         try write(0, 8192)
-        try write(UInt64(mebibyte), 100)
+        try write(UInt64(mebibyte), 512)
         let after = try counters()
         #expect(after["marked_blocks"] == 8)
         // Two that had data, and the last, which is shorter; the sparse rest needs no reading.

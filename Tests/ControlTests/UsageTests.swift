@@ -78,7 +78,7 @@ struct `A command that fails` {
             (["block", "detach", "/dev/loop9999"], 3, "no_such_block", "loop9999"),
             (["events", "--after", "99"], 4, "events_restarted", "99"),
             (["snapshot", "create", "--device", "vm1", "--limit", "much"], 2, "invalid", "much"),
-            (["snapshot", "create", "--bogus"], 2, "invalid", "--bogus"),
+            (["snapshot", "list", "--bogus"], 2, "invalid", "--bogus"),
             (["devcie", "list"], 2, "invalid", "'device'"),
         ]
         for (arguments, status, code, words) in cases {

@@ -107,7 +107,7 @@ struct `A device that is resized` {
         #expect(truncate(path, 8 << 20 | 100) == 0)
         let outcome = try harness.run(["device", "resize", "vm"])
         #expect(outcome.status == 1)
-        #expect(outcome.diagnostics.contains("no multiple of"))
+        #expect(outcome.diagnostics.contains("not a multiple of"))
         #expect(try size(harness) == 8 << 20)
         #expect(try harness.run(["device", "resize", "none"]).status == 3)
     }

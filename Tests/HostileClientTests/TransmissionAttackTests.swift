@@ -107,16 +107,16 @@ struct `Attacks on an open export` {
         for offset in stride(from: UInt64(0), to: 64 << 20, by: 8192) {
             try client.write(offset, block)
         }
-        // 16384 extents of 8 bytes; an answer has at most 64 KiB, and goes on where it ended.
+        // 16384 extents of 8 bytes; an answer has at most 256 KiB, and goes on where it ended.
         var position: UInt64 = 0
         var answers = 0
         while position < 64 << 20 {
             let extents = try client.blockStatus(position, (64 << 20) - position)
-            #expect(extents.count <= 8192 && extents.allSatisfy { $0.length == 4096 })
+            #expect(extents.count <= 32768 && extents.allSatisfy { $0.length == 4096 })
             position += extents.reduce(0) { $0 + $1.length }
             answers += 1
         }
-        #expect(answers >= 2 && answers < 256)
+        #expect(answers >= 1 && answers < 256)
         try victim.expectAlive()
     }
 

@@ -17,7 +17,7 @@ struct `Copies are refused` {
         let harness = try harness()
         let target = harness.copyPath
         // No beginning of an id, which would name the snapshot as well.
-        try harness.expectRefusal(3, "no snapshot none", ["copy", "disk@none", target])
+        try harness.expectRefusal(3, "snapshot none was not found", ["copy", "disk@none", target])
         try harness.expectRefusal(3, "not of device other", ["copy", "other@a", target])
         for image in ["@a", "disk@", "disk@a:rw", "di sk@a"] {
             try harness.expectRefusal(2, "DEVICE@SNAPSHOT", ["copy", image, target])
@@ -26,7 +26,7 @@ struct `Copies are refused` {
             2, "--force", ["copy", "disk@a", target, "--since", "a", "--force"])
         try harness.copy("a")
         try harness.expectRefusal(
-            3, "no checkpoint none", harness.copyArguments("a", since: "none"))
+            3, "checkpoint none was not found", harness.copyArguments("a", since: "none"))
         let outcome = try Command.run(
             TestService.binary,
             harness.copyArguments("a") + ["--control", harness.files.path("no.sock")])
@@ -127,7 +127,7 @@ struct `Copies are refused` {
         try harness.expectRefusal(6, "lost data", harness.copyArguments("small"))
         try harness.expectRefusal(6, "lost data", harness.copyArguments("small", since: "base"))
         try harness.destroy("small")
-        try harness.expectRefusal(3, "no snapshot small", harness.copyArguments("small"))
+        try harness.expectRefusal(3, "snapshot small was not found", harness.copyArguments("small"))
         try harness.take("next", storage: "memory:64M")
         try harness.copy("next", since: "base")
         try harness.expectCopyIsRight("past a corrupted image")
