@@ -17,9 +17,11 @@ extension ControlServer {
             return Answer(made, status: .created)
         }
         router.delete("v1/blocks/{name}") { request, context in
-            Answer(
+            // Names of images have an "@", which clients may escape.
+            let name = try context.parameters.require("name")
+            return Answer(
                 try await blocks.detach(
-                    try context.parameters.require("name"),
+                    name.replacing("%40", with: "@"),
                     losesWrites: try Self.flag("force_lose_writes", of: request)))
         }
     }
