@@ -39,13 +39,17 @@ package struct BlockLinks: Sendable {
         return directory + "/" + name
     }
 
-    /// Removes the links of a block device.
+    /// Removes the links of a block device. A link whose loop device somebody else has set up
+    /// meanwhile, perhaps by this name, is theirs: it stays until a device of its name is attached.
     func remove(_ name: String, to node: String) {
         for link in Self.entries(of: directory) where link.hasPrefix(name) {
             let number = link.dropFirst(name.count)
             guard number.allSatisfy(\.isNumber) else { continue }
             let target = number.isEmpty ? node : node + "p" + number
-            if Self.target(of: directory + "/" + link) == target { unlink(directory + "/" + link) }
+            guard Self.target(of: directory + "/" + link) == target,
+                Self.content(of: target, as: link) != .other
+            else { continue }
+            unlink(directory + "/" + link)
         }
     }
 
@@ -64,17 +68,31 @@ package struct BlockLinks: Sendable {
                 + "a partition of another device; give the device another name")
     }
 
-    /// Whether a loop device, or the disk of a partition, shows what the link says. The file behind
-    /// it is called like the device, in a directory of its own under `block`.
     private static func isInUse(_ target: String, as link: String) -> Bool {
         guard target.hasPrefix("/dev/loop") else { return true }
+        return content(of: target, as: link) == .device
+    }
+
+    /// What a loop device, or the disk of a partition, shows.
+    private enum Content {
+        case nothing
+        /// A device that the link may be of.
+        case device
+        case other
+    }
+
+    /// The file behind a loop device of ours is called like the device, in a directory of its own
+    /// under `block`.
+    private static func content(of target: String, as link: String) -> Content {
         let disk = "loop" + target.dropFirst("/dev/loop".count).prefix { $0.isNumber }
         // No text: the loop device is free.
         guard let text = try? readWhole("/sys/block/\(disk)/loop/backing_file", byteCountMax: 8192)
-        else { return false }
+        else { return .nothing }
         let parts = String(decoding: text, as: UTF8.self).split { $0 == "/" || $0 == "\n" }
-        guard parts.count >= 3, parts[parts.count - 3] == "block" else { return false }
-        return link.hasPrefix(parts[parts.count - 1])
+        guard parts.count >= 3, parts[parts.count - 3] == "block",
+            link.hasPrefix(parts[parts.count - 1])
+        else { return .other }
+        return .device
     }
 
     private static func target(of path: String) -> String? {
