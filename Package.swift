@@ -72,15 +72,17 @@ let package = Package(
         .executableTarget(
             name: "bench-tracking", dependencies: ["BlockModel", "CLinux", "ChangeTracking"],
             swiftSettings: strict),
+        .target(name: "Host", dependencies: ["CLinux"], swiftSettings: strict),
         .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
-            name: "LiveTracking", dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking"],
+            name: "LiveTracking",
+            dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking", "Host"],
             swiftSettings: strict),
         .target(
             name: "DataPlane",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "LiveTracking", "RingIO",
-                "SnapshotCore",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "Host", "LiveTracking",
+                "RingIO", "SnapshotCore",
             ],
             swiftSettings: strict),
         .target(
@@ -88,7 +90,7 @@ let package = Package(
             // Its tests look at the protocol's inner types, in the same build as everybody else's.
             swiftSettings: strict + [.unsafeFlags(["-enable-testing"])]),
         .target(
-            name: "ExportBlock", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            name: "ExportBlock", dependencies: ["BlockModel", "CLinux", "Host", "RingIO"],
             swiftSettings: strict),
         .target(
             name: "Encryption",
@@ -102,7 +104,7 @@ let package = Package(
             name: "Control",
             dependencies: [
                 "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "DataPlane", "Encryption",
-                "ExportBlock", "ExportNBD", "LiveTracking", "RingIO",
+                "ExportBlock", "ExportNBD", "Host", "LiveTracking", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -114,12 +116,13 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "NBDAccess", swiftSettings: strict),
         .target(
-            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "DataPlane", "NBDAccess"],
+            name: "ImageCopy",
+            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess"],
             swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "CLinux", "Control", "ImageCopy", "NBDAccess", "RingIO",
+                "BlockModel", "CLinux", "Control", "Host", "ImageCopy", "NBDAccess", "RingIO",
                 "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "NIOCore", package: "swift-nio"),

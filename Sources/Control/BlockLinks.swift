@@ -1,3 +1,4 @@
+internal import Host
 internal import Glibc
 
 // Names of block devices that do not change: links in one directory of the machine, `NAME` to
@@ -42,7 +43,7 @@ package struct BlockLinks: Sendable {
     /// Removes the links of a block device. A link whose loop device somebody else has set up
     /// meanwhile, perhaps by this name, is theirs: it stays until a device of its name is attached.
     func remove(_ name: String, to node: String) {
-        for link in Self.entries(of: directory) where link.hasPrefix(name) {
+        for link in SystemFile.names(in: directory) where link.hasPrefix(name) {
             let number = link.dropFirst(name.count)
             guard number.allSatisfy(\.isNumber) else { continue }
             let target = number.isEmpty ? node : node + "p" + number
@@ -96,10 +97,7 @@ package struct BlockLinks: Sendable {
     }
 
     private static func target(of path: String) -> String? {
-        var bytes = [CChar](repeating: 0, count: 4096)
-        let count = readlink(path, &bytes, bytes.count)
-        guard count > 0 else { return nil }
-        let text = String(decoding: bytes[..<count].map(UInt8.init(bitPattern:)), as: UTF8.self)
+        guard let text = SystemFile.link(path) else { return nil }
         // udev, where it has our rules, makes the same links in its own form.
         return text.hasPrefix("../") ? "/dev/" + text.dropFirst(3) : text
     }
@@ -107,24 +105,9 @@ package struct BlockLinks: Sendable {
     /// Numbers of the partitions that a loop device has.
     private static func partitions(of node: String) -> [Int] {
         let disk = String(node.dropFirst("/dev/".count))
-        return entries(of: "/sys/block/" + disk).compactMap { name in
+        return SystemFile.names(in: "/sys/block/" + disk).compactMap { name in
             name.hasPrefix(disk + "p") ? Int(name.dropFirst(disk.count + 1)) : nil
         }.sorted()
-    }
-
-    private static func entries(of folder: String) -> [String] {
-        guard let handle = opendir(folder) else { return [] }
-        defer { closedir(handle) }
-        var names: [String] = []
-        while let entry = readdir(handle) {
-            names.append(
-                withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-                    pointer.withMemoryRebound(to: CChar.self, capacity: 256) {
-                        String(cString: $0)
-                    }
-                })
-        }
-        return names
     }
 
     private func failure(_ path: String, _ errnoValue: Int32) -> ControlError {

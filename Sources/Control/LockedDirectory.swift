@@ -1,10 +1,13 @@
 internal import Glibc
+internal import Host
 
 /// A directory that no other service uses as long as the object lives.
 final class LockedDirectory: Sendable {
     let path: String
     // Of the directory or a file in it; carries the lock.
     private let descriptor: Int32
+    /// Longest wait for the last of a killed service to leave the kernel.
+    private static let waitSeconds = 30
 
     /// Makes the directory where it is missing, for this user alone, and locks it, or `file` in it.
     /// `name` and `option` say in messages what it is and how to choose another. Blocks.
@@ -30,12 +33,20 @@ final class LockedDirectory: Sendable {
                 "\(name) cannot be used (\(failure)); see its permissions or name another with "
                     + option)
         }
-        guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+        switch FileLock.take(descriptor, limitSeconds: Self.waitSeconds) {
+        case .taken: return
+        case .heldByThisProcess, .heldBy, .heldByEnded:
             close(descriptor)
             throw ControlError(
                 .busy,
                 "\(name) \(path) is used by another service; stop that one or name another "
                     + "directory with \(option)")
+        case .failed(let errnoValue):
+            close(descriptor)
+            throw ControlError(
+                .failed,
+                "\(name) \(path) cannot be locked (\(SystemFile.errorText(errnoValue))); name "
+                    + "another with \(option)")
         }
     }
 

@@ -1,3 +1,4 @@
+internal import Host
 internal import Glibc
 
 /// What this process uses, as the kernel says it; what it does not say is 0.
@@ -26,22 +27,12 @@ struct ProcessUsage: Sendable {
     }
 
     private static func openDescriptors() -> UInt64 {
-        guard let directory = opendir("/proc/self/fd") else { return 0 }
-        defer { closedir(directory) }
-        var count: UInt64 = 0
-        while readdir(directory) != nil { count += 1 }
-        // Not the two names every directory has, and not the descriptor that reads this one.
-        return count > 3 ? count - 3 : 0
+        // Not the descriptor that reads the folder.
+        UInt64(max(SystemFile.names(in: "/proc/self/fd").count - 1, 0))
     }
 
     static func residentBytes() -> UInt64 {
-        guard let file = fopen("/proc/self/statm", "re") else { return 0 }
-        defer { fclose(file) }
-        var line = [CChar](repeating: 0, count: 256)
-        guard fgets(&line, Int32(line.count), file) != nil else { return 0 }
-        let text = String(
-            decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
-        let fields = text.split(separator: " ")
+        let fields = (SystemFile.line(of: "/proc/self/statm") ?? "").split(separator: " ")
         guard fields.count > 1, let pages = UInt64(fields[1]) else { return 0 }
         return pages * UInt64(sysconf(Int32(_SC_PAGESIZE)))
     }

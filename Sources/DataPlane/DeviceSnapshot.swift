@@ -1,3 +1,4 @@
+internal import Host
 package import BlockModel
 internal import CLinux
 internal import CopyOnWrite
@@ -111,7 +112,7 @@ package final class DeviceSnapshot: Sendable {
         if let fault = await device.goneFault() {
             throw AttachError(
                 .failed,
-                "origin \(device.facts.path) is gone (\(OriginOpener.text(of: fault.errnoValue))); "
+                "origin \(device.facts.path) is gone (\(SystemFile.errorText(fault.errnoValue))); "
                     + "when it is back, detach the device and attach it again")
         }
         let confined = device.device

@@ -1,3 +1,4 @@
+internal import Host
 package import BlockModel
 internal import CLinux
 internal import Glibc
@@ -88,8 +89,13 @@ package struct GuardianProcess {
         // limit of locked memory is low, which the service says.
         _ = cl_lock_memory()
         let lock = open(options.lockPath, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard lock >= 0, flock(lock, LOCK_EX | LOCK_NB) == 0 else {
-            answer("\(options.lockPath): \(String(cString: strerror(errno)))")
+        guard lock >= 0 else {
+            answer("\(options.lockPath): \(SystemFile.errorText(errno))")
+            return 1
+        }
+        // A former guardian that was killed may not have let go yet.
+        guard FileLock.take(lock, limitSeconds: Int(Self.waitSeconds)) == .taken else {
+            answer("\(options.lockPath): locked by another guardian")
             return 1
         }
         answer(GuardianMessage.accepted)

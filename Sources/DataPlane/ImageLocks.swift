@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -23,12 +24,11 @@ enum ImageLocks {
     }
 
     /// Longest wait for the requests of a killed service to leave the kernel.
-    private static let waitSeconds = 30
+    static let waitSeconds = 30
 
-    static func take(
-        _ descriptor: Int32, path: String, isReadOnly: Bool, facts: cl_file_facts
-    ) throws(AttachError) {
-        try takeWholeFile(descriptor, path: path, isReadOnly: isReadOnly, facts: facts)
+    /// Takes both kinds of locks on an open origin. Blocks.
+    static func take(_ descriptor: Int32, path: String, isReadOnly: Bool) throws(AttachError) {
+        try takeWholeFile(descriptor, path: path, isReadOnly: isReadOnly)
         switch takeBytes(descriptor, isReadOnly: isReadOnly) {
         case .taken: return
         case .inUse:
@@ -38,7 +38,7 @@ enum ImageLocks {
                     + "protect the disk from inside it")
         case .failed(let errnoValue):
             throw AttachError(
-                .failed, "origin \(path): locking: \(OriginOpener.text(of: errnoValue))")
+                .failed, "origin \(path): locking: \(SystemFile.errorText(errnoValue))")
         }
     }
 
@@ -72,50 +72,23 @@ enum ImageLocks {
     }
 
     private static func takeWholeFile(
-        _ descriptor: Int32, path: String, isReadOnly: Bool, facts: cl_file_facts
+        _ descriptor: Int32, path: String, isReadOnly: Bool
     ) throws(AttachError) {
-        let operation = (isReadOnly ? LOCK_SH : LOCK_EX) | LOCK_NB
-        let deadline = cl_now_nanoseconds() + UInt64(waitSeconds) * 1_000_000_000
-        while flock(descriptor, operation) != 0 {
-            let failure = errno
-            guard failure == EWOULDBLOCK || failure == EINTR else {
-                throw AttachError(
-                    .failed, "origin \(path): locking: \(OriginOpener.text(of: failure))")
-            }
-            if let holder = livingHolder(facts) {
-                throw AttachError(
-                    .busy, "origin \(path) is locked by \(holder); stop that first")
-            }
-            guard cl_now_nanoseconds() < deadline else {
-                throw AttachError(
-                    .busy,
-                    "origin \(path) is still locked after \(waitSeconds) s by a process that has "
-                        + "ended; its last requests have not left the kernel: check the disk")
-            }
-            // Not waited for (`LockWait`) but asked again: who holds it meanwhile is part of the
-            // answer.
-            usleep(20_000)
+        switch FileLock.take(descriptor, isShared: isReadOnly, limitSeconds: waitSeconds) {
+        case .taken: return
+        case .heldByThisProcess:
+            throw AttachError(
+                .busy, "origin \(path) is attached already; detach the other device first")
+        case .heldBy(let holder):
+            throw AttachError(.busy, "origin \(path) is locked by \(holder); stop that first")
+        case .heldByEnded:
+            throw AttachError(
+                .busy,
+                "origin \(path) is still locked after \(waitSeconds) s by a process that has "
+                    + "ended; its last requests have not left the kernel: check the disk")
+        case .failed(let errnoValue):
+            throw AttachError(
+                .failed, "origin \(path): locking: \(SystemFile.errorText(errnoValue))")
         }
-    }
-
-    /// Names the living process that holds a flock on the file, as /proc/locks tells; nil when
-    /// the one that took it has ended.
-    private static func livingHolder(_ facts: cl_file_facts) -> String? {
-        let hex = { (value: UInt32) in
-            let text = String(value, radix: 16)
-            return text.count < 2 ? "0" + text : text
-        }
-        let file = "\(hex(facts.device_major)):\(hex(facts.device_minor)):\(facts.inode)"
-        for line in (SystemFile.read("/proc/locks") ?? "").split(separator: "\n") {
-            let fields = line.split(separator: " ")
-            // 1: FLOCK  ADVISORY  WRITE 4242 fd:00:12345 0 EOF
-            guard fields.count >= 6, fields[1] == "FLOCK", fields[5] == file else { continue }
-            guard let process = Int32(fields[4]), process > 0 else { continue }
-            if process == getpid() { return "this service: it is attached already" }
-            guard cl_process_lives(process) else { continue }
-            let name = SystemFile.read("/proc/\(process)/comm")?.split(separator: "\n").first
-            return "process \(process) (\(name ?? "unnamed"))"
-        }
-        return nil
     }
 }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 internal import RingIO

@@ -1,3 +1,4 @@
+internal import Host
 package import BlockModel
 internal import CLinux
 internal import Glibc
@@ -15,15 +16,15 @@ package enum MountSurvey {
     /// stays unseen.
     package static func elsewhere() throws(AttachError) -> [ForeignFilesystem] {
         let here = Set(try mounts().map(\.device))
-        let own = link("/proc/self/ns/mnt")
+        let own = SystemFile.link("/proc/self/ns/mnt")
         var known = here
         // A process sees what is below its root directory.
         var seen: Set<[String]> = []
         var found: [ForeignFilesystem] = []
         for name in SystemFile.names(in: "/proc") {
             // A process that has ended meanwhile counts as none: others of its namespace follow.
-            guard let processID = Int32(name), let namespace = link("/proc/\(name)/ns/mnt"),
-                namespace != own, let root = link("/proc/\(name)/root"),
+            guard let processID = Int32(name), let namespace = SystemFile.link("/proc/\(name)/ns/mnt"),
+                namespace != own, let root = SystemFile.link("/proc/\(name)/root"),
                 !seen.contains([namespace, root]),
                 let text = SystemFile.readBytes(
                     "/proc/\(name)/mountinfo", byteCountMax: mountTableByteCountMax),
@@ -35,14 +36,6 @@ package enum MountSurvey {
             found += foreign.map { ForeignFilesystem(filesystem: $0, processID: processID) }
         }
         return found
-    }
-
-    /// What a symbolic link of /proc says; nil when its process has ended or is hidden from us.
-    private static func link(_ path: String) -> String? {
-        var name = [CChar](repeating: 0, count: Int(PATH_MAX))
-        let count = readlink(path, &name, name.count)
-        guard count > 0 else { return nil }
-        return String(decoding: name[..<count].map(UInt8.init(bitPattern:)), as: UTF8.self)
     }
 
     private static func filesystems(of mounts: [Mount]) -> [MountedFilesystem] {

@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import ChangeTracking
 internal import Glibc
@@ -54,7 +55,7 @@ struct OpenedHistory: Sendable {
             throw AttachError(
                 .failed,
                 "origin \(origin.facts.path): what it is cannot be read: "
-                    + OriginOpener.text(of: errno))
+                    + SystemFile.errorText(errno))
         }
         let saved = SavedMap(of: request.name, in: request.stateDirectory)
         let (file, running, death) = try openRunning(request)
@@ -104,12 +105,17 @@ struct OpenedHistory: Sendable {
             descriptor = Glibc.open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         }
         guard descriptor >= 0 else { throw noRoom(path, errno) }
-        guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+        switch FileLock.take(descriptor, limitSeconds: ImageLocks.waitSeconds) {
+        case .taken: break
+        case .heldByThisProcess, .heldBy, .heldByEnded:
             close(descriptor)
             throw AttachError(
                 .busy,
                 "change map \(path) is in use by another service; name another runtime "
                     + "directory with --runtime-dir")
+        case .failed(let errnoValue):
+            close(descriptor)
+            throw noRoom(path, errnoValue)
         }
         let file = RunningMapFile(path: path, descriptor: descriptor)
         if isNew { return (file, .absent, .absent) }
@@ -131,7 +137,7 @@ struct OpenedHistory: Sendable {
     fileprivate static func noRoom(_ path: String, _ failure: Int32) -> AttachError {
         AttachError(
             .failed,
-            "change map \(path) cannot be made (\(OriginOpener.text(of: failure))), and "
+            "change map \(path) cannot be made (\(SystemFile.errorText(failure))), and "
                 + "without it changes would go unnoticed; make room there, or name another "
                 + "runtime directory with --runtime-dir")
     }
@@ -155,7 +161,7 @@ struct OpenedHistory: Sendable {
             throw AttachError(
                 .failed,
                 "change map \(savedMap.path) cannot be marked as in use "
-                    + "(\(OriginOpener.text(of: error.errnoValue))), so a later start might take "
+                    + "(\(SystemFile.errorText(error.errnoValue))), so a later start might take "
                     + "it for true; make the state directory writable")
         }
         memory.clearDeathRecord()
@@ -172,16 +178,16 @@ struct OpenedHistory: Sendable {
         defer { if let path = memory.file.path { unlink(path) } }
         let path = origin.facts.path
         if let fault {
-            return "the last flush of \(path) failed (\(OriginOpener.text(of: fault.errnoValue)))"
+            return "the last flush of \(path) failed (\(SystemFile.errorText(fault.errnoValue)))"
         }
         guard header.state == .running else { return "tracking of its changes was lost" }
         // What was written is on stable storage; this is for the times that go with it.
         if !origin.facts.isReadOnly, fsync(origin.descriptor) != 0 {
-            return "\(path) could not be synced (\(OriginOpener.text(of: errno)))"
+            return "\(path) could not be synced (\(SystemFile.errorText(errno)))"
         }
         OriginSighting.waitForNextStamp()
         guard let record = origin.record() else {
-            return "\(path) could not be looked at (\(OriginOpener.text(of: errno)))"
+            return "\(path) could not be looked at (\(SystemFile.errorText(errno)))"
         }
         var header = header
         header.origin = record
@@ -191,7 +197,7 @@ struct OpenedHistory: Sendable {
             return nil
         } catch {
             return "\(savedMap.path) could not be written "
-                + "(\(OriginOpener.text(of: error.errnoValue)))"
+                + "(\(SystemFile.errorText(error.errnoValue)))"
         }
     }
 

@@ -1,3 +1,4 @@
+internal import Host
 internal import ChangeTracking
 internal import CLinux
 internal import Glibc
@@ -63,7 +64,7 @@ enum OriginOpener {
             let failure = errno
             throw AttachError(
                 namesNothing(failure) ? .notFound : .failed,
-                "origin \(path): \(text(of: failure)); name an existing disk image or block device")
+                "origin \(path): \(SystemFile.errorText(failure)); name an existing disk image or block device")
         }
         defer { free(resolved) }
         return String(cString: resolved)
@@ -74,7 +75,7 @@ enum OriginOpener {
     ) throws(AttachError) -> Int32 {
         var status = stat()
         guard stat(path, &status) == 0 else {
-            throw AttachError(.failed, "origin \(path): \(text(of: errno))")
+            throw AttachError(.failed, "origin \(path): \(SystemFile.errorText(errno))")
         }
         let kind = status.st_mode & S_IFMT
         guard kind == S_IFREG || kind == S_IFBLK else {
@@ -101,11 +102,11 @@ enum OriginOpener {
         case EROFS, EACCES, EPERM:
             AttachError(
                 .failed,
-                "origin \(path): \(text(of: failure))"
+                "origin \(path): \(SystemFile.errorText(failure))"
                     + (isReadOnly ? "" : "; to serve it without writing, attach it read-only"))
         case ENOENT, ENXIO, ENODEV, ENOTDIR, ENAMETOOLONG, ELOOP:
-            AttachError(.notFound, "origin \(path): \(text(of: failure))")
-        default: AttachError(.failed, "origin \(path): \(text(of: failure))")
+            AttachError(.notFound, "origin \(path): \(SystemFile.errorText(failure))")
+        default: AttachError(.failed, "origin \(path): \(SystemFile.errorText(failure))")
         }
     }
 
@@ -114,7 +115,7 @@ enum OriginOpener {
     ) throws(AttachError) -> OpenedOrigin {
         var found = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &found) == 0 else {
-            throw AttachError(.failed, "origin \(path): statx: \(text(of: errno))")
+            throw AttachError(.failed, "origin \(path): statx: \(SystemFile.errorText(errno))")
         }
         guard !ServedBlockDevices.carry(BlockTopology.foundations(of: descriptor)) else {
             throw AttachError(
@@ -128,7 +129,7 @@ enum OriginOpener {
         if isBlockDevice {
             guard cl_block_device_size(descriptor, &size) == 0,
                 cl_block_device_sector_size(descriptor, &naturalSectorBytes) == 0
-            else { throw AttachError(.failed, "origin \(path): its size: \(text(of: errno))") }
+            else { throw AttachError(.failed, "origin \(path): its size: \(SystemFile.errorText(errno))") }
             if !isReadOnly, cl_block_device_is_read_only(descriptor) {
                 throw AttachError(.failed, "origin \(path) is read-only; attach it read-only")
             }
@@ -137,8 +138,7 @@ enum OriginOpener {
                 path: path,
                 device: cl_device_number(found.device_major, found.device_minor),
                 inode: found.inode)
-            try ImageLocks.take(
-                descriptor, path: path, isReadOnly: isReadOnly, facts: found)
+            try ImageLocks.take(descriptor, path: path, isReadOnly: isReadOnly)
         }
         let sector = try chooseSector(
             path: path, size: size, wanted: sectorBytes, natural: naturalSectorBytes)
@@ -258,6 +258,4 @@ enum OriginOpener {
     static func namesNothing(_ failure: Int32) -> Bool {
         [ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP].contains(failure)
     }
-
-    static func text(of failure: Int32) -> String { String(cString: strerror(failure)) }
 }

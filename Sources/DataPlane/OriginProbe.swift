@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -17,12 +18,12 @@ package struct OriginProbe: Sendable {
             let reason = errno
             throw AttachError(
                 OriginOpener.namesNothing(reason) ? .notFound : .failed,
-                "origin \(path): \(OriginOpener.text(of: reason))")
+                "origin \(path): \(SystemFile.errorText(reason))")
         }
         defer { close(descriptor) }
         var found = cl_file_facts()
         guard cl_file_facts(descriptor, &found) == 0 else {
-            throw AttachError(.failed, "origin \(path): \(OriginOpener.text(of: errno))")
+            throw AttachError(.failed, "origin \(path): \(SystemFile.errorText(errno))")
         }
         let kind = found.mode & UInt32(Glibc.S_IFMT)
         guard kind == UInt32(Glibc.S_IFREG) || kind == UInt32(Glibc.S_IFBLK) else {
@@ -37,7 +38,7 @@ package struct OriginProbe: Sendable {
                 cl_block_device_sector_size(descriptor, &sectorBytes) == 0
             else {
                 throw AttachError(
-                    .failed, "origin \(path): its size: \(OriginOpener.text(of: errno))")
+                    .failed, "origin \(path): its size: \(SystemFile.errorText(errno))")
             }
         }
         self.size = size

@@ -1,3 +1,4 @@
+internal import Host
 package import BlockModel
 internal import ChangeTracking
 internal import CLinux

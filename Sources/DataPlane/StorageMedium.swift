@@ -1,3 +1,4 @@
+internal import Host
 package import BlockModel
 internal import CLinux
 package import CopyOnWrite
@@ -147,7 +148,7 @@ struct MemoryMedium: StorageMedium {
             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         guard let mapping, mapping != UnsafeMutableRawPointer(bitPattern: -1) else {
             throw AttachError(
-                .failed, "storage memory:\(byteCount): \(OriginOpener.text(of: errno))")
+                .failed, "storage memory:\(byteCount): \(SystemFile.errorText(errno))")
         }
         guard madvise(mapping, self.byteCount, MADV_DONTDUMP) == 0,
             cl_lock_on_fault(mapping, self.byteCount) == 0
@@ -157,7 +158,7 @@ struct MemoryMedium: StorageMedium {
             throw AttachError(
                 .failed,
                 "storage memory:\(byteCount) cannot be kept out of swap: "
-                    + "\(OriginOpener.text(of: failure)); raise the limit of locked memory")
+                    + "\(SystemFile.errorText(failure)); raise the limit of locked memory")
         }
         address = UInt(bitPattern: mapping)
     }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -52,7 +53,7 @@ enum StorageOpener {
             guard stat(path, &status) == 0 else {
                 guard errno == ENOENT else {
                     throw AttachError(
-                        .failed, "storage \(path): \(OriginOpener.text(of: errno))")
+                        .failed, "storage \(path): \(SystemFile.errorText(errno))")
                 }
                 return try openNewFile(path)
             }
@@ -72,13 +73,13 @@ enum StorageOpener {
         let descriptor = cl_open_unnamed(folder)
         if descriptor >= 0 { return file(descriptor, name: folder) }
         guard errno == EOPNOTSUPP || errno == EISDIR else {
-            throw AttachError(.failed, "storage \(folder): \(OriginOpener.text(of: errno))")
+            throw AttachError(.failed, "storage \(folder): \(SystemFile.errorText(errno))")
         }
         // A filesystem without O_TMPFILE: a name that lives for a moment.
         var template = Array("\(folder)/.stillpoint-XXXXXX".utf8CString)
         let named = mkstemp(&template)
         guard named >= 0, fcntl(named, F_SETFD, FD_CLOEXEC) == 0, unlink(template) == 0 else {
-            throw AttachError(.failed, "storage \(folder): \(OriginOpener.text(of: errno))")
+            throw AttachError(.failed, "storage \(folder): \(SystemFile.errorText(errno))")
         }
         return file(named, name: folder)
     }
@@ -86,7 +87,7 @@ enum StorageOpener {
     private static func openNewFile(_ path: String) throws(AttachError) -> OpenedStorage {
         let descriptor = Glibc.open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard descriptor >= 0, unlink(path) == 0 else {
-            throw AttachError(.failed, "storage \(path): \(OriginOpener.text(of: errno))")
+            throw AttachError(.failed, "storage \(path): \(SystemFile.errorText(errno))")
         }
         return file(descriptor, name: path)
     }
@@ -116,14 +117,14 @@ enum StorageOpener {
             throw AttachError(
                 errno == EBUSY ? .busy : .failed,
                 "storage \(path): "
-                    + (errno == EBUSY ? "the block device is in use" : OriginOpener.text(of: errno))
+                    + (errno == EBUSY ? "the block device is in use" : SystemFile.errorText(errno))
             )
         }
         var byteCount: UInt64 = 0
         guard cl_block_device_size(descriptor, &byteCount) == 0 else {
             let failure = errno
             Glibc.close(descriptor)
-            throw AttachError(.failed, "storage \(path): \(OriginOpener.text(of: failure))")
+            throw AttachError(.failed, "storage \(path): \(SystemFile.errorText(failure))")
         }
         if !isForced, let content = contentName(descriptor) {
             Glibc.close(descriptor)

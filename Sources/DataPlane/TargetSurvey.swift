@@ -1,3 +1,4 @@
+internal import Host
 internal import ChangeTracking
 internal import CLinux
 internal import Glibc

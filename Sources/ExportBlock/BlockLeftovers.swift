@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import Glibc
 
@@ -8,7 +9,7 @@ enum BlockLeftovers {
     /// still holds go with their last user. Returns what was found, one sentence each. Blocks.
     static func remove(under directory: String, keeping kept: Set<String>) -> [String] {
         var found: [String] = []
-        for name in BlockFiles.names(in: "/sys/block") where name.hasPrefix("loop") {
+        for name in SystemFile.names(in: "/sys/block") where name.hasPrefix("loop") {
             guard let path = LoopBackingFile.path(behind: name), path.hasPrefix(directory + "/"),
                 !kept.contains(where: { path.hasPrefix($0 + "/") })
             else { continue }
@@ -25,7 +26,7 @@ enum BlockLeftovers {
             FuseMount.unmount(place)
             found.append("a mount at \(place) was left behind; it is taken away")
         }
-        for name in BlockFiles.names(in: directory) where !kept.contains(directory + "/" + name) {
+        for name in SystemFile.names(in: directory) where !kept.contains(directory + "/" + name) {
             rmdir(directory + "/" + name)
         }
         return found
@@ -33,7 +34,7 @@ enum BlockLeftovers {
 
     /// All mounts of this namespace, in the order in which they were made.
     static func mounts() -> [(place: String, filesystem: DeviceNumber)] {
-        BlockFiles.lines("/proc/self/mountinfo").compactMap { line in
+        SystemFile.lines(of: "/proc/self/mountinfo").compactMap { line in
             // mountinfo: id parent major:minor root mountpoint ...
             let fields = line.split(separator: " ")
             guard fields.count > 4, let filesystem = DeviceNumber(fields[2]) else { return nil }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -32,10 +33,10 @@ package enum BlockUsers {
         let folder = "/sys/block/" + disk
         let folders =
             [folder]
-            + BlockFiles.names(in: folder).filter { $0.hasPrefix(disk + "p") }.map {
+            + SystemFile.names(in: folder).filter { $0.hasPrefix(disk + "p") }.map {
                 folder + "/" + $0
             }
-        return folders.compactMap { number(BlockFiles.firstLine($0 + "/dev")) }
+        return folders.compactMap { number(SystemFile.line(of: $0 + "/dev")) }
     }
 
     /// Reads `MAJOR:MINOR`.
@@ -63,9 +64,9 @@ private struct UserSearch {
 
     mutating func lookAtProcesses() {
         var namespaces: Set<String> = []
-        for name in BlockFiles.names(in: "/proc") where name.allSatisfy(\.isNumber) {
+        for name in SystemFile.names(in: "/proc") where name.allSatisfy(\.isNumber) {
             let process = "/proc/" + name
-            if let namespace = BlockFiles.link(process + "/ns/mnt"),
+            if let namespace = SystemFile.link(process + "/ns/mnt"),
                 namespaces.insert(namespace).inserted
             {
                 lookAtMounts(of: process)
@@ -75,7 +76,7 @@ private struct UserSearch {
     }
 
     private mutating func lookAtMounts(of process: String) {
-        for line in BlockFiles.lines(process + "/mountinfo") {
+        for line in SystemFile.lines(of: process + "/mountinfo") {
             // mountinfo: id parent major:minor root mountpoint options ... - type source options
             let fields = line.split(separator: " ")
             guard fields.count > 4, let divider = fields.firstIndex(of: "-"),
@@ -91,22 +92,22 @@ private struct UserSearch {
     }
 
     private mutating func lookAtDescriptors(of process: String, _ id: String) {
-        for descriptor in BlockFiles.names(in: process + "/fd") {
+        for descriptor in SystemFile.names(in: process + "/fd") {
             // Nothing but device nodes is looked at: what is behind others may not answer.
-            guard let path = BlockFiles.link(process + "/fd/" + descriptor),
+            guard let path = SystemFile.link(process + "/fd/" + descriptor),
                 path.hasPrefix("/dev/")
             else { continue }
             guard let number = Self.deviceNumber(process + "/fd/" + descriptor),
                 owners[number] != nil
             else { continue }
-            let name = BlockFiles.firstLine(process + "/comm") ?? "?"
+            let name = SystemFile.line(of: process + "/comm") ?? "?"
             // Our own errands look at devices too.
             if name != "errand" { add(number, "open in process \(id) (\(name))") }
         }
     }
 
     mutating func lookAtSwap() {
-        for line in BlockFiles.lines("/proc/swaps") {
+        for line in SystemFile.lines(of: "/proc/swaps") {
             guard let path = line.split(separator: " ").first, path.hasPrefix("/dev/") else {
                 continue
             }
@@ -117,24 +118,24 @@ private struct UserSearch {
     mutating func lookAtHolders() {
         for number in owners.keys {
             let own = "/sys/dev/block/\(cl_major(number)):\(cl_minor(number))/holders"
-            for holder in BlockFiles.names(in: own) { add(number, Self.text(of: holder)) }
+            for holder in SystemFile.names(in: own) { add(number, Self.text(of: holder)) }
         }
     }
 
     private static func text(of holder: String) -> String {
         let folder = "/sys/block/" + holder
         if holder.hasPrefix("md") { return "part of the RAID /dev/\(holder)" }
-        guard let name = BlockFiles.firstLine(folder + "/dm/name") else {
+        guard let name = SystemFile.line(of: folder + "/dm/name") else {
             return "held by /dev/\(holder)"
         }
-        let kind = BlockFiles.firstLine(folder + "/dm/uuid") ?? ""
+        let kind = SystemFile.line(of: folder + "/dm/uuid") ?? ""
         return kind.hasPrefix("LVM-")
             ? "held by the LVM volume \(name)" : "held by /dev/mapper/\(name)"
     }
 
     mutating func lookAtLoops() {
-        for name in BlockFiles.names(in: "/sys/block") where name.hasPrefix("loop") {
-            guard let file = BlockFiles.firstLine("/sys/block/\(name)/loop/backing_file"),
+        for name in SystemFile.names(in: "/sys/block") where name.hasPrefix("loop") {
+            guard let file = SystemFile.line(of: "/sys/block/\(name)/loop/backing_file"),
                 file.hasPrefix("/dev/")
             else { continue }
             add(Self.deviceNumber(file), "under the loop device /dev/\(name)")
@@ -147,52 +148,5 @@ private struct UserSearch {
         var facts = stat()
         guard stat(path, &facts) == 0, facts.st_mode & S_IFMT == S_IFBLK else { return nil }
         return UInt64(facts.st_rdev)
-    }
-}
-
-/// Small files of /proc and /sys.
-enum BlockFiles {
-    /// Names in a folder, without `.` and `..`; empty when it cannot be read.
-    static func names(in folder: String) -> [String] {
-        guard let handle = opendir(folder) else { return [] }
-        defer { closedir(handle) }
-        var names: [String] = []
-        while let entry = readdir(handle) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-                pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            if name != ".", name != ".." { names.append(name) }
-        }
-        return names
-    }
-
-    /// The first line of a file; nil when it cannot be read.
-    static func firstLine(_ path: String) -> String? {
-        guard let file = fopen(path, "re") else { return nil }
-        defer { fclose(file) }
-        var line = [CChar](repeating: 0, count: 8192)
-        guard fgets(&line, Int32(line.count), file) != nil else { return nil }
-        let bytes = line.prefix { $0 != 0 && $0 != 10 }
-        return String(decoding: bytes.map(UInt8.init(bitPattern:)), as: UTF8.self)
-    }
-
-    /// The lines of a file; none when it cannot be read.
-    static func lines(_ path: String) -> [String] {
-        guard let file = fopen(path, "re") else { return [] }
-        defer { fclose(file) }
-        var lines: [String] = []
-        var line: UnsafeMutablePointer<CChar>?
-        var capacity = 0
-        defer { free(line) }
-        while getline(&line, &capacity, file) > 0, let line { lines.append(String(cString: line)) }
-        return lines
-    }
-
-    /// Where a symbolic link leads; nil when it is none.
-    static func link(_ path: String) -> String? {
-        var bytes = [CChar](repeating: 0, count: 4096)
-        let count = readlink(path, &bytes, bytes.count)
-        guard count > 0 else { return nil }
-        return String(decoding: bytes[..<count].map(UInt8.init(bitPattern:)), as: UTF8.self)
     }
 }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -7,7 +8,7 @@ enum MountedFilesystems {
     /// Writes back what the filesystems on these block devices (numbers as in `st_rdev`) or their
     /// partitions have in memory. Waits for those devices.
     static func writeBack(on numbers: Set<UInt64>) {
-        for line in BlockFiles.lines("/proc/self/mountinfo") {
+        for line in SystemFile.lines(of: "/proc/self/mountinfo") {
             // mountinfo: id parent major:minor root mountpoint options ... - type source options
             let fields = line.split(separator: " ")
             guard fields.count > 4, let divider = fields.firstIndex(of: "-"),
@@ -29,7 +30,7 @@ enum MountedFilesystems {
         if numbers.contains(number) { return true }
         // A partition's directory lies in that of its disk.
         let own = "/sys/dev/block/\(cl_major(number)):\(cl_minor(number))"
-        guard let text = BlockFiles.firstLine(own + "/../dev") else { return false }
+        guard let text = SystemFile.line(of: own + "/../dev") else { return false }
         return BlockUsers.number(text).map { numbers.contains($0) } ?? false
     }
 }

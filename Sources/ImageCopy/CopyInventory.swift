@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import DataPlane
 internal import Glibc
@@ -48,7 +49,7 @@ package struct CopyInventory: Sendable {
         let slash = target.lastIndex(of: "/") ?? target.startIndex
         let directory = slash == target.startIndex ? "/" : String(target[..<slash])
         let start = String(target[target.index(after: slash)...]) + "@"
-        for name in names(in: directory).sorted() where name.hasPrefix(start) {
+        for name in SystemFile.names(in: directory).sorted() where name.hasPrefix(start) {
             let version = String(name.dropFirst(start.count))
             guard !version.hasSuffix(CopyRecord.suffix), !version.isEmpty,
                 !version.hasSuffix(ImageCopier.besideSuffix)
@@ -64,21 +65,6 @@ package struct CopyInventory: Sendable {
             entries.append(entry)
         }
         return entries
-    }
-
-    private static func names(in directory: String) -> [String] {
-        guard let handle = opendir(directory) else { return [] }
-        defer { closedir(handle) }
-        var names: [String] = []
-        while let entry = readdir(handle) {
-            names.append(
-                withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-                    pointer.withMemoryRebound(to: CChar.self, capacity: 256) {
-                        String(cString: $0)
-                    }
-                })
-        }
-        return names
     }
 
     private static func entry(

@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import CLiveTracking
 internal import ChangeTracking
@@ -69,7 +70,7 @@ final class LiveBitmap: @unchecked Sendable {
                 LiveError(
                     .failed,
                     "\(count * 8) bytes for the marks of a disk cannot be had "
-                        + "(\(SystemText.text(of: -descriptor))); memory of BPF maps counts for the "
+                        + "(\(SystemFile.errorText(-descriptor))); memory of BPF maps counts for the "
                         + "service's limits of memory"))
         }
         guard let words = map(descriptor, Int(count)) else {
@@ -77,7 +78,7 @@ final class LiveBitmap: @unchecked Sendable {
             close(descriptor)
             return .failure(
                 LiveError(
-                    .failed, "the marks of a disk cannot be mapped (\(SystemText.text(of: reason)))"
+                    .failed, "the marks of a disk cannot be mapped (\(SystemFile.errorText(reason)))"
                 ))
         }
         let bitmap = LiveBitmap(

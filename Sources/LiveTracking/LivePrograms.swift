@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import CLiveTracking
 internal import Glibc
@@ -100,7 +101,7 @@ final class LivePrograms: @unchecked Sendable {
                 throw LiveError(
                     .failed,
                     "the programs that mark writes cannot be attached to the kernel's tracepoints "
-                        + "(\(SystemText.text(of: -link)))")
+                        + "(\(SystemFile.errorText(-link)))")
             }
             links.append(link)
         }
@@ -113,7 +114,7 @@ final class LivePrograms: @unchecked Sendable {
             for descriptor in programs + links { close(descriptor) }
             for map in [loaded.devices, loaded.in_flight, loaded.variables] { close(map) }
             throw LiveError(
-                .failed, "variables of programs cannot be mapped (\(SystemText.text(of: reason)))")
+                .failed, "variables of programs cannot be mapped (\(SystemFile.errorText(reason)))")
         }
         try made.pin()
         return made
@@ -133,13 +134,13 @@ final class LivePrograms: @unchecked Sendable {
                 Self.removePins(in: directory)
                 throw LiveError(
                     .failed,
-                    "\(directory)/\(name) cannot be pinned (\(SystemText.text(of: -failure)))")
+                    "\(directory)/\(name) cannot be pinned (\(SystemFile.errorText(-failure)))")
             }
         }
     }
 
     static func refusal(of failure: Int32) -> LiveError {
-        let text = SystemText.text(of: failure)
+        let text = SystemFile.errorText(failure)
         switch failure {
         case EPERM, EACCES:
             return LiveError(
@@ -156,7 +157,7 @@ final class LivePrograms: @unchecked Sendable {
 
     /// Removes everything pinned in a directory. What no process has open ends with it.
     static func removePins(in directory: String) {
-        for name in SystemText.names(in: directory) where !name.contains(".") {
+        for name in SystemFile.names(in: directory) where !name.contains(".") {
             unlink("\(directory)/\(name)")
         }
     }

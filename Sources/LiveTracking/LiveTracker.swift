@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import ChangeTracking
 internal import CLiveTracking
@@ -106,7 +107,7 @@ package final class LiveTracker: Sendable {
             throw LiveError(
                 .failed,
                 "marks of \(place.facts.disk) cannot be set "
-                    + "(\(SystemText.text(of: -failure)))")
+                    + "(\(SystemFile.errorText(-failure)))")
         }
         return LiveDisk(place.diskNumber, bitmap, finding: state.finding)
     }
@@ -151,7 +152,7 @@ package final class LiveTracker: Sendable {
             return
         }
         // The kernel's own have dots in their names, and ours never.
-        let wasEmpty = SystemText.names(in: directory).allSatisfy { $0.contains(".") }
+        let wasEmpty = SystemFile.names(in: directory).allSatisfy { $0.contains(".") }
         state.finding = wasEmpty ? .absent : .programsGone
         LivePrograms.removePins(in: directory)
         state.programs = try LivePrograms.load(into: directory)
@@ -171,14 +172,14 @@ package final class LiveTracker: Sendable {
         }
         guard mkdir(ownMount, 0o700) == 0 || errno == EEXIST else {
             throw LiveError(
-                .failed, "\(ownMount) cannot be made (\(SystemText.text(of: errno)))")
+                .failed, "\(ownMount) cannot be made (\(SystemFile.errorText(errno)))")
         }
         let failure = clt_mount_bpf_filesystem(ownMount)
         guard failure == 0 else {
             rmdir(ownMount)
             throw LiveError(
                 .failed,
-                "no BPF filesystem can be used for pins (\(SystemText.text(of: -failure))); mount one "
+                "no BPF filesystem can be used for pins (\(SystemFile.errorText(-failure))); mount one "
                     + "on \(Self.commonDirectory), with a directory that the service may write to")
         }
         return ownMount
@@ -188,7 +189,7 @@ package final class LiveTracker: Sendable {
     private func adoptDisks(
         _ programs: LivePrograms, _ directory: String, _ state: inout State
     ) {
-        for name in SystemText.names(in: directory) where name.hasPrefix("disk-") {
+        for name in SystemFile.names(in: directory) where name.hasPrefix("disk-") {
             let path = "\(directory)/\(name)"
             let descriptor = clt_open_pinned(path)
             guard descriptor >= 0, let bitmap = LiveBitmap.adopt(descriptor),
@@ -209,9 +210,9 @@ package final class LiveTracker: Sendable {
     }
 
     private static func disk(ofSequence sequence: UInt64) -> DeviceNumber? {
-        for name in SystemText.names(in: "/sys/block")
-        where SystemText.number(in: "/sys/block/\(name)/diskseq") == sequence {
-            return SystemText.line(of: "/sys/block/\(name)/dev").flatMap { DeviceNumber($0) }
+        for name in SystemFile.names(in: "/sys/block")
+        where SystemFile.number(in: "/sys/block/\(name)/diskseq") == sequence {
+            return SystemFile.line(of: "/sys/block/\(name)/dev").flatMap { DeviceNumber($0) }
         }
         return nil
     }
@@ -277,7 +278,7 @@ package final class LiveTracker: Sendable {
                 unlink("\(path)-new")
                 return LiveError(
                     .failed,
-                    "marks of a disk that grew cannot be set (\(SystemText.text(of: -failure)))")
+                    "marks of a disk that grew cannot be set (\(SystemFile.errorText(-failure)))")
             }
             // No program uses the former any more.
             larger.add(old)

@@ -1,3 +1,4 @@
+internal import Host
 import ArgumentParser
 import Control
 import FoundationEssentials
@@ -179,13 +180,8 @@ struct Holdings {
     /// Processes whose environment has the mark; those that cannot be looked at are others'.
     private static func users(of id: String) -> [pid_t] {
         let mark = Array(mark(id).utf8)
-        guard let handle = opendir("/proc") else { return [] }
-        defer { closedir(handle) }
         var users: [pid_t] = []
-        while let entry = readdir(handle) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-                pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
+        for name in SystemFile.names(in: "/proc") {
             guard let process = pid_t(name), process != getpid() else { continue }
             if environment(of: process).split(separator: 0).contains(where: {
                 $0.elementsEqual(mark)

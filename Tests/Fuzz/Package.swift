@@ -23,19 +23,21 @@ let package = Package(
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
             swiftSettings: instrumented),
+        .target(name: "Host", dependencies: ["CLinux"], swiftSettings: instrumented),
         .target(
             name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
         .target(
             name: "CLiveTracking", exclude: ["bpf"],
             cSettings: [.headerSearchPath("skeleton")]),
         .target(
-            name: "LiveTracking", dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking"],
+            name: "LiveTracking",
+            dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking", "Host"],
             swiftSettings: instrumented),
         .target(
             name: "DataPlane",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "LiveTracking", "RingIO",
-                "SnapshotCore",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "Host", "LiveTracking",
+                "RingIO", "SnapshotCore",
             ],
             swiftSettings: instrumented),
         .target(
@@ -44,7 +46,7 @@ let package = Package(
         .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "CopyOnWrite", "DataPlane", "ExportNBD", "RingIO",
+                "BlockModel", "CLinux", "CopyOnWrite", "DataPlane", "ExportNBD", "Host", "RingIO",
                 "SnapshotCore",
             ],
             sources: [
@@ -62,7 +64,8 @@ let package = Package(
             swiftSettings: instrumented),
         .target(name: "NBDAccess", swiftSettings: instrumented),
         .target(
-            name: "ImageCopy", dependencies: ["BlockModel", "CLinux", "DataPlane", "NBDAccess"],
+            name: "ImageCopy",
+            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess"],
             swiftSettings: instrumented),
         // With the configuration file's reader, which the program alone has otherwise.
         .executableTarget(
