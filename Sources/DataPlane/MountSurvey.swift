@@ -23,7 +23,8 @@ package enum MountSurvey {
         var found: [ForeignFilesystem] = []
         for name in SystemFile.names(in: "/proc") {
             // A process that has ended meanwhile counts as none: others of its namespace follow.
-            guard let processID = Int32(name), let namespace = SystemFile.link("/proc/\(name)/ns/mnt"),
+            guard let processID = Int32(name),
+                let namespace = SystemFile.link("/proc/\(name)/ns/mnt"),
                 namespace != own, let root = SystemFile.link("/proc/\(name)/root"),
                 !seen.contains([namespace, root]),
                 let text = SystemFile.readBytes(

@@ -64,7 +64,8 @@ enum OriginOpener {
             let failure = errno
             throw AttachError(
                 namesNothing(failure) ? .notFound : .failed,
-                "origin \(path): \(SystemFile.errorText(failure)); name an existing disk image or block device")
+                "origin \(path): \(SystemFile.errorText(failure)); name an existing disk image or block device"
+            )
         }
         defer { free(resolved) }
         return String(cString: resolved)
@@ -129,7 +130,10 @@ enum OriginOpener {
         if isBlockDevice {
             guard cl_block_device_size(descriptor, &size) == 0,
                 cl_block_device_sector_size(descriptor, &naturalSectorBytes) == 0
-            else { throw AttachError(.failed, "origin \(path): its size: \(SystemFile.errorText(errno))") }
+            else {
+                throw AttachError(
+                    .failed, "origin \(path): its size: \(SystemFile.errorText(errno))")
+            }
             if !isReadOnly, cl_block_device_is_read_only(descriptor) {
                 throw AttachError(.failed, "origin \(path) is read-only; attach it read-only")
             }

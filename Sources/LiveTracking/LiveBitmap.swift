@@ -78,7 +78,8 @@ final class LiveBitmap: @unchecked Sendable {
             close(descriptor)
             return .failure(
                 LiveError(
-                    .failed, "the marks of a disk cannot be mapped (\(SystemFile.errorText(reason)))"
+                    .failed,
+                    "the marks of a disk cannot be mapped (\(SystemFile.errorText(reason)))"
                 ))
         }
         let bitmap = LiveBitmap(
