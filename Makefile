@@ -21,7 +21,8 @@ test: ## Build and run all tests, long ones at a twentieth of their size; or tho
 	@Scripts/ensure-swift
 ifdef SANITIZE
 	@Scripts/ensure-packages build test
-	@Scripts/sanitize $(SANITIZE) $(SCRATCH)-$(SANITIZE)
+	@$(MAKE) --no-print-directory build-tests
+	@Scripts/sanitize $(SANITIZE) $(SCRATCH)-$(SANITIZE) $(SCRATCH)
 else
 	@# Dependencies are fetched meanwhile; the build tells what is wrong with them.
 	@swift package --scratch-path $(SCRATCH) resolve >/dev/null 2>&1 & \

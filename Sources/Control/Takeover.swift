@@ -19,6 +19,9 @@ struct HeldDevice: Sendable {
 final class Takeover: Sendable {
     /// Time for an answer: the guardian may wait for the last requests of a killed service.
     private static let answerSeconds = Int(GuardianProcess.waitSeconds) + 10
+    /// A guardian that holds nothing ends when it has recorded the service's death, and
+    /// a connection that it has not accepted then ends: the next attempt finds its socket gone.
+    private static let attemptCountMax = 3
 
     let devices: [HeldDevice]
     private let connection: Int32
@@ -38,49 +41,66 @@ final class Takeover: Sendable {
             return .failure(ControlError(.failed, "\(stateDirectory): \(errnoText(errno))"))
         }
         defer { close(directory) }
-        let connection = cl_connect_in(directory, TakeoverMessage.socketName)
-        guard connection >= 0 else {
-            let reason = errno
-            // The socket of a guardian that is gone stays behind.
-            if reason == ENOENT || reason == ECONNREFUSED { return .success(nil) }
-            return .failure(silent(errnoText(reason)))
+        for _ in 0..<attemptCountMax {
+            let connection = cl_connect_in(directory, TakeoverMessage.socketName)
+            guard connection >= 0 else {
+                let reason = errno
+                // The socket of a guardian that is gone stays behind.
+                if reason == ENOENT || reason == ECONNREFUSED { return .success(nil) }
+                return .failure(silent(errnoText(reason)))
+            }
+            switch ask(connection) {
+            case .devices(let devices):
+                return .success(Takeover(devices, owning: connection))
+            case .ended: close(connection)
+            case .failed(let error):
+                close(connection)
+                return .failure(error)
+            }
         }
+        return .failure(silent("it ends each connection"))
+    }
+
+    /// What came of asking over one connection.
+    private enum Answer {
+        case devices([HeldDevice])
+        /// The guardian has ended the connection before its first word.
+        case ended
+        case failed(ControlError)
+    }
+
+    private static func ask(_ connection: Int32) -> Answer {
         var limit = timeval(tv_sec: answerSeconds, tv_usec: 0)
         for option in [SO_RCVTIMEO, SO_SNDTIMEO] {
             setsockopt(
                 connection, SOL_SOCKET, option, &limit, socklen_t(MemoryLayout<timeval>.size))
         }
-        let outcome = receiveAll(connection)
-        guard case .success(let devices) = outcome else {
-            close(connection)
-            return outcome.map { _ in nil }
-        }
-        return .success(Takeover(devices, owning: connection))
-    }
-
-    private static func receiveAll(_ connection: Int32) -> Result<[HeldDevice], ControlError> {
         guard send(.ask(TakeoverMessage.known), to: connection) else {
-            return .failure(silent("it takes no question"))
+            let reason = errno
+            return reason == EPIPE || reason == ECONNRESET
+                ? .ended : .failed(silent("it takes no question: \(errnoText(reason))"))
         }
-        switch receive(connection).message {
+        let first = receive(connection)
+        if first.hasEnded { return .ended }
+        switch first.message {
         case .version(_, let count):
             var devices: [HeldDevice] = []
             for _ in 0..<count {
-                let (message, descriptor) = receive(connection)
+                let (message, descriptor, _) = receive(connection)
                 guard case .device(let key, let isDrained, let note)? = message, descriptor >= 0
                 else {
                     if descriptor >= 0 { close(descriptor) }
                     for device in devices { close(device.descriptor) }
-                    return .failure(silent("it handed over \(devices.count) of \(count)"))
+                    return .failed(silent("it handed over \(devices.count) of \(count)"))
                 }
                 devices.append(
                     HeldDevice(
                         key: key, descriptor: descriptor, isDrained: isDrained, note: note))
             }
-            return .success(devices)
+            return .devices(devices)
         case .versions(let theirs):
             let own = TakeoverMessage.known
-            return .failure(
+            return .failed(
                 ControlError(
                     .busy,
                     "block devices wait for a service of another program: the guardian that holds "
@@ -88,7 +108,7 @@ final class Takeover: Sendable {
                         + "\(theirs.lowerBound) to \(theirs.upperBound), this program "
                         + "\(own.lowerBound) to \(own.upperBound); start that program again, or end "
                         + "the guardian (kill -9) and with it those devices"))
-        default: return .failure(silent("it does not answer"))
+        default: return .failed(silent("it does not answer"))
         }
     }
 
@@ -112,10 +132,11 @@ final class Takeover: Sendable {
 
     private static func receive(
         _ connection: Int32
-    ) -> (message: TakeoverMessage?, descriptor: Int32) {
+    ) -> (message: TakeoverMessage?, descriptor: Int32, hasEnded: Bool) {
         var packet = [UInt8](repeating: 0, count: TakeoverMessage.byteCountMax)
         var descriptor: Int32 = -1
         let count = cl_receive_packet(connection, &packet, packet.count, &descriptor)
-        return (count > 0 ? TakeoverMessage(packet[..<count]) : nil, descriptor)
+        let hasEnded = count == 0 || (count < 0 && errno == ECONNRESET)
+        return (count > 0 ? TakeoverMessage(packet[..<count]) : nil, descriptor, hasEnded)
     }
 }

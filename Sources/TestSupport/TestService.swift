@@ -194,6 +194,25 @@ package final class TestService: @unchecked Sendable {
         throw TestFailure("no \(name) in the status of \(process.processID)")
     }
 
+    /// Resident memory in KiB without the loops' buffers, each a mapping of 192 MiB or more: how much
+    /// of those has been touched depends on how much was ever in flight at once.
+    package func residentKibibytesWithoutBuffers() throws -> Int {
+        let text = try String(
+            contentsOfFile: "/proc/\(process.processID)/smaps", encoding: .utf8)
+        var total = 0
+        var size = 0
+        for line in text.split(separator: "\n") {
+            let words = line.split(separator: " ")
+            guard words.count == 3, let count = Int(words[1]) else { continue }
+            switch words[0] {
+            case "Size:": size = count
+            case "Rss:": total += size >= 192 << 10 ? 0 : count
+            default: break
+            }
+        }
+        return total
+    }
+
     /// The path of a program built beside the tests.
     package static func built(_ name: String) -> String {
         let own = (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe"))

@@ -115,6 +115,24 @@ struct `The service` {
         #expect(log.contains("is locked by another service's start"))
     }
 
+    @Test func `starts while the former service's guardian ends without an answer`() throws {
+        let service = try TestService(attaching: [:])
+        #expect(try service.stop() == .exited(0))
+        let guardian = try TestSocket(
+            unix: service.directory.path("state/takeover.sock"), kind: SOCK_SEQPACKET)
+        let listening = guardian.descriptor
+        let place = guardian.path
+        let ending = Background {
+            let connection = accept(listening, nil, nil)
+            unlink(place)
+            shutdown(listening, Int32(SHUT_RDWR))
+            return close(connection)
+        }
+        try service.restart()
+        #expect(try ending.value(within: 60) == 0)
+        #expect(try service.stop() == .exited(0))
+    }
+
     @Test func `leaves nothing behind when it cannot start`() throws {
         let directory = try TemporaryDirectory()
         let arguments = [

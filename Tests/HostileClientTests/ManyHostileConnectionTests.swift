@@ -116,7 +116,7 @@ struct `Thousands of hostile connections` {
 
     private func measure(_ victim: Victim) throws -> State {
         State(
-            kibibytes: try victim.service.statusKibibytes("VmRSS"),
+            kibibytes: try victim.service.residentKibibytesWithoutBuffers(),
             descriptors: try victim.service.openDescriptors().count,
             microseconds: try medianMicroseconds(victim))
     }
