@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 BUILD := -c release --scratch-path $(SCRATCH)
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants fuzz bpf coverage demo peers bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package clean
+.PHONY: help build build-tests test soak simulate mutants fuzz bpf coverage demo peers bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package test-systemd figures clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -135,8 +135,16 @@ tarball: build-install ## Build an archive for any distribution in PACKAGES
 
 test-package: deb ## Install, use, upgrade and purge the package in fresh Debians 12 and 13
 	@Scripts/ensure-packages package test
+	@Scripts/test-install $(SCRATCH)
 	@for suite in bookworm trixie; do Scripts/test-package \
 		$(PACKAGES)/stillpoint_$(VERSION)_$$(dpkg --print-architecture).deb $$suite || exit; done
+
+test-systemd: deb ## Run the package in a virtual machine with systemd: restarts, kill, upgrade, fstab, reboot
+	@Scripts/ensure-packages demo package guests
+	@Scripts/test-systemd $(PACKAGES)/stillpoint_$(VERSION)_$$(dpkg --print-architecture).deb $(SCRATCH)-guests/systemd $(SUITE)
+
+figures: build ## Compare the program's size, memory and start with their limits (on an idle machine)
+	@Scripts/figures $(PROGRAM)
 
 PACKAGES ?= $(SCRATCH)/packages
 # The one place that says it is the program's source.

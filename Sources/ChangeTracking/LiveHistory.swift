@@ -29,7 +29,7 @@ package enum LiveDoubt: Equatable, Sendable {
     package var sentence: String {
         switch self {
         case .passthrough(let count):
-            "\(count) command(s) were sent to the disk past the block layer (SG_IO or alike), and "
+            "\(count) command(s) were sent to the disk past the block layer (SG_IO or the like), and "
                 + "what they wrote is not known"
         case .beyondEnd(let count):
             "\(count) write(s) beyond the size that is tracked were seen"

@@ -53,8 +53,8 @@ package enum NewHistoryReason: Equatable, Sendable {
             "the kernel does not count the writes of this origin, so others would go unnoticed"
         case .restarted: "the machine was restarted or crashed while the device was attached"
         case .restartedBlockDevice:
-            "the machine was restarted since, and who wrote to the block device meanwhile is not "
-                + "known; --exclusive gives your word that nobody else does"
+            "the machine was restarted since, and somebody else may have written to the block device; "
+                + "with --exclusive you promise that nobody else does"
         case .notClean:
             "the service did not end cleanly or could not save the change map, and the one in the "
                 + "runtime directory is gone"
@@ -86,7 +86,7 @@ extension MapFileHeader.Damage {
     package var predicate: String {
         switch self {
         case .truncated: "is cut short"
-        case .foreign: "is no change map"
+        case .foreign: "is not a change map"
         case .unknownVersion(let version):
             "has version \(version), which this program does not know"
         case .checksum: "is damaged: a checksum is wrong"

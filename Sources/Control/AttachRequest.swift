@@ -37,7 +37,7 @@ package struct AttachRequest: Equatable, Sendable {
         guard !isLive || (!isReadOnly && !isExclusive) else {
             throw ControlError(
                 .invalid,
-                "device \(name): a live device is never written by the service, and never its own; "
+                "device \(name): the service never writes to a live device and does not own it; "
                     + "leave out read-only and exclusive")
         }
         self.name = checked

@@ -60,7 +60,7 @@ package struct BlockLinks: Sendable {
         guard lstat(path, &facts) == 0 else { return }
         guard facts.st_mode & S_IFMT == S_IFLNK, let target = Self.target(of: path) else {
             throw ControlError(
-                .busy, "\(path) is there and is not a link of a block device; remove it")
+                .busy, "\(path) exists and is not a link to a block device; remove it")
         }
         guard target != wanted, Self.isInUse(target, as: link) else { return }
         throw ControlError(

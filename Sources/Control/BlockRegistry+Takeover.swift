@@ -28,7 +28,7 @@ extension BlockRegistry {
             do {
                 try await attachAgain(block)
             } catch {
-                logger.error("block device of \(block.device) is missing: \(error)")
+                logger.error("block device of \(block.device) could not be made: \(error)")
                 absent.append(block)
             }
         }
@@ -52,7 +52,7 @@ extension BlockRegistry {
         do {
             try await attachAgain(block)
         } catch {
-            logger.error("block device of \(name) is missing: \(error)")
+            logger.error("block device of \(name) could not be made: \(error)")
             absent.append(block)
         }
     }
@@ -149,8 +149,8 @@ extension BlockRegistry {
         for (held, note) in late {
             logger.error(
                 """
-                device \(note.device) stayed away for \(guardian.restartLimitSeconds) s: its block \
-                device \(note.path ?? "") is let go, and its users get errors
+                device \(note.device) did not come back within \(guardian.restartLimitSeconds) s: its block \
+                device \(note.path ?? "") is given up, and its users get errors
                 """)
             await guardian.release(held.key)
         }

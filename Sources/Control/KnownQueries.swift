@@ -24,7 +24,8 @@ struct KnownQueries: RouterMiddleware {
         for parameter in request.uri.queryParameters where !known.contains(String(parameter.key)) {
             let list = known.isEmpty ? "none" : known.sorted().joined(separator: ", ")
             throw ControlError(
-                .invalid, "query parameter \"\(parameter.key)\" is not known here; known: \(list)")
+                .invalid,
+                "query parameter \"\(parameter.key)\" is not known here; known are \(list)")
         }
         return try await next(request, context)
     }

@@ -26,7 +26,7 @@ enum LiveOrigin {
         let parts = text.split(separator: "=", maxSplits: 1)
         guard parts.count == 2, !parts[1].contains("/"), let folder = LiveTag.folder(of: parts[0])
         else {
-            throw ControlError(.invalid, "\(text) names nothing; give a value behind the =")
+            throw ControlError(.invalid, "\(text) names nothing; give a value after the =")
         }
         let link = "/dev/disk/\(folder)/\(parts[1])"
         do throws(SystemFailure) { return try resolvedPath(link) } catch {

@@ -128,7 +128,7 @@ package struct MachineProbe: Codable, Equatable, Sendable {
             usedFor: "block devices that outlive a kill of the service",
             reason: isUsable
                 ? nil
-                : "it needs Linux 6.9; block devices outlive a planned restart all the same, and "
+                : "it needs Linux 6.9; block devices survive a planned restart anyway, but they "
                     + "fail after a kill")
     }
 

@@ -264,7 +264,7 @@ package final class StillpointService: Service {
             logger.error(
                 """
                 no service ran for \(note.untilSeconds - min(note.sinceSeconds, note.untilSeconds)) s, \
-                so these block devices were let go and their I/O failed: \
+                so these block devices were given up and their I/O failed: \
                 \(note.devices.joined(separator: ", "))
                 """)
         }

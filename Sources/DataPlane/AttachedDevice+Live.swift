@@ -46,7 +46,7 @@ extension OriginOpener {
         else {
             throw AttachError(
                 .unsuitable,
-                "origin \(path) is no block device, and only those can be tracked in use; name the "
+                "origin \(path) is not a block device, and only block devices can be tracked in use; name the "
                     + "device, its mount point or UUID=..., or attach it without --live")
         }
         if let refusal = place.facts.refusal {

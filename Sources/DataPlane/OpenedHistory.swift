@@ -162,7 +162,7 @@ struct OpenedHistory: Sendable {
                 .failed,
                 "change map \(savedMap.path) cannot be marked as in use "
                     + "(\(SystemFile.errorText(error.errnoValue))), so a later start might take "
-                    + "it for true; make the state directory writable")
+                    + "it for valid; make the state directory writable")
         }
         memory.clearDeathRecord()
     }

@@ -191,7 +191,7 @@ enum OriginOpener {
         guard size % UInt64(sector) == 0 else {
             throw AttachError(
                 .unsuitable,
-                "origin \(path) has \(size) bytes, no multiple of its sector size of \(sector); "
+                "origin \(path) has \(size) bytes, which is not a multiple of its sector size of \(sector); "
                     + "extend it to \((size / UInt64(sector) + 1) * UInt64(sector)) bytes "
                     + "(truncate -s) or choose another sector size")
         }

@@ -29,7 +29,7 @@ enum SecretFile {
         var facts = stat()
         guard fstat(descriptor, &facts) == 0 else { throw failed(path, errno) }
         guard facts.st_mode & S_IFMT == S_IFREG else {
-            throw EncryptionError(kind: .invalid, message: "\(path) is no file")
+            throw EncryptionError(kind: .invalid, message: "\(path) is not a regular file")
         }
         guard facts.st_mode & audience.forbiddenBits == 0 else {
             let mode = String(facts.st_mode & 0o777, radix: 8)

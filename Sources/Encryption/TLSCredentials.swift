@@ -38,7 +38,8 @@ package enum TLSCredentials: Sendable, Equatable {
             return try NIOSSLContext(configuration: configuration)
         } catch NIOSSLError.failedToLoadPrivateKey {
             throw EncryptionError(
-                kind: .invalid, message: "\(self) cannot be used: the one does not fit the other")
+                kind: .invalid,
+                message: "\(self) cannot be used: the certificate and the key do not match")
         } catch {
             throw EncryptionError(
                 kind: .invalid, message: "\(self) cannot be used for TLS: \(error)")

@@ -226,7 +226,7 @@ package final class BlockExport: Sendable {
             .failed,
             reason == EINVAL
                 ? "\(adoption.path): the service was killed, and this kernel cannot say what it had "
-                    + "in hand (Linux 6.9 can); its users get errors"
+                    + "under way (Linux 6.9 can); its users get errors"
                 : "\(adoption.path): \(BlockExportError.text(reason))")
     }
 

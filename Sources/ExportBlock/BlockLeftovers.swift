@@ -19,12 +19,12 @@ enum BlockLeftovers {
             guard file.filesystem != nil, LoopNode.abandon("/dev/" + name, over: file) else {
                 continue
             }
-            found.append("loop device /dev/\(name) over \(path) was left behind; it is taken away")
+            found.append("loop device /dev/\(name) over \(path) was left behind; it is removed")
         }
         for place in mounts().map(\.place)
         where place.hasPrefix(directory + "/") && !kept.contains(place) {
             FuseMount.unmount(place)
-            found.append("a mount at \(place) was left behind; it is taken away")
+            found.append("a mount at \(place) was left behind; it is removed")
         }
         for name in SystemFile.names(in: directory) where !kept.contains(directory + "/" + name) {
             rmdir(directory + "/" + name)

@@ -85,7 +85,7 @@ struct LoopNode: Sendable {
             return try finish(node, path, request)
         }
         throw BlockExportError(
-            .busy, "no loop device could be had: others took each free one first; try again")
+            .busy, "no loop device is free: other programs took each one first; try again")
     }
 
     private static func finish(

@@ -80,7 +80,7 @@ enum NBDSocket {
         guard lstat(path, &status) == 0 else { return }
         guard status.st_mode & Glibc.S_IFMT == Glibc.S_IFSOCK else {
             throw NBDServerError(
-                kind: .busy, message: "NBD socket \(path) exists and is no socket; remove it")
+                kind: .busy, message: "NBD socket \(path) exists and is not a socket; remove it")
         }
         let probe = try open(AF_UNIX, path)
         defer { close(probe) }

@@ -81,7 +81,7 @@ package enum CopyPlan: Equatable, Sendable {
         if found == .damaged {
             return CopyError(
                 .busy,
-                "\(target.recordPath) is damaged or no record of a copy, so \(target.path) may be "
+                "\(target.recordPath) is damaged or not the record of a copy, so \(target.path) may be "
                     + "anything; \(wayOut)")
         }
         if target.file.isBlockDevice, target.content == nil { return nil }
@@ -155,10 +155,10 @@ package enum CopyPlan: Equatable, Sendable {
         else { return nil }
         if !to.isSameMoment(as: wish.cut) {
             return "\(target.path) was interrupted as a copy of \(record.device)@\(to.snapshot); a "
-                + "copy of another cut begins anew"
+                + "copy of another cut starts over"
         }
         if resumption(record, wish, target).done.isEmpty {
-            return "\(target.path) is not as the interrupted copy left it; it begins anew"
+            return "\(target.path) is not as the interrupted copy left it; the copy starts over"
         }
         return nil
     }
@@ -239,8 +239,8 @@ package enum CopyPlan: Equatable, Sendable {
         guard isUnchanged(record, target) else {
             throw unfit(
                 target.file.isBlockDevice
-                    ? "target \(target.path) was written to since it was copied, or nothing proves "
-                        + "that it was not"
+                    ? "target \(target.path) was written to since it was copied, or nothing "
+                        + "proves that it was not"
                     : "target \(target.path) was changed since it was copied")
         }
         if equals.isSameMoment(as: wish.cut) { return .nothing }

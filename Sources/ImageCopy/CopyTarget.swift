@@ -151,7 +151,7 @@ package final class CopyTarget: CopySink {
             CopyError(
                 .failed,
                 "target \(path) cannot be written (\(Self.text(errnoValue))); run the same command "
-                    + "again when that is mended")
+                    + "again when that is fixed")
         }
     }
 

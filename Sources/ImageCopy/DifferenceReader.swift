@@ -44,7 +44,7 @@ package final class DifferenceReader: @unchecked Sendable {
     private static func wrong(_ what: String) -> CopyError {
         CopyError(
             .failed,
-            "the stream is no difference of `copy --format diff` or `rbd export-diff`: \(what)")
+            "the stream is not in the format of `copy --format diff` or `rbd export-diff`: \(what)")
     }
 
     private func read(_ byteCount: Int) throws(CopyError) {

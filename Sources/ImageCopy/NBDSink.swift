@@ -40,7 +40,7 @@ package final class NBDSink: CopySink, @unchecked Sendable {
 
     private func failure(_ error: NBDAccessError) -> CopyError {
         CopyError(
-            .failed, "\(name) cannot be written (\(error)); run the same command again to go on")
+            .failed, "\(name) cannot be written (\(error)); run the same command again to continue")
     }
 
     /// Waits until no more than `count` requests are under way.

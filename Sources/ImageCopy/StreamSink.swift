@@ -55,7 +55,7 @@ package final class StreamSink: CopySink {
                 throw CopyError(
                     .failed,
                     "the stream cannot be written (\(CopyTarget.text(count < 0 ? errno : EPIPE))); "
-                        + "a stream begins anew")
+                        + "run the command again: a stream starts over")
             }
             sent += count
         }

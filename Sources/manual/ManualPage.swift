@@ -18,6 +18,7 @@ struct ManualPage {
         name = path.joined(separator: "-")
         let arguments = (command.arguments ?? []).filter(\.shouldDisplay)
         let (description, examples) = Self.split(command.discussion ?? "")
+        let notes = ManualNotes.of(name)
         let subcommands = (command.subcommands ?? []).filter {
             $0.commandName != "help" && $0.shouldDisplay ?? true
         }
@@ -28,7 +29,9 @@ struct ManualPage {
         line(Self.synopsis(path, arguments, hasSubcommands: !subcommands.isEmpty))
         section("DESCRIPTION")
         line(Self.escaped(command.abstract ?? ""))
-        paragraphs(description)
+        for paragraph in description.split(separator: "\n\n") + notes.description.map({ $0[...] }) {
+            line(".PP\n" + Self.escaped(String(paragraph)))
+        }
         if !subcommands.isEmpty {
             section("COMMANDS")
             for subcommand in subcommands {
@@ -37,20 +40,17 @@ struct ManualPage {
             }
         }
         options(arguments)
+        for own in notes.sections { section(own) }
         if !examples.isEmpty {
             section("EXAMPLES")
             line(".nf")
             for example in examples { line(Self.escaped(example)) }
             line(".fi")
         }
-        exitStatus()
-        environment()
-        files()
-        if path.count > 1 {
-            section("SEE ALSO")
-            let parents = (1..<path.count).map { path[..<$0].joined(separator: "-") }
-            line(parents.map { ".BR \(Self.escaped($0)) (1)" }.joined(separator: ",\n"))
-        }
+        exitStatus(notes)
+        environment(notes)
+        files(notes)
+        seeAlso((1..<path.count).map { path[..<$0].joined(separator: "-") } + notes.seeAlso)
     }
 
     // -- sections
@@ -75,43 +75,78 @@ struct ManualPage {
         }
     }
 
-    private mutating func files() {
-        section("FILES")
-        let files = [
-            ("/run/stillpoint/control.sock", "control socket of a service of root"),
-            ("/run/stillpoint/nbd.sock", "its NBD socket"),
-            ("/var/lib/stillpoint", "its state: histories, checkpoints, attached devices"),
-            ("/etc/stillpoint/stillpoint.yaml", "configuration that the packaged unit reads"),
-        ]
-        for (path, meaning) in files { line(".TP\n.I \(Self.escaped(path))\n\(meaning)") }
-        line(".PP")
-        line("Services of other users keep theirs under XDG_RUNTIME_DIR and XDG_STATE_HOME.")
+    private mutating func section(_ own: ManualNotes.Section) {
+        section(own.title)
+        for paragraph in own.paragraphs {
+            guard paragraph.contains("\t") else {
+                line(".PP\n" + Self.escaped(paragraph))
+                continue
+            }
+            for entry in paragraph.split(separator: "\n") {
+                let parts = entry.split(separator: "\t", maxSplits: 1).map {
+                    Self.escaped(String($0))
+                }
+                line(".TP\n.B \(parts[0])\n\(parts[1])")
+            }
+        }
     }
 
-    private mutating func exitStatus() {
+    private mutating func exitStatus(_ notes: ManualNotes) {
         section("EXIT STATUS")
         let codes = [
-            "done", "failed", "wrong usage", "not found", "busy or conflicting state",
-            "refused because history is unknown: make a full backup", "snapshot corrupted",
-            "service not reachable",
+            "Done.", "Failed.", "Wrong usage.", "Not found.", "Busy or conflicting state.",
+            "Refused because what changed is not known: make a full backup.",
+            "The snapshot is corrupted.", "The service cannot be reached.",
         ]
-        for (code, meaning) in codes.enumerated() { line(".TP\n.B \(code)\n\(meaning)") }
+        for (code, meaning) in codes.enumerated() {
+            line(".TP\n.B \(code)\n\(Self.escaped(notes.exitStatus[code] ?? meaning))")
+        }
     }
 
-    private mutating func environment() {
+    private mutating func environment(_ notes: ManualNotes) {
         section("ENVIRONMENT")
-        line(".TP\n.B STILLPOINT_CONTROL\nControl socket of the service.")
-        line(".TP\n.B NO_COLOR\nNo colours, also on a terminal.")
+        let common = [
+            ("STILLPOINT_CONTROL", "The control socket of the service. --control overrides it."),
+            ("NO_COLOR", "If set, nothing is coloured, not even on a terminal."),
+        ]
+        for (name, meaning) in notes.environment + common {
+            line(".TP\n.B \(Self.escaped(name))\n\(Self.escaped(meaning))")
+        }
+    }
+
+    private mutating func files(_ notes: ManualNotes) {
+        section("FILES")
+        let common = [
+            ("/run/stillpoint/control.sock", "The control socket of a service that runs as root."),
+            ("/run/stillpoint/nbd.sock", "Its NBD socket."),
+            (
+                "/var/lib/stillpoint",
+                "Its state: attached devices, change histories, checkpoints, records of copies."
+            ),
+            (
+                "/etc/stillpoint/stillpoint.yaml",
+                "The configuration file that the packaged unit reads."
+            ),
+            ("/usr/share/doc/stillpoint", "The guides."),
+        ]
+        for (path, meaning) in notes.files + common {
+            line(".TP\n.I \(Self.escaped(path))\n\(Self.escaped(meaning))")
+        }
+        line(".PP")
+        line("A service of another user keeps its files under XDG_RUNTIME_DIR and XDG_STATE_HOME.")
+    }
+
+    private mutating func seeAlso(_ pages: [String]) {
+        guard !pages.isEmpty else { return }
+        section("SEE ALSO")
+        let references = pages.map { page in
+            let parts = page.dropLast(page.hasSuffix(")") ? 1 : 0).split(separator: "(")
+            return ".BR \(Self.escaped(String(parts[0]))) (\(parts.count > 1 ? parts[1] : "1"))"
+        }
+        line(references.joined(separator: " ,\n"))
     }
 
     private mutating func section(_ title: String) { line(".SH \(title)") }
-
-    private mutating func paragraphs(_ text: String) {
-        for paragraph in text.split(separator: "\n\n") {
-            line(".PP")
-            line(Self.escaped(String(paragraph)))
-        }
-    }
 
     private mutating func line(_ text: String) { self.text += text + "\n" }
 

@@ -13,12 +13,12 @@ struct BlockCommand: AsyncParsableCommand {
             abstract: "Make a local block device for a device or an image.",
             usage: "stillpoint block attach DEVICE[@SNAPSHOT] [OPTIONS]",
             discussion: """
-                Prints its path, /dev/stillpoint/NAME, a link to its loop device. Every request passes \
-                through the service. The block device of a device outlives the service: while none \
-                runs its users wait, at most for the time of serve --restart-limit. It is made again \
-                at every start, also after the machine was restarted, unless --temporary is given. \
-                What is written to the block device of an image stays in an overlay of that image \
-                and ends with the snapshot.
+                Prints its path, /dev/stillpoint/NAME, which is a link to a loop device. Every request \
+                passes through the service. The block device of a device outlives the service: while \
+                no service runs, its users wait, for at most the time given with serve \
+                --restart-limit. It comes back whenever the service starts, even after a restart of \
+                the machine, unless --temporary is given. What is written to the block device of an \
+                image goes to an overlay of that image, which ends with the snapshot.
 
                 Examples:
                   mount "$(stillpoint block attach data)" /srv/data
@@ -31,7 +31,7 @@ struct BlockCommand: AsyncParsableCommand {
         @Flag(help: "Refuse writes.")
         var readOnly = false
 
-        @Flag(help: "Make block devices of its partitions too: /dev/stillpoint/NAME1 and so on.")
+        @Flag(help: "Also make block devices of its partitions: /dev/stillpoint/NAME1 and so on.")
         var partitions = false
 
         @Flag(help: "Do not make it again at the next start.")
@@ -72,11 +72,11 @@ struct BlockCommand: AsyncParsableCommand {
     /// `block detach`.
     struct Detach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Take a local block device away that nobody uses.",
+            abstract: "Remove a local block device that is not in use.",
             usage: "stillpoint block detach PATH [OPTIONS]",
             discussion: """
-                Refused while it is in use: mounted, open, a swap, part of a RAID or LVM, or under \
-                another loop device; the message names who uses it.
+                Refused while it is mounted, open, used as swap, part of a RAID array or an LVM volume \
+                group, or backs another loop device. The message says who uses it.
 
                 Examples:
                   stillpoint block detach /dev/stillpoint/data
@@ -104,7 +104,7 @@ struct BlockCommand: AsyncParsableCommand {
 
 /// What `--force-lose-writes` costs.
 let loseWritesHelp: ArgumentHelp = """
-    Take block devices away even while they are mounted or open. What their users have written and \
+    Remove block devices even while they are mounted or open. What their users have written but \
     not synced is lost, and their I/O fails from then on.
     """
 

@@ -6,16 +6,16 @@ import Control
 struct ChangesCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "changes",
-        abstract: "Say what changed on a device between two cuts, or declare changes.",
+        abstract: "Show what changed on a device between two cuts, or mark ranges as changed.",
         discussion: """
             Examples:
               stillpoint changes data --since monday
               stillpoint changes data --since monday --until nightly --format ranges
               stillpoint changes mark data --range 1M:64K
 
-            A device called `mark` or `show` is asked about with `changes show NAME`.
+            For a device that is called `mark` or `show`, use `changes show NAME`.
 
-            Exit status: 3 no such device or checkpoint; 4 what --until names is not held; 5 what \
+            Exit status: 3 no such device or checkpoint; 4 the snapshot of --until is not held; 5 what \
             changed is not known, make a full backup; 6 the snapshot of --until is corrupted.
             """,
         subcommands: [Show.self, Mark.self], defaultSubcommand: Show.self)
@@ -23,11 +23,11 @@ struct ChangesCommand: AsyncParsableCommand {
     /// `changes DEVICE`.
     struct Show: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Say what changed on a device between two cuts, or up to now (the default).",
+            abstract: "Show what changed on a device between two cuts, or since a cut.",
             usage: "stillpoint changes DEVICE [--since NAME] [--until SNAPSHOT] [OPTIONS]",
             discussion: """
-                Blocks that are reported may have changed; those that are not, have not. It is exact \
-                to 4 KiB since the newest checkpoint, and to 64 KiB at worst since older ones.
+                Blocks that are not reported have not changed. The answer is exact to 4 KiB since the \
+                newest checkpoint, and to 64 KiB at worst since older ones.
 
                 Examples:
                   stillpoint changes show data --since monday --json
@@ -38,22 +38,24 @@ struct ChangesCommand: AsyncParsableCommand {
 
         @Option(
             help: ArgumentHelp(
-                "The cut after which changes count: a checkpoint, a named snapshot, or `generation` "
-                    + "for all since tracking began. Default: list all that a full backup has to "
-                    + "read, the whole device less its holes.", valueName: "name|generation"),
+                "List changes since this cut: a checkpoint, a named snapshot, or `generation` for the "
+                    + "time since tracking began. Default: list all that a full backup has to read, "
+                    + "which is the whole device except for its holes.",
+                valueName: "name|generation"),
             completion: .baseNames)
         var since: String?
 
         @Option(
             help: ArgumentHelp(
-                "A held snapshot, whose cut ends the question. Default: now.",
+                "List changes up to the cut of this snapshot, which must be held. Default: now.",
                 valueName: "snapshot"), completion: .snapshotNames)
         var until: String?
 
         @Option(
             help: ArgumentHelp(
-                "How to print it: a table; one JSON document; a line OFFSET LENGTH in bytes for "
-                    + "each range; or a picture.", valueName: "table|json|ranges|heatmap"))
+                "How to print the answer: as a table, as one JSON document, as a line OFFSET LENGTH "
+                    + "in bytes for each range, or as a picture.",
+                valueName: "table|json|ranges|heatmap"))
         var format: Format?
 
         @OptionGroup var options: ClientOptions
@@ -65,7 +67,8 @@ struct ChangesCommand: AsyncParsableCommand {
 
         mutating func validate() throws {
             if options.json, let format, format != .json {
-                throw ValidationError("--json and --format \(format.rawValue): give one of them")
+                throw ValidationError(
+                    "--json and --format \(format.rawValue) exclude each other; give one of them")
             }
             for (name, value) in [("--since", since), ("--until", until)] where value == "" {
                 throw ValidationError("\(name) names nothing; name a cut or leave it out")
@@ -97,11 +100,11 @@ struct ChangesCommand: AsyncParsableCommand {
     /// `changes mark`.
     struct Mark: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Declare ranges of a device as changed.",
+            abstract: "Mark ranges of a device as changed.",
             usage: "stillpoint changes mark DEVICE --range OFFSET:LENGTH... [OPTIONS]",
             discussion: """
-                They are in every later answer, also in those until a snapshot that is held now. All \
-                ranges are marked or none; each counts for the whole blocks of 4 KiB it touches.
+                They appear in every later answer, including answers up to a snapshot that is held now. \
+                Either all ranges are marked or none. A range marks every block of 4 KiB that it touches.
 
                 Examples:
                   stillpoint changes mark data --range 0:1M --range 4096:512

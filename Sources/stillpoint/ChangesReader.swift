@@ -124,7 +124,7 @@ struct Changes {
         }
         var text = factLines([
             ("device", "\(document.device), \(sizeText(document.size))"),
-            ("since", cutText(document.since, none: "the whole device less its holes")),
+            ("since", cutText(document.since, none: "the whole device except for its holes")),
             ("until", cutText(document.until, none: "now")),
             ("generation", document.generation),
             (

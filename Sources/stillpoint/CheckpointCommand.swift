@@ -5,26 +5,26 @@ import Control
 struct CheckpointCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "checkpoint",
-        abstract: "Remember moments that later questions about changes can name.",
+        abstract: "Make, list and delete checkpoints: moments to compare with later.",
         discussion: """
-            A checkpoint is a cut over one or more devices for which no data is kept. It is \
-            remembered until it is deleted, over restarts too. A named snapshot leaves a checkpoint \
-            of its name. Checkpoints are deleted singly and in any order; no answer since another \
-            one becomes wrong by it.
+            A checkpoint is a cut of one or more devices for which no data is kept. It is \
+            remembered until it is deleted, even over restarts. A named snapshot leaves a checkpoint \
+            with its name. Checkpoints can be deleted in any order; this does not affect answers \
+            about the time since another checkpoint.
             """,
         subcommands: [Create.self, List.self, Delete.self])
 
     /// `checkpoint create`.
     struct Create: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Make a cut over one or more devices and remember it.",
+            abstract: "Make a cut of one or more devices and remember it.",
             usage: "stillpoint checkpoint create NAME --device NAME... [OPTIONS]",
             discussion: """
                 Examples:
                   stillpoint checkpoint create monday --device data --device log
                 """)
 
-        @Argument(help: "Name of the checkpoint; no snapshot may have it.")
+        @Argument(help: "Name of the checkpoint; no snapshot may have the same name.")
         var name: String
 
         @Option(
@@ -65,8 +65,8 @@ struct CheckpointCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "List all checkpoints, the oldest first.",
             discussion: """
-                USABLE says of which devices a question about changes can name it: those that are \
-                attached and whose tracking history is the same as then.
+                USABLE lists the devices for which `changes --since` can name the checkpoint: those that \
+                are attached and have had the same change history since.
 
                 Examples:
                   stillpoint checkpoint list
@@ -110,8 +110,7 @@ struct CheckpointCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Forget a checkpoint.",
             discussion: """
-                Questions since it are refused from then on (exit status 3). A question that is \
-                being answered is answered to its end of page.
+                From then on, `changes --since` and `copy --since` do not find it any more (exit status 3).
 
                 Examples:
                   stillpoint checkpoint delete monday

@@ -11,7 +11,7 @@ struct CopiesCommand: AsyncParsableCommand {
         usage: "stillpoint copies TARGET [OPTIONS]",
         discussion: """
             States: complete, interrupted, changed (somebody wrote to it since), unknown (no record). \
-            SINCE names the cut that `copy --since` can begin at, where the device knows one.
+            SINCE names the cut that the next `copy --since` can start from, if the device knows one.
 
             Examples:
               stillpoint copies /backup/vm1.img

@@ -10,21 +10,22 @@ import Synchronization
 struct CopyCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "copy",
-        abstract: "Copy a device as it is at one moment, wholly or only what changed.",
+        abstract: "Copy a device as it is at one moment: all of it, or only what changed.",
         usage: "stillpoint copy DEVICE[@SNAPSHOT]... TARGET [--since NAME|auto] [OPTIONS]",
         discussion: """
-            DEVICE@SNAPSHOT is the image of a snapshot that is held; for DEVICE alone a snapshot is \
-            made for the time of the copy (--checkpoint names its cut) and destroyed in every case. \
-            Several devices are copied at one moment, to DIRECTORY/DEVICE.img.
+            DEVICE@SNAPSHOT is the image of a snapshot that is held. For DEVICE alone, a snapshot is \
+            made for the time of the copy (--checkpoint names its cut) and always destroyed \
+            afterwards. Several devices are copied as of one moment, to DIRECTORY/DEVICE.img.
 
-            Without --since everything is copied; holes and zeroes become holes. With --since only \
-            what changed since that cut is copied, in place, into a target that equals it. `--since \
-            auto` takes the newest cut that the target equals and the device still knows; without \
-            one everything is copied beside what is there. A record says which cut the target \
-            equals: TARGET.stillpoint, for a block device a file in the service's state directory. A \
-            copy that was interrupted is finished by the same command; when its snapshot is gone, by \
-            one with a newer snapshot and the same --since. A target that does not fit is refused \
-            with exit status 5: make a full copy then.
+            Without --since, everything is copied; holes and zeroes become holes. With --since, only \
+            what changed since that cut is copied, in place, into a target that equals the cut. \
+            `--since auto` uses the newest cut that the target equals and the device still knows. If \
+            there is none, everything is copied to a new file, which then replaces the target. A \
+            record says which cut the target equals: TARGET.stillpoint, or for a block device a file \
+            in the state directory of the service. To finish a copy that was interrupted, run the same \
+            command again, or, if its snapshot is gone, name a newer snapshot and the same --since. \
+            If the target does not equal the cut, the copy is refused with exit status 5: make a full \
+            copy then.
 
             Examples:
               stillpoint copy vm1@monday /backup/vm1.img
@@ -36,8 +37,8 @@ struct CopyCommand: AsyncParsableCommand {
 
     @Argument(
         help: ArgumentHelp(
-            "What to copy, then the target: a file (made when it is missing), a block device, or "
-                + "- for standard output.", valueName: "device[@snapshot]... target"))
+            "What to copy, then the target: a file (created if it does not exist), a block device, "
+                + "or - for standard output.", valueName: "device[@snapshot]... target"))
     var operands: [String]
 
     @Option(
@@ -50,7 +51,8 @@ struct CopyCommand: AsyncParsableCommand {
     var checkpoint: String?
 
     @Option(
-        help: ArgumentHelp("Keep what the target was as TARGET@NAME.", valueName: "name"))
+        help: ArgumentHelp("Keep the old contents of the target as TARGET@NAME.", valueName: "name")
+    )
     var keep: String?
 
     @Option(
@@ -64,7 +66,7 @@ struct CopyCommand: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Of a stream: raw, or diff, which is what `rbd export-diff` writes.",
+            "Format of a stream: raw, or diff, which is the format of `rbd export-diff`.",
             valueName: "raw|diff"))
     var format = StreamKind.raw
 
@@ -92,7 +94,7 @@ struct CopyCommand: AsyncParsableCommand {
         }
         if to != nil, operands.isEmpty { throw ValidationError("give the devices to copy") }
         if record != nil, to != nil {
-            throw ValidationError("--record is of one target, and --to has several")
+            throw ValidationError("--record names the record of one target; leave it out with --to")
         }
         for (option, name) in [("--keep", keep), ("--checkpoint", checkpoint)] {
             if let name, ObjectName(name) == nil {
@@ -146,11 +148,12 @@ struct CopyCommand: AsyncParsableCommand {
         }
         if targetIsStream, since == Self.auto || keep != nil || record != nil || force {
             throw ValidationError(
-                "a stream has neither a record nor versions: --since auto, --keep, --record and "
-                    + "--force do not go with it")
+                "a stream has no record and no versions; leave out --since auto, --keep, --record and "
+                    + "--force")
         }
         if targetIsStream, since != nil, format == .raw {
-            throw ValidationError("what changed is no raw image; give --format diff with --since")
+            throw ValidationError(
+                "a raw stream is always a full copy; give --format diff with --since")
         }
         if !targetIsStream, format == .diff {
             throw ValidationError("--format diff is for streams: give - as the target")
@@ -196,8 +199,8 @@ struct CopyCommand: AsyncParsableCommand {
             if let found { base = try await image.base(for: found) }
             if base == nil, access(target, F_OK) == 0 {
                 notes.append(
-                    "no cut that \(target) equals is known to device \(image.device) any more: "
-                        + "everything is copied, beside what is there until it is complete")
+                    "device \(image.device) no longer knows a cut that \(target) equals: everything is "
+                        + "copied to a new file, which replaces the target when it is complete")
             }
         }
         var changes: [ByteRange]?

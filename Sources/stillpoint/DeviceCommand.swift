@@ -13,9 +13,9 @@ struct DeviceCommand: AsyncParsableCommand {
             abstract: "Attach an origin, a disk image or block device, under a name.",
             usage: "stillpoint device attach NAME PATH [OPTIONS]",
             discussion: """
-                The same again is done already and succeeds. Changes are tracked from then on; what \
-                was tracked before under this name is continued if nobody else has written to the \
-                origin since, which `device show` tells as its history.
+                From then on changes are tracked. If the origin was attached under this name before, and \
+                nobody has written to it since, its change history continues; `device show` says \
+                whether it does. Attaching the same origin again succeeds and changes nothing.
 
                 Examples:
                   stillpoint device attach data /dev/sdb1
@@ -27,14 +27,14 @@ struct DeviceCommand: AsyncParsableCommand {
         var name: String
 
         @Argument(
-            help: "Path of the origin; with --live a mount point or UUID=... too.",
+            help: "Path of the origin; with --live also a mount point or UUID=...",
             completion: .file())
         var path: String
 
         @Flag(
             help: ArgumentHelp(
-                "Track the block device while it stays in use where it is: nothing is unmounted, and "
-                    + "its users notice nothing. It has checkpoints and changes, and no snapshots.")
+                "Track a block device that stays in use: nothing is unmounted, and its users notice "
+                    + "nothing. Checkpoints and changes work as usual; snapshots are not possible.")
         )
         var live = false
 
@@ -42,14 +42,14 @@ struct DeviceCommand: AsyncParsableCommand {
         var readOnly = false
 
         @Option(
-            help: "Sector size users see, 512 or 4096. Default: what the origin says.",
+            help: "Sector size that users see, 512 or 4096. Default: that of the origin.",
             completion: .list(["512", "4096"]))
         var sectorSize: UInt32?
 
         @Flag(
             help: ArgumentHelp(
-                "Nobody but this service writes to the origin, on your word: the history of a "
-                    + "block device then outlives a restart of the machine."))
+                "You promise that nobody but this service ever writes to the origin. The change "
+                    + "history of a block device then survives a restart of the machine."))
         var exclusive = false
 
         @OptionGroup var options: ClientOptions
@@ -65,6 +65,9 @@ struct DeviceCommand: AsyncParsableCommand {
                     name: request.name.text, path: request.path, readOnly: readOnly,
                     sectorSize: sectorSize, exclusive: exclusive, live: live ? true : nil),
                 as: DeviceDocument.self)
+            if !options.json, let format = ContainerFormat(of: device.path) {
+                FileHandles.error.write("warning: \(format.warning(device.path))\n")
+            }
             try options.show(device) {
                 "attached \(device.name): \(device.path), \(sizeText(device.size))\n"
             }
@@ -155,11 +158,11 @@ struct DeviceCommand: AsyncParsableCommand {
     /// `device resize`.
     struct Resize: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Take over the size that the origin has now.",
+            abstract: "Adopt the current size of the origin.",
             discussion: """
-                Resize the origin first, then tell the service. What grew counts as changed. A \
-                smaller size ends the history of the device's changes, and is refused while a \
-                snapshot of it is held. Clients see the new size when they connect again.
+                Resize the origin first, then tell the service. The part that was added counts as changed. \
+                Shrinking ends the change history of the device, and is refused while a snapshot of it \
+                is held. NBD clients see the new size when they connect again.
 
                 Examples:
                   truncate -s 20G /srv/vm1.img
@@ -184,7 +187,7 @@ struct DeviceCommand: AsyncParsableCommand {
     /// `device detach`.
     struct Detach: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Flush and close a device, and forget it.",
+            abstract: "Flush a device, close it and forget it.",
             usage: "stillpoint device detach NAME [OPTIONS]",
             discussion: """
                 Refused while it is in use or in a snapshot, unless --force is given.

@@ -5,19 +5,19 @@ import Control
 struct EventsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "events",
-        abstract: "Print what happened, and what happens.",
+        abstract: "Print past events, and follow new ones.",
         usage: "stillpoint events [--follow] [OPTIONS]",
         discussion: """
-            Without --follow it prints what has happened; with --timeout it waits for the first \
-            event if there was none. The end of a snapshot ends the events of that snapshot. When \
-            the time runs out it ends with 0.
+            Without --follow, it prints the events so far; with --timeout, it waits for the first \
+            event if there is none yet. With --snapshot, it ends when the snapshot ends. If the time \
+            runs out, the exit status is 0.
 
             Examples:
               stillpoint events --after 100
               stillpoint events --follow --snapshot nightly --json
             """)
 
-    @Flag(help: "Go on with what happens from now on; with --json one document per line.")
+    @Flag(help: "Keep printing new events; with --json, one document per line.")
     var follow = false
 
     @Option(help: "Only events after this number.")

@@ -4,9 +4,9 @@ import Control
 /// `probe`: what this machine offers.
 struct Probe: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Show what this machine offers, and how PATH would be reached.",
+        abstract: "Show what this machine offers, and how PATH would be served.",
         discussion: """
-            Looks for itself: the service need not run.
+            The service does not have to run.
 
             Examples:
               stillpoint probe
@@ -45,6 +45,9 @@ struct Probe: AsyncParsableCommand {
                     origin.directAlignment.map { "yes, in units of \($0) bytes" } ?? "no"
                 ), ("requests reach it", origin.access),
             ]
+            if let format = ContainerFormat(of: origin.path) {
+                facts.append(("warning", format.warning(origin.path)))
+            }
             if let live = origin.live {
                 facts.append(("live", live ? "yes" : "no: \(origin.liveReason ?? "")"))
             }

@@ -13,13 +13,13 @@ struct RestoreCommand: AsyncParsableCommand {
         abstract: "Write a copy back onto a device, or to a file or block device.",
         usage: "stillpoint restore COPY DEVICE|PATH [--yes] [OPTIONS]",
         discussion: """
-            Onto a device it goes through the service: changes are tracked, and snapshots that are \
-            held keep what they hold. When the device still knows the cut that the copy equals, only \
-            what changed since then is read and written. A device in use is refused. What the copy \
-            does not reach reads as zero afterwards. A restore that was interrupted is finished by the \
-            same command.
+            A restore onto a device goes through the service: changes are tracked, and snapshots that \
+            are held are preserved. If the device still knows the cut that the copy equals, only \
+            what changed since then is read and written. A device that is in use is refused. If the \
+            device is larger than the copy, the rest is zeroed. To finish a restore that was \
+            interrupted, run the same command again.
 
-            A target with a slash in it is a path: a file (made when it is missing) or a block \
+            A target with a slash in it is a path: a file (created if it does not exist) or a block \
             device. COPY is a file, a block device, or - for a stream of `copy --format diff` or \
             `rbd export-diff`.
 
@@ -32,10 +32,10 @@ struct RestoreCommand: AsyncParsableCommand {
     @Argument(help: "Copy: a file, a block device, or - for a stream.")
     var copy: String
 
-    @Argument(help: ArgumentHelp("Where it goes.", valueName: "device|path"))
+    @Argument(help: ArgumentHelp("Where to restore it.", valueName: "device|path"))
     var target: String
 
-    @Flag(help: "Overwrite what is there without asking.")
+    @Flag(help: "Overwrite the target without asking.")
     var yes = false
 
     @Option(help: ArgumentHelp("File that holds the record of the copy.", valueName: "file"))

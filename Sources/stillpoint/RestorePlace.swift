@@ -24,7 +24,10 @@ enum RestorePlace {
                     + "path has a slash in it (./\(target))")
         }
         guard !device.readOnly else {
-            throw ControlError(.busy, "device \(target) is attached read-only; attach it again")
+            throw ControlError(
+                .busy,
+                "device \(target) is attached read-only; detach it and attach it without --read-only"
+            )
         }
         let blocks = status.blocks.filter { $0.target == target }.map(\.path)
         guard blocks.isEmpty else {

@@ -6,28 +6,30 @@ import Glibc
 struct RunCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "run",
-        abstract: "Run a command over images of devices, and take them down afterwards.",
+        abstract: "Run a command on consistent images of devices, and remove them afterwards.",
         usage: "stillpoint run --device NAME... [OPTIONS] -- COMMAND [ARGUMENTS]",
         discussion: """
             Takes a snapshot, attaches its images as block devices and, with --mount, mounts them \
-            read-only (the log of a filesystem is replayed in the image's overlay, never on the \
-            device). The command finds in its environment STILLPOINT_SNAPSHOT, and a line \
-            DEVICE=PATH for each device in STILLPOINT_IMAGES and STILLPOINT_MOUNTS. All of it is \
-            taken down in every case, also when the command or this program is killed. Ends with the \
-            command's exit status; 128 and the signal's number when a signal ended it.
+            read-only (the log of a filesystem is replayed in the overlay of the image, never on the \
+            device). The environment of the command has STILLPOINT_SNAPSHOT, and in \
+            STILLPOINT_IMAGES and STILLPOINT_MOUNTS a line DEVICE=PATH for each device. Everything is \
+            removed afterwards, even if the command or this program is killed. The exit status is \
+            that of the command, or 128 plus the number of the signal that ended it.
 
             Examples:
               stillpoint run --device vm1 --mount -- sh -c 'restic backup "${STILLPOINT_MOUNTS#*=}"'
               stillpoint run --device a --device b -- sh -c 'echo "$STILLPOINT_IMAGES"'
             """)
 
-    @Option(help: "Device to show; may be repeated. All are of one moment.")
+    @Option(help: "Device to take a snapshot of; may be repeated. All are cut at one moment.")
     var device: [String]
 
     @Flag(help: "Mount the images.")
     var mount = false
 
-    @Option(help: ArgumentHelp("Name of the cut, which is remembered.", valueName: "name"))
+    @Option(
+        help: ArgumentHelp(
+            "Name under which the cut is remembered as a checkpoint.", valueName: "name"))
     var checkpoint: String?
 
     @OptionGroup var options: ClientOptions

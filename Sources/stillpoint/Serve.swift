@@ -11,13 +11,13 @@ struct Serve: AsyncParsableCommand {
         abstract: "Run the service in the foreground.",
         usage: "stillpoint serve [OPTIONS]",
         discussion: """
-            Logs go to standard error; "ready" is printed on standard output when all is \
-            reachable. SIGTERM or SIGINT stops it: requests in flight finish, origins are flushed. \
-            Attached devices are remembered in the state directory and attached again at the next \
-            start.
+            The log goes to standard error. When everything can be reached, the service prints \
+            "ready" on standard output. SIGTERM or SIGINT stops it: requests under way finish, and \
+            origins are flushed. Attached devices are remembered in the state directory and attached \
+            again at the next start.
 
-            Sockets named control and nbd that a service manager passes (LISTEN_FDS, as systemd does) \
-            are served in place of --control and of the default of --nbd, and left in place.
+            If a service manager passes sockets named control and nbd (LISTEN_FDS, as systemd does), \
+            they are used instead of --control and of the default of --nbd, and are not removed.
 
             A configuration file is YAML; its keys are the long options without the dashes, and \
             paths in it are absolute. The command line overrides it.
@@ -33,11 +33,12 @@ struct Serve: AsyncParsableCommand {
     @Option(help: "Control socket (or STILLPOINT_CONTROL).", completion: .file())
     var control: String?
 
-    @Option(help: "Directory for what must outlive the service.", completion: .directory)
+    @Option(
+        help: "Directory for what must survive a restart of the machine.", completion: .directory)
     var stateDir: String?
 
     @Option(
-        help: "Directory for what lives as long as the machine runs.", completion: .directory)
+        help: "Directory for what is needed as long as the machine runs.", completion: .directory)
     var runtimeDir: String?
 
     @Option(
@@ -49,20 +50,20 @@ struct Serve: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Attach an origin, a disk image or block device, under a name; may be repeated.",
+            "Attach an origin (a disk image or block device) under a name; may be repeated.",
             valueName: "name=path"))
     var attach: [String] = []
 
     @Option(help: "Number of loop threads, 1 to 64. Default: one per core, at most 4.")
     var loops: Int?
 
-    @Flag(help: "Serve NBD over TCP without TLS on addresses beyond loopback too.")
+    @Flag(help: "Serve NBD over TCP without TLS on addresses other than loopback.")
     var allowPlaintext = false
 
     @Option(
         help: ArgumentHelp(
-            "TLS on TCP: off, allow (clients may ask for it) or require (nothing without it). "
-                + "Default: require with a certificate or keys, else off.",
+            "TLS over TCP: off, allow (clients may use it) or require (clients must use it). "
+                + "Default: require if a certificate or keys are given, otherwise off.",
             valueName: "mode"), completion: .list(["off", "allow", "require"]))
     var tls: String?
 
@@ -78,39 +79,40 @@ struct Serve: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Authority, PEM: clients must show a certificate that it signed.", valueName: "file"),
+            "Certificate authority, PEM: clients must show a certificate that it has signed.",
+            valueName: "file"),
         completion: .file())
     var tlsCa: String?
 
     @Option(
         help: ArgumentHelp(
-            "Pre-shared keys instead of certificates: lines NAME:HEXKEY, mode 0600.",
+            "Pre-shared keys instead of certificates: a file with lines NAME:HEXKEY, mode 0600.",
             valueName: "file"), completion: .file())
     var tlsPsk: String?
 
     @Flag(
         help: """
-            With --tls-cert and without --tls-ca: serve clients that show no certificate on addresses \
-            beyond loopback too. Everyone who reaches them may read and write.
+            With --tls-cert and without --tls-ca: serve clients without a certificate on addresses \
+            other than loopback. Everyone who can reach them can read and write.
             """)
     var tlsAnyone = false
 
     @Option(
         help: ArgumentHelp(
-            "Go on as this user once all is open. What root alone may do is then not permitted.",
+            "Continue as this user once everything is open. What only root may do is not possible then.",
             valueName: "name"))
     var user: String?
 
     @Option(
         help: ArgumentHelp(
-            "Least important messages to log: trace, debug, info, notice, warning or error. "
+            "Log messages of this level and above: trace, debug, info, notice, warning or error. "
                 + "Default: info.",
             valueName: "level"))
     var logLevel: Logger.Level?
 
     @Option(
         help: ArgumentHelp(
-            "How long block devices wait when no service runs; then their I/O fails. Default: "
+            "How long block devices wait while no service runs, before their I/O fails. Default: "
                 + "\(ServiceConfiguration.restartLimitDefault).",
             valueName: "seconds"))
     var restartLimit: UInt64?
@@ -120,7 +122,10 @@ struct Serve: AsyncParsableCommand {
         completion: .file())
     var config: String?
 
-    @Flag(help: "Check the configuration and what it names, and end: 0 when it is good, else 2.")
+    @Flag(
+        help:
+            "Check the configuration and everything that it names, then exit: 0 if it is good, otherwise 2."
+    )
     var check = false
 
     mutating func run() async throws {

@@ -5,11 +5,11 @@ import Control
 struct SnapshotCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "snapshot",
-        abstract: "Hold devices as they are at one moment.",
+        abstract: "Make, list and destroy snapshots: devices as they are at one moment.",
         discussion: """
-            A snapshot is named by its name, its id or a unique prefix of the id. Its images are \
-            exported as DEVICE@SNAPSHOT (read-only) and DEVICE@SNAPSHOT:rw (writable, what is \
-            written goes with the snapshot). Snapshots do not outlive the service.
+            A snapshot is identified by its name, its id or a unique prefix of the id. Its images are \
+            exported as DEVICE@SNAPSHOT (read-only) and DEVICE@SNAPSHOT:rw (writable; what is \
+            written ends with the snapshot). Snapshots end with the service.
             """,
         subcommands: [
             Create.self, Take.self, Destroy.self, List.self, Show.self, AppendStorage.self,
@@ -28,7 +28,7 @@ struct SnapshotCommand: AsyncParsableCommand {
                 """)
 
         @Option(
-            help: "Device to hold; may be repeated. All are cut at one moment.",
+            help: "Device to take a snapshot of; may be repeated. All are cut at one moment.",
             completion: .deviceNames)
         var device: [String]
 
@@ -39,15 +39,15 @@ struct SnapshotCommand: AsyncParsableCommand {
 
         @Option(
             help: ArgumentHelp(
-                "When storage is full or too slow: give the snapshot up (break), or let writers "
-                    + "wait for more storage first (throttle, 30 s unless SECONDS say otherwise).",
+                "What to do if storage is full or too slow: give the snapshot up (break), or first let "
+                    + "writers wait for more storage (throttle; for 30 s unless SECONDS are given).",
                 valueName: "break|throttle[:SECONDS]"),
             completion: .list(["break", "throttle", "throttle:60"]))
         var onOverflow: String = "break"
 
         @OptionGroup var take: TakeOptionGroup
 
-        @Flag(help: "Only make it: `snapshot take` makes the cut.")
+        @Flag(help: "Only prepare the snapshot; `snapshot take` makes the cut.")
         var prepare = false
 
         @OptionGroup var options: ClientOptions
@@ -76,7 +76,7 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot take`.
     struct Take: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Make the cut of a snapshot that was only prepared.",
+            abstract: "Make the cut of a prepared snapshot.",
             discussion: """
                 Examples:
                   stillpoint snapshot create --device vm1 --name nightly --prepare
@@ -99,7 +99,7 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot destroy`.
     struct Destroy: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "End a snapshot in whatever state it is, and its exports.",
+            abstract: "End a snapshot, whatever its state, and its exports.",
             usage: "stillpoint snapshot destroy SNAPSHOT [OPTIONS]",
             discussion: """
                 Refused while a block device of one of its images is in use.
@@ -223,7 +223,7 @@ struct SnapshotCommand: AsyncParsableCommand {
     /// `snapshot append-storage`.
     struct AppendStorage: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Give a snapshot more storage while it is held.",
+            abstract: "Give a snapshot that is held more storage.",
             usage: "stillpoint snapshot append-storage SNAPSHOT --storage PLACE... [OPTIONS]",
             discussion: """
                 Examples:
@@ -265,7 +265,7 @@ struct SnapshotCommand: AsyncParsableCommand {
 struct StorageOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "Where preserved data goes: a directory (an unnamed file in it), a file that does not "
+            "Where to keep overwritten data: a directory (in an unnamed file), a file that does not "
                 + "exist yet, a block device, or memory:SIZE; may be repeated. Default for a new "
                 + "snapshot: an unnamed file in the state directory.",
             valueName: "dir|newfile|blockdev|memory:size"), completion: .file())
@@ -273,13 +273,13 @@ struct StorageOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Size up to which each file given with --storage may grow, such as 20G. Default: what the "
-                + "devices can need at most, which is their sizes. A file never takes the last "
-                + "twentieth of its filesystem, or the last 1G of a large one.",
+            "Size to which each file given with --storage may grow, such as 20G. Default: the most "
+                + "that the devices can need, which is the sum of their sizes. A file never takes the "
+                + "last twentieth of its filesystem, or the last 1G of a large one.",
             valueName: "size"))
     var limit: String?
 
-    @Flag(help: "Use a block device as storage although something is on it.")
+    @Flag(help: "Use a block device as storage even if there is data on it.")
     var force = false
 
     /// The sources, with absolute paths.
@@ -303,29 +303,29 @@ struct TakeOptionGroup: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             "Filesystems to freeze for the cut: all that are mounted from local block devices of "
-                + "the snapshot's devices (auto, the default), none, or the one at a mount point; "
-                + "mount points may be repeated and given beside auto.",
+                + "these devices (auto, the default), none, or the one at a mount point; may be "
+                + "repeated, to add mount points to auto.",
             valueName: "auto|none|mountpoint"), completion: .directory)
     var freeze: [String] = []
 
-    @Flag(help: "Take the snapshot also when a filesystem cannot be frozen.")
+    @Flag(help: "Take the snapshot even if a filesystem cannot be frozen.")
     var freezeBestEffort = false
 
     @Option(
         help: ArgumentHelp(
-            "Program to run before anything is frozen; when it fails or takes too long the "
-                + "snapshot is not taken. It runs as the service's user.", valueName: "program"))
+            "Program to run before anything is frozen. If it fails or takes too long, the snapshot "
+                + "is not taken. It runs as the user of the service.", valueName: "program"))
     var pre: String?
 
     @Option(
         help: ArgumentHelp(
-            "Program to run after everything is thawed, whether the snapshot was taken or not.",
+            "Program to run after everything is thawed, whether or not the snapshot was taken.",
             valueName: "program"))
     var post: String?
 
     @Option(
         help: ArgumentHelp(
-            "Seconds after which a hook is killed, with all of its process group. Default: "
+            "Seconds after which a hook is killed, with its whole process group. Default: "
                 + "\(HookWish.limitSecondsDefault).", valueName: "seconds"))
     var hookTimeout: UInt64?
 
@@ -339,7 +339,7 @@ struct TakeOptionGroup: ParsableArguments {
         if freezeBestEffort { document.freezeBestEffort = true }
         guard pre != nil || post != nil else {
             if hookTimeout != nil {
-                throw ControlError(.invalid, "--hook-timeout goes with --pre or --post")
+                throw ControlError(.invalid, "--hook-timeout needs --pre or --post")
             }
             return
         }

@@ -4,7 +4,7 @@ import Control
 /// `status`: the service at a glance.
 struct Status: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Show the service, its devices, its snapshots and its memory at a glance.",
+        abstract: "Show the service, its devices, snapshots and block devices at a glance.",
         discussion: """
             Examples:
               stillpoint status

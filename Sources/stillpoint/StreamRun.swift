@@ -33,7 +33,7 @@ struct StreamRun {
         if isOutput, isatty(STDOUT_FILENO) == 1 {
             throw ControlError(
                 .invalid,
-                "standard output is a terminal, and an image is no text; give a file, or a pipe")
+                "standard output is a terminal; redirect it to a file or a pipe")
         }
         let pool: BlockingPool
         do throws(RingError) {

@@ -4,12 +4,13 @@ import Control
 /// `thaw`: what a service that is gone left frozen.
 struct Thaw: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Thaw filesystems that a service which is gone left frozen.",
+        abstract: "Thaw filesystems that a dead service has left frozen.",
         usage: "stillpoint thaw [OPTIONS]",
         discussion: """
-            A killed service's guardian thaws what was frozen for a cut, and so does the next start. \
-            This is for the service manager (ExecStopPost= of the systemd unit), and for the day on \
-            which both were killed. A service that lives is left alone: exit status 4.
+            If a service is killed in the middle of a cut, its guardian thaws what was frozen, and so \
+            does the next start. This command is for the service manager (ExecStopPost= of the \
+            systemd unit), in case both were killed. It does nothing while the service runs: exit \
+            status 4.
 
             Examples:
               stillpoint thaw

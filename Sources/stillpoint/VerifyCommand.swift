@@ -12,9 +12,9 @@ struct VerifyCommand: AsyncParsableCommand {
         abstract: "Compare a copy with an image, byte by byte.",
         usage: "stillpoint verify COPY DEVICE@SNAPSHOT [--audit] [OPTIONS]",
         discussion: """
-            Exit status 1 when bytes differ; the message names the first ranges. With --audit the \
-            copy is of an earlier cut: every block that differs must have been reported as changed \
-            between the two.
+            If bytes differ, the exit status is 1 and the message names the first ranges. With --audit \
+            the copy may be of an earlier cut; every block that differs must then have been reported \
+            as changed between the two.
 
             Examples:
               stillpoint verify /backup/vm1.img vm1@monday
@@ -42,7 +42,8 @@ struct VerifyCommand: AsyncParsableCommand {
         let name = try CopyImageName(image)
         guard let snapshot = name.snapshot else {
             throw ControlError(
-                .invalid, "\"\(image)\" is no image: give DEVICE@SNAPSHOT, such as vm1@monday")
+                .invalid,
+                "\"\(image)\" does not name an image: give DEVICE@SNAPSHOT, such as vm1@monday")
         }
         let path = try Defaults.absolute(copy)
         let begun = ContinuousClock.now

@@ -237,7 +237,7 @@ struct `Block devices outlive the service` {
         try harness.service.restart()
         let status = try harness.command("status", "--json")
         #expect(status.contains("\"let_go\""), "\(status)")
-        #expect(harness.service.log.contains("were let go"), "\(harness.service.log)")
+        #expect(harness.service.log.contains("were given up"), "\(harness.service.log)")
         try Filesystem.ext4.check(harness.service.directory.path("dev/disk"))
         withExtendedLifetime(origin) {}
     }

@@ -187,7 +187,7 @@ struct `A hook` {
             (["--post", harness.service.directory.root], 1, "cannot be run"),
             (["--pre", plain, "--hook-timeout", "0"], 2, "time limit of 0 s"),
             (["--pre", plain, "--hook-timeout", "3601"], 2, "give 1 to 3600 seconds"),
-            (["--hook-timeout", "5"], 2, "goes with --pre or --post"),
+            (["--hook-timeout", "5"], 2, "needs --pre or --post"),
         ]
         for (arguments, status, reason) in cases {
             let outcome = try Command.run(

@@ -1,3 +1,4 @@
+import Control
 import Foundation
 import TestSupport
 import Testing
@@ -34,7 +35,10 @@ struct `Manual pages and completions` {
                 environment: ["MANPATH": share.path("man"), "MANWIDTH": "80", "LC_ALL": "C.UTF-8"])
             #expect(outcome.status == 0, "\(name): \(outcome.diagnostics)")
             #expect(outcome.diagnostics == "", "\(name)")
-            let sections = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS"]
+            let sections = [
+                "NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "ENVIRONMENT", "FILES",
+                "SEE ALSO",
+            ]
             for section in sections {
                 #expect(outcome.output.contains("\n\(section)\n"), "\(name) has no \(section)")
             }
@@ -44,6 +48,28 @@ struct `Manual pages and completions` {
                 let command = path.joined(separator: " ")
                 #expect(outcome.output.contains("\nEXAMPLES\n"), "\(name) has no example")
                 #expect(outcome.output.contains("       \(command)"), "\(name)")
+            }
+        }
+    }
+
+    @Test(.enabled(if: Command.exists("man"), "man is not installed"))
+    func `the page of events names every event, and other pages are there`() throws {
+        try Command.check(
+            TestService.built("manual"), [TestService.binary, share.path("man/man1")])
+        func page(_ name: String) throws -> String {
+            try String(contentsOfFile: share.path("man/man1/\(name).1"), encoding: .utf8)
+        }
+        let events = try page("stillpoint-events")
+        for kind in EventKind.allCases {
+            let name = kind.rawValue.replacingOccurrences(of: "-", with: "\\-")
+            #expect(events.contains(name), "\(kind.rawValue)")
+        }
+        let pages = try Set(
+            Self.commands().map { $0.joined(separator: "-") })
+        for name in pages {
+            for match in try page(name).matches(of: /\.BR (stillpoint\S*) \(1\)/) {
+                let other = match.1.replacingOccurrences(of: "\\-", with: "-")
+                #expect(pages.contains(other), "\(name) names \(other)")
             }
         }
     }

@@ -56,7 +56,7 @@ struct `Options of TLS` {
         #expect(
             try refusal([
                 "--tls-cert", certificate, "--tls-key", certificates.path("client-key.pem"),
-            ]).contains("does not fit"))
+            ]).contains("do not match"))
         #expect(
             try refusal(["--tls-cert", key, "--tls-key", key]).contains("\(key)"))
         #expect(

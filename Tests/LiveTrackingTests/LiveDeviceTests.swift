@@ -72,7 +72,7 @@ struct `A live device` {
         try makeSparseFile(file, byteCount: 1 << 20)
         #expect(
             try harness.failure("device", "attach", "f", file, "--live").message.contains(
-                "no block device"))
+                "not a block device"))
     }
 
     @Test func `is cut with its mounted filesystem frozen, and says when it was not`() throws {
