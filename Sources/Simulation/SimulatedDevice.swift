@@ -19,6 +19,8 @@ struct SimulatedRequest {
     var startTick: UInt64 = 0
     /// Since when nothing but a snapshot can hold the request up.
     var waitStart: UInt64 = 0
+    /// When it was submitted, or the origin answered it last: no wait for a snapshot began earlier.
+    var heldSince: UInt64 = 0
     var isIssued = false
     /// The origin was asked for holes and has not answered.
     var isAsking = false

@@ -119,6 +119,7 @@ extension World {
             // What it waits for next has a limit of its own.
             device.requests[Int(request)].isIssued = false
             device.requests[Int(request)].waitStart = now
+            device.requests[Int(request)].heldSince = now
         }
     }
 
@@ -333,6 +334,15 @@ extension World {
         if snapshot.isCorrupted { violate("a snapshot was corrupted twice") }
         if isReadSound, fault == .inputOutput {
             violate("a stored block is not what was to be stored")
+        }
+        let limit = profile.policy.limitNanoseconds
+        if fault == Fault(errnoValue: 110),
+            !devices[number].requests.contains(where: {
+                // The engine learns of the time at the end of a turn.
+                $0.kind == .originWrite && !$0.isIssued && now - $0.heldSince + 100_000 >= limit
+            })
+        {
+            violate("device \(number): a snapshot was given up though no writer waited for it")
         }
         snapshot.isCorrupted = true
         if profile.isHarmless, !isCutShort {

@@ -130,6 +130,9 @@ extension World {
         device.originWritesUnderWay += 1
         device.requests[Int(request)].isIssued = true
         if device.isSwitched { violate("a write was issued between switch and opening") }
+        if offset + length > device.size {
+            violate("device \(number): a write was issued beyond the end")
+        }
         // The bytes may arrive at once, in part, or at completion.
         switch random.below(3) {
         case 0: apply(device, request, offset, length)

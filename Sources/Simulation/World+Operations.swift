@@ -160,6 +160,7 @@ extension World {
         device.requests[slot] = SimulatedRequest()
         device.requests[slot].kind = .originWrite
         device.requests[slot].waitStart = now
+        device.requests[slot].heldSince = now
         device.requests[slot].operation = operation
         device.requests[slot].offset = offset
         device.requests[slot].length = length

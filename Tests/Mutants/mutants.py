@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Plants bugs in the engine, one at a time, and expects the simulator to find each.
+"""Plants bugs, one at a time, and expects the simulator, or unit tests, to find each.
 
 usage: mutants.py SCRATCH [NAME...]
 
 SCRATCH is a package directory of its own, made by Scripts/mutants: its Sources are replaced by a
-copy of ours and changed, ours are not. Exit 1 when a planted bug lives for 60 s.
+copy of ours and changed, ours are not. Exit 1 when a planted bug lives: 60 s of simulation, or the
+tests of its room.
 """
 
 import pathlib
@@ -62,14 +63,63 @@ MUTANTS = [
     ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
 ]
 
+# The same for rooms whose unit tests have to find it: RingIOTests.
+POOL_MUTANTS = [
+    ("a lane takes the threads of others","RingIO/LaneSchedule.swift","state.waiting > 0, state.running < state.threadCount else","state.waiting > 0 else"),
+    ("pages of maps come last","RingIO/LaneSchedule.swift","        for lane in BlockingLane.allCases {\n            let state","        for lane in BlockingLane.allCases.reversed() {\n            let state"),
+    ("a full lane refuses what is owed","RingIO/LaneSchedule.swift","guard isOwed || lanes","guard lanes"),
+    ("a lane that hangs gets no other thread","RingIO/LaneSchedule.swift","running + waiting > threadCount && threadCount < bounds.threadCountMax","false"),
+    ("what runs goes on counting as waiting","RingIO/LaneSchedule.swift","            lanes[lane.rawValue].waiting -= 1\n","            if !lane.mayHang { lanes[lane.rawValue].waiting -= 1 }\n"),
+    ("what is kept for guarantees is lent","RingIO/PoolShares.swift","let left = free - amount - reserve","let left = free - amount"),
+    ("those who give nothing back borrow all","RingIO/PoolShares.swift","if left >= commonFloor || earned == .max","if left >= 0 || earned == .max"),
+]
+
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "Sources"
 scratch = pathlib.Path(sys.argv[1])
 wanted = sys.argv[2:]
 shutil.rmtree(scratch / "Sources", ignore_errors=True)
 shutil.copytree(SOURCES, scratch / "Sources")
+shutil.rmtree(scratch / "Tests", ignore_errors=True)
+shutil.copytree(SOURCES.parent / "Tests" / "RingIOTests", scratch / "Tests" / "RingIOTests")
+
+
+def simulate():
+    """What the simulator makes of the copy as it is: found, LIVES or STALE, and why."""
+    build = subprocess.run(
+        ["swift", "build", "-c", "release", "--product", "simulate"],
+        cwd=scratch, capture_output=True, text=True)
+    if build.returncode:
+        return "STALE", "does not build"
+    for seed in range(1, 61, 6):
+        run = subprocess.run(
+            [".build/release/simulate", "--seconds", "6", "--first-seed", str(seed * 1000)],
+            cwd=scratch, capture_output=True, text=True)
+        if run.returncode:
+            lines = [line for line in run.stdout.splitlines() if "violation" in line]
+            return "found", lines[0] if lines else "trap"
+    return "LIVES", "60 s of simulation"
+
+
+def test():
+    """What the unit tests make of it."""
+    build = subprocess.run(
+        ["swift", "build", "--build-tests"], cwd=scratch, capture_output=True, text=True)
+    if build.returncode:
+        return "STALE", "does not build"
+    try:
+        run = subprocess.run(
+            ["swift", "test", "--skip-build", "--filter", "RingIOTests"],
+            cwd=scratch, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "found", "a test hangs"
+    failed = [line for line in run.stdout.splitlines() if "recorded an issue" in line]
+    return ("found", failed[0] if failed else "trap") if run.returncode else ("LIVES", "all tests")
+
+
 missed = 0
 total = 0
-for name, file, text, replacement in MUTANTS:
+planted = [(*mutant, simulate) for mutant in MUTANTS] + [(*mutant, test) for mutant in POOL_MUTANTS]
+for name, file, text, replacement, find in planted:
     if wanted and not any(word in name for word in wanted):
         continue
     total += 1
@@ -80,26 +130,10 @@ for name, file, text, replacement in MUTANTS:
         missed += 1
         continue
     path.write_text(original.replace(text, replacement, 1))
-    build = subprocess.run(
-        ["swift", "build", "-c", "release", "--product", "simulate"],
-        cwd=scratch, capture_output=True, text=True)
-    if build.returncode:
-        print(f"STALE   {name}: does not build", flush=True)
+    outcome, why = find()
+    if outcome != "found":
         missed += 1
-    else:
-        outcome = "LIVES   "
-        for seed in range(1, 61, 6):
-            run = subprocess.run(
-                [".build/release/simulate", "--seconds", "6", "--first-seed", str(seed * 1000)],
-                cwd=scratch, capture_output=True, text=True)
-            if run.returncode:
-                lines = [line for line in run.stdout.splitlines() if "violation" in line]
-                outcome = f"found   {name}: " + (lines[0] if lines else "trap")
-                break
-        else:
-            outcome += name
-            missed += 1
-        print(outcome, flush=True)
+    print(f"{outcome:7} {name}: {why}", flush=True)
     path.write_text(original)
 print(f"{total - missed} of {total} planted bugs found")
 sys.exit(1 if missed else 0)
