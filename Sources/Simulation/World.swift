@@ -70,6 +70,7 @@ final class World {
         limits.scannedByteCountMin = profile.scannedByteCountMin
         limits.heldPieceByteCount = chunkByteCount * UInt64(1 + self.random.below(3))
         limits.freePieceByteCount = chunkByteCount * UInt64(1 + self.random.below(6))
+        limits.heldHoleChunkCountMax = self.random.below(40)
         limits.piecesPerTurn = 1 + self.random.below(3)
         limits.chunksPerTurn = UInt64(1 + self.random.below(4))
         limits.resumedPerTurn = 1 + self.random.below(3)

@@ -79,9 +79,11 @@ package struct EngineLimits: Sendable {
     /// Bytes of a zeroing or discard from which on the origin is asked for its holes.
     package var scannedByteCountMin: UInt64 = 1 << 20
     /// Most bytes of a zeroing or discard that are marked and preserved at a time, a whole number of
-    /// chunks: with a snapshot held, and without.
+    /// chunks: with a snapshot held, and without or in a hole.
     package var heldPieceByteCount: UInt64 = 1 << 20
-    package var freePieceByteCount: UInt64 = 1 << 30
+    package var freePieceByteCount: UInt64 = 1 << 28
+    /// Chunks of the origin's holes that are marked after a cut, while its snapshot is held.
+    package var heldHoleChunkCountMax = 1 << 16
     /// Pieces of a discard that are passed over in a turn, because snapshots need all of them.
     package var piecesPerTurn = 8
     /// Chunks of a write whose copies are begun in a turn: each may take a system call or two.

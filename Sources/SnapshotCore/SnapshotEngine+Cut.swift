@@ -97,6 +97,7 @@ extension SnapshotEngine {
             chainCount += 1
             newestLive = chainCount - 1
         }
+        holeChunkCountLeft = limits.heldHoleChunkCountMax
         return ended
     }
 

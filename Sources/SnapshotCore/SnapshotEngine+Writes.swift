@@ -228,7 +228,7 @@ extension SnapshotEngine {
         append(index, to: &parked)
     }
 
-    /// Marks the next piece, unless it is a hole. False when the request has to wait for a page of
+    /// Marks the next piece, but for a hole that counts as no change. False when the request has to wait for a page of
     /// the map or for what the origin says, or has ended.
     func beginPiece(_ index: UInt32) -> Bool {
         let record = requests + Int(index)
@@ -243,7 +243,7 @@ extension SnapshotEngine {
         if !record.pointee.operation.isWrite {
             guard let pieceEnd = endOfZeroing(index) else { return false }
             end = pieceEnd
-            if record.pointee.isHole {
+            if record.pointee.isHole, !isMarked(holeFrom: start, to: record.pointee.knownEnd) {
                 record.pointee.pieceEnd = end
                 return true
             }
@@ -257,6 +257,7 @@ extension SnapshotEngine {
             return false
         }
         markAndTouch(offset: start, end: end)
+        if record.pointee.isHole, newestLive >= 0 { holeChunkCountLeft -= touched.count }
         record.pointee.pieceEnd = end
         record.pointee.startCursor = start / blockByteCount
         record.pointee.waitCursor = start / blockByteCount

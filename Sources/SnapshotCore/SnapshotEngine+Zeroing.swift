@@ -5,8 +5,10 @@ package import BlockModel
 // Before a large one is worked on, the origin is asked where its holes are. A block that the newest
 // live layer has not preserved is as it was at that layer's cut, for whatever changes a block
 // preserves it first. So where the origin has a hole after the cut, what is not preserved was zero
-// at the cut, and making it zero changes nothing: no mark, no copy, no record in a layer. A write
-// that arrives meanwhile marks and preserves as always.
+// at the cut, and making it zero needs no copy. A write that arrives meanwhile marks and preserves
+// as always. A hole is marked all the same, for a discard counts as a change; but with a snapshot
+// held each mark costs a record in its layer, so there `heldHoleChunkCountMax` chunks of holes are
+// marked after each cut, and then no more: nothing changes in them.
 //
 // An answer holds until the next cut. The gate of a request that is under way cannot drain; one
 // that is not is asked about anew when a gate closed since the question.
@@ -49,6 +51,9 @@ extension SnapshotEngine {
         let record = requests + Int(index)
         let start = record.pointee.pieceStart
         let end = record.pointee.offset + record.pointee.length
+        if !record.pointee.isUnderWay, record.pointee.scanGateCount != gateCount {
+            record.pointee.knownEnd = 0
+        }
         if record.pointee.knownEnd <= start {
             record.pointee.isHole = false
             if originTellsHoles, end - start >= limits.scannedByteCountMin {
@@ -60,9 +65,18 @@ extension SnapshotEngine {
             }
             record.pointee.knownEnd = end
         }
-        if record.pointee.isHole { return record.pointee.knownEnd }
-        let step = newestLive < 0 ? limits.freePieceByteCount : limits.heldPieceByteCount
+        if record.pointee.isHole, !isMarked(holeFrom: start, to: record.pointee.knownEnd) {
+            return record.pointee.knownEnd
+        }
+        let isUnpreserved = newestLive < 0 || record.pointee.isHole
+        let step = isUnpreserved ? limits.freePieceByteCount : limits.heldPieceByteCount
         return min(record.pointee.knownEnd, (start / step + 1) * step)
+    }
+
+    /// Whether a hole that is made zero counts as a change.
+    func isMarked(holeFrom start: UInt64, to end: UInt64) -> Bool {
+        let count = chunks(touching: ByteRange(offset: start, length: end - start)).count
+        return newestLive < 0 || count <= holeChunkCountLeft
     }
 
     /// Performs the next run of the piece that no held snapshot needs; skips what one needs.

@@ -87,6 +87,8 @@ package final class SnapshotEngine {
     var imageBlocksLeft: Int
     var batchesLeft: Int
     var isStoringPostponed = false
+    /// Chunks of holes that may still be marked before the next cut, while a snapshot is held.
+    var holeChunkCountLeft = 0
     var delayed = RequestList()
     var lastTimer = UInt64.max
 

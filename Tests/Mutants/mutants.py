@@ -59,12 +59,12 @@ MUTANTS = [
     ("a write that waited while the device shrank","SnapshotCore/SnapshotEngine+Writes.swift","guard end <= size else","guard end <= size || newestLive < 0 else"),
     ("an image of a lost range lives","SnapshotCore/SnapshotEngine+Layers.swift","snapshots[Int(use.snapshot)].size > newSize {","snapshots[Int(use.snapshot)].size > newSize + 65536 {"),
     ("a grown tail is no change","SnapshotCore/SnapshotEngine+Queries.swift","            if tailStart < end { result.add(from: tailStart, to: end) }\n","            if tailStart + 4096 < end { result.add(from: tailStart, to: end) }\n"),
-    ("an image write waits without limit","SnapshotCore/SnapshotEngine+Copies.swift","        endOverdueImageWrites()\n","        \n"),
     ("parked requests forgotten","SnapshotCore/SnapshotEngine+Cut.swift","while let index = pop(&parked) { wake(index) }","if let index = pop(&parked) { wake(index) }"),
 ]
 
-# The same for rooms whose unit tests have to find it: RingIOTests.
-POOL_MUTANTS = [
+# The same where unit tests have to find it: those of the room, in Tests/<room>Tests.
+TESTED_MUTANTS = [
+    ("an image write waits without limit","SnapshotCore/SnapshotEngine+Copies.swift","        endOverdueImageWrites()\n","        \n"),
     ("a lane takes the threads of others","RingIO/LaneSchedule.swift","state.waiting > 0, state.running < state.threadCount else","state.waiting > 0 else"),
     ("pages of maps come last","RingIO/LaneSchedule.swift","        for lane in BlockingLane.allCases {\n            let state","        for lane in BlockingLane.allCases.reversed() {\n            let state"),
     ("a full lane refuses what is owed","RingIO/LaneSchedule.swift","guard isOwed || lanes","guard lanes"),
@@ -80,10 +80,11 @@ wanted = sys.argv[2:]
 shutil.rmtree(scratch / "Sources", ignore_errors=True)
 shutil.copytree(SOURCES, scratch / "Sources")
 shutil.rmtree(scratch / "Tests", ignore_errors=True)
-shutil.copytree(SOURCES.parent / "Tests" / "RingIOTests", scratch / "Tests" / "RingIOTests")
+for tests in ["RingIOTests", "SnapshotCoreTests"]:
+    shutil.copytree(SOURCES.parent / "Tests" / tests, scratch / "Tests" / tests)
 
 
-def simulate():
+def simulate(file):
     """What the simulator makes of the copy as it is: found, LIVES or STALE, and why."""
     build = subprocess.run(
         ["swift", "build", "-c", "release", "--product", "simulate"],
@@ -100,15 +101,15 @@ def simulate():
     return "LIVES", "60 s of simulation"
 
 
-def test():
-    """What the unit tests make of it."""
+def test(file):
+    """What the unit tests of the room make of it."""
     build = subprocess.run(
         ["swift", "build", "--build-tests"], cwd=scratch, capture_output=True, text=True)
     if build.returncode:
         return "STALE", "does not build"
     try:
         run = subprocess.run(
-            ["swift", "test", "--skip-build", "--filter", "RingIOTests"],
+            ["swift", "test", "--skip-build", "--filter", file.split("/")[0] + "Tests"],
             cwd=scratch, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         return "found", "a test hangs"
@@ -118,7 +119,7 @@ def test():
 
 missed = 0
 total = 0
-planted = [(*mutant, simulate) for mutant in MUTANTS] + [(*mutant, test) for mutant in POOL_MUTANTS]
+planted = [(*mutant, simulate) for mutant in MUTANTS] + [(*mutant, test) for mutant in TESTED_MUTANTS]
 for name, file, text, replacement, find in planted:
     if wanted and not any(word in name for word in wanted):
         continue
@@ -130,7 +131,7 @@ for name, file, text, replacement, find in planted:
         missed += 1
         continue
     path.write_text(original.replace(text, replacement, 1))
-    outcome, why = find()
+    outcome, why = find(file)
     if outcome != "found":
         missed += 1
     print(f"{outcome:7} {name}: {why}", flush=True)

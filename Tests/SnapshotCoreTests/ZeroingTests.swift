@@ -8,8 +8,8 @@ import Testing
     private static let size: UInt64 = 64 << 20
     private static let mebibyte: UInt64 = 1 << 20
 
-    private func harness() -> Harness {
-        let harness = Harness(size: Self.size)
+    private func harness(_ limits: EngineLimits = EngineLimits()) -> Harness {
+        let harness = Harness(size: Self.size, limits: limits)
         harness.engine.originTellsHoles = true
         return harness
     }
@@ -26,13 +26,28 @@ import Testing
     }
 
     @Test(arguments: [RequestOperation.writeZeroes, .discard])
-    func `what the origin has as a hole is neither marked nor copied nor recorded`(
-        operation: RequestOperation
-    ) {
-        let harness = harness()
+    func `what the origin has as a hole is marked, but not copied`(operation: RequestOperation) {
+        for isHeld in [false, true] {
+            let harness = harness()
+            if isHeld { _ = harness.take() }
+            harness.write(0, 0, Self.size, operation: operation)
+            #expect(harness.drain() == ["findHoles 0 0+\(Self.size)"])
+            harness.engine.originScanned(RequestIndex(0), isHole: true, length: Self.size)
+            #expect(harness.drain() == ["issuePart 0 0+\(Self.size)"])
+            #expect(harness.originDone(0, Self.size) == .finish(nil))
+            #expect(
+                changes(harness, since: isHeld ? 1 : 0)
+                    == [ByteRange(offset: 0, length: Self.size)])
+        }
+    }
+
+    @Test func `holes beyond what a cut's records have room for are not marked`() {
+        var limits = EngineLimits()
+        limits.heldHoleChunkCountMax = Int(Self.size / 65536) - 1
+        let harness = harness(limits)
         let snapshot = harness.take()
-        harness.write(0, 0, Self.size, operation: operation)
-        #expect(harness.drain() == ["findHoles 0 0+\(Self.size)"])
+        harness.write(0, 0, Self.size, operation: .discard)
+        _ = harness.drain()
         harness.engine.originScanned(RequestIndex(0), isHole: true, length: Self.size)
         #expect(harness.drain() == ["issuePart 0 0+\(Self.size)"])
         #expect(harness.originDone(0, Self.size) == .finish(nil))
