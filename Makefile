@@ -65,6 +65,7 @@ coverage: ## How much of the rooms that decide their tests run, and which lines 
 
 build: ## Build the program in release mode
 	@Scripts/ensure-swift
+	@Scripts/ensure-packages build
 	swift build $(BUILD) --product stillpoint
 
 build-tests: ## Build everything, the tests too
