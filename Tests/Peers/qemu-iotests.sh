@@ -12,7 +12,7 @@ fit() {
         -e 's|sleep 1 # FIXME: qemu-nbd.*|for _ in {1..600}; do [ -s "$QEMU_TEST_DIR/qemu-nbd.pid" ] \&\& break; sleep 0.1; done|' \
         common.rc
     sed -i 's#nbd+unix:///\\??socket#nbd+unix:///disk\\??socket#' common.filter
-    sed -i 's#nbd+unix:///?socket#nbd+unix:///disk?socket#' ./*.out
+    sed -i 's#nbd+unix:///?socket#nbd+unix:///disk?socket#' 094.out
     sed -i 's/-accel qtest/-accel tcg/' testenv.py
     chmod +x check && touch fitted
 }
@@ -26,12 +26,15 @@ if [[ ${1:-} == fetch ]]; then
 fi
 
 explain() {
+    # Nothing else may differ.
+    ! grep -E '^[-+]' "$WORK/log" | grep -qvE '^(---|\+\+\+) |"event": "SHUTDOWN"' || return 0
     case $1 in
-        none) ;;
+        094 | 119) echo "QEMU tells of the shutdown before it answers quit, with its own server" \
+            "too: Debian's has no accelerator for tests" ;;
     esac
 }
 
-export STAND_IN_PROGRAM STAND_IN_REAL=/usr/bin
+export STAND_IN_PROGRAM STAND_IN_REAL=/usr/bin STAND_IN_REASON=$WORK/reason
 export QEMU_PROG=/usr/bin/qemu-system-x86_64 QEMU_IMG_PROG=/usr/bin/qemu-img
 export QEMU_IO_PROG=/usr/bin/qemu-io QSD_PROG=/usr/bin/qemu-storage-daemon
 export QEMU_NBD_PROG=${0%/*}/stand-in/qemu-nbd
@@ -39,9 +42,12 @@ export QEMU_NBD_PROG=${0%/*}/stand-in/qemu-nbd
 export TEST_DIR=$WORK/iotests SOCK_DIR=/tmp/iotests
 cd "$tests" || exit 1
 for name in $(grep -lE '^_supported_proto (generic|.*nbd)' [0-9][0-9][0-9]); do
+    rm -f "$STAND_IN_REASON"
     timeout 600 ./check -raw -nbd "$name" >"$WORK/log" 2>&1 </dev/null
     status=$?
-    if grep -qE "^$name .*not run" "$WORK/log"; then
+    if [[ -e $STAND_IN_REASON ]]; then
+        status=77
+    elif grep -qE "^$name .*not run" "$WORK/log"; then
         sed -n "s/^$name .*not run *\[.*\.\.\. *//p" "$WORK/log" >"$WORK/reason"
         status=77
     fi

@@ -117,6 +117,8 @@ def read_nbdkit(words):
             wanted.command = value
         elif option == "--tls":
             wanted.require_tls = value == "require"
+        elif option == "--exit-with-parent":
+            end_with_parent()
         elif option == "--tls-verify-peer":
             wanted.verify = True
         elif option == "--tls-certificates":
@@ -143,6 +145,8 @@ def describe_plugin(wanted, plugin, settings):
             wanted.path = value
         elif key == "size":
             wanted.size = byte_count(value)
+        else:
+            give_up(f"needs nbdkit's {plugin} {key}=")
     wanted.pattern = plugin == "pattern"
 
 
@@ -195,6 +199,11 @@ def take_credentials(wanted, text):
         give_up(f"needs qemu-nbd's object {kind}")
 
 
+def end_with_parent():
+    """Asks the kernel for SIGTERM when the parent ends (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 class Service:
     """Our program with one device."""
 
@@ -202,18 +211,21 @@ class Service:
         self.program = os.environ["STAND_IN_PROGRAM"]
         self.wanted = wanted
         self.place = tempfile.mkdtemp(prefix="stand-in.")
+        self.control = os.path.join(self.place, "control")
         self.process = None
         self.tls = bool(wanted.certificates or wanted.keys)
         self.address = None  # what the relay connects to
 
     def start(self):
         wanted = self.wanted
-        path = wanted.path or self.make_file()
-        control = os.path.join(self.place, "control")
-        words = [self.program, "serve", "--control", control, "--runtime-dir", self.place,
+        path = os.path.abspath(
+            self.whole_sectors(wanted.path) if wanted.path else self.make_file())
+        words = [self.program, "serve", "--control", self.control, "--runtime-dir", self.place,
                  "--state-dir", os.path.join(self.place, "state")]
-        if not wanted.read_only:
-            words += ["--attach", f"{wanted.name}={os.path.abspath(path)}"]
+        if wanted.read_only:
+            self.remember_read_only(words, path)
+        else:
+            words += ["--attach", f"{wanted.name}={path}"]
         # TLS is for TCP. Clients on other sockets reach it through the relay.
         passed = wanted.listen[0] == "passed" and not self.tls
         if self.tls:
@@ -230,13 +242,15 @@ class Service:
                 self.address = os.path.join(self.place, "nbd")
             words += ["--nbd", f"unix:{self.address}"]
         self.spawn(words, passed)
-        if wanted.read_only:
-            subprocess.run([self.program, "device", "attach", wanted.name, os.path.abspath(path),
-                            "--read-only", "--control", control], check=True,
-                           stdout=subprocess.DEVNULL)
+
+    def remember_read_only(self, words, path):
+        """Has the service attach the file, so that the next one has it before clients come."""
+        self.spawn(words, False)
+        subprocess.run([self.program, "device", "attach", self.wanted.name, path, "--read-only",
+                        "--control", self.control], check=True, stdout=subprocess.DEVNULL)
+        self.end()
 
     def spawn(self, words, passed):
-        library = ctypes.CDLL(None)
         environment = {key: value for key, value in os.environ.items()
                        if not key.startswith("LISTEN_")}
         if passed:
@@ -246,7 +260,7 @@ class Service:
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log(),
             env=environment,
             close_fds=True, pass_fds=[3] if passed else [],
-            preexec_fn=lambda: library.prctl(1, signal.SIGTERM))
+            preexec_fn=end_with_parent)
         for line in self.process.stdout:
             if line.strip() == b"ready":
                 return
@@ -269,7 +283,21 @@ class Service:
         mode += ["--tls-cert", f"{place}/server-cert.pem", "--tls-key", f"{place}/server-key.pem"]
         return mode + (["--tls-ca", f"{place}/ca-cert.pem"] if self.wanted.verify else [])
 
+    def whole_sectors(self, path):
+        """The file, or a copy that is longer by some zeroes, as QEMU serves it."""
+        size = os.path.getsize(path)
+        if size % 512 == 0:
+            return path
+        if not self.wanted.read_only:
+            give_up("needs a server of files that are not whole sectors")
+        copy = os.path.join(self.place, "disk.img")
+        shutil.copyfile(path, copy)
+        os.truncate(copy, -size % 512 + size)
+        return copy
+
     def make_file(self):
+        if self.wanted.size % 512:
+            give_up("needs a server of files that are not whole sectors")
         path = os.path.join(self.place, "disk.img")
         with open(path, "wb") as file:
             if self.wanted.pattern:
@@ -280,11 +308,15 @@ class Service:
                 file.truncate(self.wanted.size)
         return path
 
-    def stop(self):
+    def end(self):
         if self.process:
             self.process.terminate()
             self.process.wait()
             self.process.stdout.close()
+            self.process = None
+
+    def stop(self):
+        self.end()
         shutil.rmtree(self.place, ignore_errors=True)
 
 
