@@ -72,7 +72,7 @@ build-tests: ## Build everything, the tests too
 	@Scripts/ensure-swift
 	swift build $(BUILD) --build-tests
 
-peers: ## Run clients of others (Debian's, the next Debian's, PyPI's) against the server and print a table
+peers: ## Run clients of others (Debian's, the next Debian's, PyPI's) against the server, with SUITES=all the tests of others too, and print a table
 	@Scripts/ensure-packages build test peers
 	@$(MAKE) --no-print-directory build
 	@Scripts/peers $(PROGRAM) $(SCRATCH)-peers $(SUITES)
