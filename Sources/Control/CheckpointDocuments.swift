@@ -6,7 +6,7 @@ package import FoundationEssentials
 package struct CheckpointDocument: Codable, Equatable, Sendable {
     package var name: String
     package var createdAt: Date
-    /// Id of the snapshot that left it; it may be gone.
+    /// Id of the snapshot that left it, which may be gone, or of the copy that it was held for.
     @OrNull package var snapshot: String?
     package var devices: [Device]
     /// Told when it is made, of a cut with a live device: `filesystem`, or `crash` when a filesystem
@@ -38,16 +38,27 @@ package struct CheckpointDocument: Codable, Equatable, Sendable {
 package struct CheckpointCreateDocument: Codable, Equatable, Sendable {
     package var name: String
     package var devices: [String]
+    /// `auto` or `none`: whether filesystems of live devices are frozen for the cut.
+    package var freeze: [String]?
     /// Keeps filesystems frozen until the cut is released, at most so long: for copies.
     package var holdMilliseconds: UInt64?
+    /// Of a cut that is held: an id of the caller's, by which it knows the checkpoint again.
+    package var id: String?
 
     /// Keys it may have, for refusing others.
-    package static let keys: Set<String> = ["name", "devices", "hold_milliseconds"]
+    package static let keys: Set<String> = [
+        "name", "devices", "freeze", "hold_milliseconds", "id",
+    ]
 
-    package init(name: String, devices: [String], holdMilliseconds: UInt64? = nil) {
+    package init(
+        name: String, devices: [String], freeze: [String]? = nil, holdMilliseconds: UInt64? = nil,
+        id: String? = nil
+    ) {
         self.name = name
         self.devices = devices
+        self.freeze = freeze
         self.holdMilliseconds = holdMilliseconds
+        self.id = id
     }
 }
 

@@ -4,6 +4,10 @@ package import BlockModel
 package struct CheckpointRequest: Equatable, Sendable {
     package let name: ObjectName
     package let devices: [ObjectName]
+    /// Filesystems of live devices are frozen for it; otherwise they are only written back before.
+    package let isFrozen: Bool
+    /// The id of the copy that it is held for.
+    package let id: UniqueID?
 
     /// What `--since` calls the begin of a device's history, so no cut can be called so.
     package static let generationName = "generation"
@@ -12,6 +16,23 @@ package struct CheckpointRequest: Equatable, Sendable {
     package init(_ document: CheckpointCreateDocument) throws(ControlError) {
         name = try Self.baseName(document.name, of: "checkpoint")
         devices = try SnapshotRequest.devices(document.devices, of: "checkpoint")
+        switch document.freeze ?? [] {
+        case [], ["auto"]: isFrozen = true
+        case ["none"]: isFrozen = false
+        default:
+            throw ControlError(
+                .invalid, "freeze of a checkpoint: give auto or none, or leave it out")
+        }
+        guard isFrozen || document.holdMilliseconds == nil else {
+            throw ControlError(
+                .invalid, "hold_milliseconds: a cut is held frozen, not with freeze none")
+        }
+        id = try document.id.map { text throws(ControlError) in
+            guard document.holdMilliseconds != nil, let id = UniqueID(text) else {
+                throw ControlError(.invalid, "id \"\(text)\": give a UUID, with hold_milliseconds")
+            }
+            return id
+        }
     }
 
     /// A name that queries of changes can use for a cut.

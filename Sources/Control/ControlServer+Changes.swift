@@ -28,6 +28,9 @@ extension ControlServer {
                 try await checkpoints.releaseHeld(try context.parameters.require("name")),
                 status: .created)
         }
+        router.delete("v1/checkpoints/{name}/hold") { _, context in
+            Answer(try await checkpoints.abandonHeld(try context.parameters.require("name")))
+        }
         router.delete("v1/checkpoints/{name}") { _, context in
             Answer(try await checkpoints.delete(try context.parameters.require("name")))
         }

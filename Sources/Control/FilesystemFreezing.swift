@@ -133,6 +133,24 @@ actor FilesystemFreezing {
 
     // -- the cut
 
+    /// Makes a cut for which nothing is frozen.
+    func makeCutAlone(_ members: [CutMember], isBase: Bool) async -> CutOutcome {
+        await cuts.makeCut(members, isBase: isBase)
+    }
+
+    /// Writes back what is dirty in the plan's filesystems and freezes nothing; returns what could
+    /// not be written back.
+    func writeBack(_ plan: FreezePlan) async throws -> [String] {
+        guard !plan.targets.isEmpty else { return [] }
+        await turn.takeAlone()
+        defer { turn.giveBack() }
+        var summary = FreezeSummary()
+        for (_, freezer) in try await prepare(plan, isBestEffort: true, &summary) {
+            await gone(freezer)
+        }
+        return summary.errors
+    }
+
     /// Makes a cut with the plan's filesystems frozen. When one cannot be frozen nothing is done,
     /// or, with `isBestEffort`, the cut is made all the same.
     func makeCut(

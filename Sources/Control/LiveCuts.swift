@@ -8,6 +8,7 @@ internal import Synchronization
 //
 // Invariants
 // - A held cut ends by itself at its limit, and is thawed by the guardian when the service dies.
+// - A held cut is remembered only when nothing was written to its live devices while it was held.
 // - Nothing is recorded while filesystems are frozen: a held cut is remembered after the thaw.
 
 /// What a cut with live devices came to.
@@ -23,6 +24,24 @@ struct LiveCut: Sendable {
 struct LiveCuts: Sendable {
     let freezing: FilesystemFreezing
     let snapshots: SnapshotRegistry
+
+    /// Makes a cut over devices of which one at least is live, without freezing anything:
+    /// filesystems are written back before, so that the cut after this one finds less to do.
+    func makeCutWithoutFreeze(
+        _ names: [ObjectName], _ devices: [AttachedDevice]
+    ) async throws -> LiveCut {
+        var summary = FreezeSummary()
+        do {
+            let plan = try await freezing.plan(
+                .standard, devices: names, protected: try await snapshots.groundOfLiveCuts())
+            summary.errors = try await freezing.writeBack(plan)
+        } catch let error as ControlError where error.code == .unsuitable {
+            summary.errors.append(error.message)
+        }
+        let members = devices.map { CutMember(device: $0, snapshot: nil) }
+        let outcome = await freezing.makeCutAlone(members, isBase: true)
+        return LiveCut(outcome: outcome, summary: summary)
+    }
 
     /// Makes a cut over devices of which one at least is live.
     func makeCut(
@@ -69,7 +88,10 @@ extension CheckpointRegistry {
                     devices.map { CutMember(device: $0, snapshot: nil) }, isBase: true), nil
             )
         }
-        let cut = try await liveCuts.makeCut(request.devices, devices)
+        let cut =
+            request.isFrozen
+            ? try await liveCuts.makeCut(request.devices, devices)
+            : try await liveCuts.makeCutWithoutFreeze(request.devices, devices)
         return (cut.outcome, cut)
     }
 }
@@ -78,8 +100,21 @@ extension CheckpointRegistry {
 struct HeldCut: Sendable {
     let request: CheckpointRequest
     let hold: CutHold
+    /// The cut of each device.
+    let bases: [TrackingBase]
     /// Ends when the cut is thawed: the checkpoint, or why there is none.
     let end: Task<CheckpointDocument, any Error>
+
+    /// It, for people and programs.
+    var document: HeldCutDocument {
+        HeldCutDocument(
+            name: request.name.text,
+            devices: zip(request.devices, bases).map { device, base in
+                HeldCutDocument.Device(
+                    device: device.text, generation: base.generation.description,
+                    epoch: base.epoch.rawValue, size: base.size)
+            })
+    }
 }
 
 extension CheckpointRegistry {
@@ -92,39 +127,79 @@ extension CheckpointRegistry {
             throw ControlError(
                 .invalid, "hold_milliseconds: use 1 to \(Self.holdMillisecondsMax)")
         }
-        guard heldCuts[request.name] == nil else { throw Self.isHeld(request.name) }
+        guard heldCuts[request.name] == nil else {
+            throw ControlError(
+                .busy,
+                "a cut called \(request.name) is held at this moment; choose another name")
+        }
         try store.checkRoom(forParts: request.devices.count)
         try store.names.reserve(request.name, for: .checkpoint)
         let hold = CutHold(limitNanoseconds: milliseconds * 1_000_000)
         let end = Task { try await self.cutHeld(request, hold) }
-        heldCuts[request.name] = HeldCut(request: request, hold: hold, end: end)
         guard let outcome = await hold.cut(), outcome.fault == nil else {
-            heldCuts[request.name] = nil
             _ = try await end.value
             throw ControlError(.failed, "checkpoint \(request.name) could not be held")
         }
-        return HeldCutDocument(
-            name: request.name.text,
-            devices: request.devices.enumerated().map { index, device in
-                let base = outcome.base(at: index)
-                return HeldCutDocument.Device(
-                    device: device.text, generation: base.generation.description,
-                    epoch: base.epoch.rawValue, size: base.size)
-            })
+        let held = HeldCut(
+            request: request, hold: hold,
+            bases: request.devices.indices.map { outcome.base(at: $0) }, end: end)
+        // One that ended already takes itself out no more.
+        if !hold.isOver { heldCuts[request.name] = held }
+        return held.document
     }
 
-    /// Thaws what a held cut froze, and remembers it if it was frozen all the time.
+    /// Thaws what a held cut froze, and remembers it if it was frozen all the time and nobody wrote to
+    /// a live device meanwhile.
     func releaseHeld(_ text: String) async throws -> CheckpointDocument {
         guard let name = ObjectName(text), let held = heldCuts.removeValue(forKey: name) else {
-            throw ControlError(
-                .notFound, "no cut called \(text) is held; it may have ended by itself")
+            throw Self.isNotHeld(text)
         }
-        held.hold.release()
+        // While everything is still frozen.
+        held.hold.release(refusal: await refusal(toKeep: held))
         return try await held.end.value
     }
 
-    private static func isHeld(_ name: ObjectName) -> ControlError {
-        ControlError(.busy, "a cut called \(name) is held at this moment; choose another name")
+    /// Thaws what a held cut froze, and remembers nothing.
+    func abandonHeld(_ text: String) async throws -> HeldCutDocument {
+        guard let name = ObjectName(text), let held = heldCuts.removeValue(forKey: name) else {
+            throw Self.isNotHeld(text)
+        }
+        held.hold.release(
+            refusal: ControlError(.busy, "checkpoint \(name) was given up by who asked for it"))
+        // It ends with that refusal, which was asked for.
+        _ = await held.end.result
+        return held.document
+    }
+
+    private static func isNotHeld(_ text: String) -> ControlError {
+        ControlError(.notFound, "no cut called \(text) is held; it may have ended by itself")
+    }
+
+    /// Why a held cut may not be remembered: somebody wrote to a live device beside its filesystem.
+    private func refusal(toKeep held: HeldCut) async -> ControlError? {
+        var found: [String: String] = [:]
+        for (name, base) in zip(held.request.devices, held.bases) {
+            guard let device = await devices.attached(name) else {
+                return ControlError(.busy, "device \(name) was detached while a cut was held")
+            }
+            switch await device.writtenBesides(since: base) {
+            case .success(let byteCount):
+                if byteCount > 0 { found[name.text] = "\(byteCount)" }
+            case .failure(let refusal):
+                return ControlError(
+                    refusal == .busy ? .busy : .historyUnknown,
+                    "whether device \(name) was written to while its cut was held is not known, so "
+                        + "nothing is remembered")
+            }
+        }
+        guard !found.isEmpty else { return nil }
+        let list = found.sorted { $0.key < $1.key }.map { "\($0.key) (\($0.value) bytes)" }
+        return ControlError(
+            .busy,
+            "live devices were written to while their filesystems were frozen: "
+                + list.joined(separator: ", ") + "; somebody writes beside the filesystem, or it "
+                + "could not be frozen, so there is no one moment; nothing is remembered",
+            details: found)
     }
 
     /// The cut from its preparation until it is remembered.
@@ -145,10 +220,14 @@ extension CheckpointRegistry {
                 let cut = try await liveCuts.makeCut(request.devices, devices, holding: hold)
                 if let fault = cut.outcome.fault { throw Self.refusal(of: fault, request.name) }
                 let checkpoint = Checkpoint(
-                    name: request.name, createdAt: .now, snapshot: nil,
+                    name: request.name, createdAt: .now, snapshot: request.id,
                     parts: request.devices.enumerated().map { index, device in
                         Checkpoint.Part(device: device, base: cut.outcome.base(at: index))
                     })
+                if let refusal = hold.refusal {
+                    await self.removed(checkpoint)
+                    throw refusal
+                }
                 guard hold.wasReleasedInTime else {
                     await self.removed(checkpoint)
                     throw ControlError(

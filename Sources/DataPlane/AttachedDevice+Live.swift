@@ -185,6 +185,20 @@ extension AttachedDevice {
         }
     }
 
+    /// Bytes of a live device that were written after the cut of `base`, 0 for one that is served.
+    /// Where a mark stands for a neighbour's sectors too, nothing can be told, and that is left out.
+    package func writtenBesides(since base: TrackingBase) async -> Result<UInt64, ChangesRefusal> {
+        guard let live else { return .success(0) }
+        let own = live.ownRange(size: facts.size)
+        guard !own.isEmpty else { return .success(0) }
+        var query = ChangesQuery(since: .base(base), until: nil)
+        query.offset = own.offset
+        query.length = own.length
+        return await changes(query).map { page in
+            page.ranges.reduce(0) { $0 + $1.length } + (page.nextOffset == nil ? 0 : 1)
+        }
+    }
+
     /// Before a cut: the size that the disk has now, and what is marked. What cannot be taken is left
     /// for the next epoch; what is lost begins a new generation at the cut.
     func takeMarksBeforeCut() async {

@@ -10,6 +10,7 @@ package final class CutHold: Sendable {
         var isOver = false
         var wasReleased = false
         var heldNanoseconds: UInt64 = 0
+        var refusal: (any Error)?
     }
 
     private let limitNanoseconds: UInt64
@@ -62,8 +63,16 @@ package final class CutHold: Sendable {
         waiter?.resume(returning: nil)
     }
 
-    /// Lets the filesystems go.
-    package func release() { released.signal() }
+    /// Lets the filesystems go. `refusal`: why the cut is not to be remembered.
+    package func release(refusal: (any Error)? = nil) {
+        state.withLock { $0.refusal = refusal }
+        released.signal()
+    }
+
+    /// Why it is not to be remembered, although it was released.
+    package var refusal: (any Error)? { state.withLock { $0.refusal } }
+    /// It was released, its limit has passed, or it never was held.
+    package var isOver: Bool { state.withLock { $0.isOver } }
 
     /// Whether all was read before the limit passed, and how long the cut was held.
     package var wasReleasedInTime: Bool { state.withLock { $0.wasReleased } }

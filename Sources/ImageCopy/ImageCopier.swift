@@ -43,11 +43,11 @@ package final class ImageCopier: Sendable {
     /// What the record said before.
     package let former: CopyRecord?
     private let options: CopyOptions
-    private let target: CopyTarget
-    private let record: CopyRecordFile
+    let target: CopyTarget
+    let record: CopyRecordFile
     /// The complete copy that is replaced, and its record; locked until the end.
     private let replaced: (target: CopyTarget, record: CopyRecordFile)?
-    private let workers: [CopyWorker]
+    let workers: [CopyWorker]
     /// How the disk was before the first write.
     private let disk: DiskState?
 
@@ -292,15 +292,18 @@ package final class ImageCopier: Sendable {
         try record.store(running)
     }
 
-    /// All was written: records that the target equals the cut.
-    package func finish() throws(CopyError) {
+    /// All was written: records that the target equals the cut, or `later`, up to which it was
+    /// brought forward; `hasWrittenMore`: for that, something was written.
+    package func finish(
+        as later: CopyCut? = nil, hasWrittenMore: Bool = false
+    ) throws(CopyError) {
         if plan == .nothing { return }
         try target.sync()
         // Whoever writes from now on is seen by another time of change.
         TargetSurvey.waitForNextStamp()
         var file = try target.file()
         let hasWritten =
-            work.writtenByteCount.load(ordering: .relaxed) > 0
+            hasWrittenMore || work.writtenByteCount.load(ordering: .relaxed) > 0
         if hasWritten, let before = disk, before.backing == nil,
             before.touchedSectors == file.disk?.touchedSectors
         {
@@ -308,7 +311,7 @@ package final class ImageCopier: Sendable {
             file.disk?.touchedSectors = nil
         }
         var complete = CopyRecord.complete(
-            device: wish.device, wish.cut, file, samples: try target.samples())
+            device: wish.device, later ?? wish.cut, file, samples: try target.samples())
         complete.writtenAtSeconds = Int64(time(nil))
         complete.isNameOwned = options.isNameOwned ? true : nil
         try record.store(complete)

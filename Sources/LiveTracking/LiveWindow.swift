@@ -102,6 +102,22 @@ package final class LiveWindow: Sendable {
         }
     }
 
+    /// The bytes of the device, `size` of them, in blocks whose marks are its own alone.
+    package func ownRange(size: UInt64) -> ByteRange {
+        guard place.isPartition else { return ByteRange(offset: 0, length: size) }
+        let unit = granularity
+        let (start, end) = (place.startSector * 512, place.startSector * 512 + size)
+        let first =
+            ((start + unit - 1) / unit * unit - start + blockByteCount - 1)
+            / blockByteCount * blockByteCount
+        let last =
+            end % unit == 0
+            ? size
+            : (max(end / unit * unit, start) - start)
+                / blockByteCount * blockByteCount
+        return ByteRange(offset: min(first, size), length: last > first ? last - first : 0)
+    }
+
     /// Bits of a word that stand for a neighbour's sectors too.
     private func sharedBits(in word: UInt64, _ shift: UInt64) -> UInt64 {
         guard place.isPartition else { return 0 }

@@ -265,7 +265,8 @@ struct ManualNotes {
             ],
             exitStatus: [
                 4:
-                    "The target is in use, holds something else, or is a complete copy of another cut.",
+                    "The target is in use, holds something else, or is a complete copy of another cut; or the "
+                    + "filesystems of a live device would be frozen too long.",
                 5:
                     "What changed since the cut of the target is not known, or the target does not equal it.",
                 6: "The snapshot was corrupted during the copy.",

@@ -17,6 +17,11 @@ struct CopyCommand: AsyncParsableCommand {
             made for the time of the copy (--checkpoint names its cut) and always destroyed \
             afterwards. Several devices are copied as of one moment, to DIRECTORY/DEVICE.img.
 
+            A live device has no snapshots. It is copied in passes while it is in use. For the last \
+            one its filesystems are frozen, and the target equals the device as it is then. If the \
+            freeze would be longer than --freeze-limit, or something writes to the device beside its \
+            filesystem, the copy fails with exit status 4; the same command continues it.
+
             Without --since, everything is copied; holes and zeroes become holes. With --since, only \
             what changed since that cut is copied, in place, into a target that equals the cut. \
             `--since auto` uses the newest cut that the target equals and the device still knows. If \
@@ -32,6 +37,7 @@ struct CopyCommand: AsyncParsableCommand {
               stillpoint copy vm1@tuesday /backup/vm1.img --since monday
               stillpoint copy vm1 /backup/vm1.img --since auto --checkpoint wednesday --keep tuesday
               stillpoint copy vm1 vm2 --to /backup --since auto
+              stillpoint copy root /backup/root.img --since auto --checkpoint friday
               stillpoint copy vm1@monday - | zstd >/backup/vm1.img.zst
             """)
 
@@ -70,6 +76,12 @@ struct CopyCommand: AsyncParsableCommand {
             valueName: "raw|diff"))
     var format = StreamKind.raw
 
+    @Option(
+        help: ArgumentHelp(
+            "How long the filesystems of live devices may be frozen, as far as can be foreseen: "
+                + "0.02 to 15 seconds.", valueName: "seconds"))
+    var freezeLimit = 1.0
+
     @Flag(help: "Overwrite a target, whatever it is. Not with --since.")
     var force = false
 
@@ -96,6 +108,9 @@ struct CopyCommand: AsyncParsableCommand {
         if record != nil, to != nil {
             throw ValidationError("--record names the record of one target; leave it out with --to")
         }
+        guard LiveCopyMachine.Limits.freezeSecondsRange.contains(freezeLimit) else {
+            throw ValidationError("--freeze-limit: give 0.02 to 15 seconds")
+        }
         for (option, name) in [("--keep", keep), ("--checkpoint", checkpoint)] {
             if let name, ObjectName(name) == nil {
                 throw ValidationError(
@@ -114,6 +129,9 @@ struct CopyCommand: AsyncParsableCommand {
         try check(images)
         let targets = try self.targets(images)
         let client = try options.client()
+        if let run = try await liveRun(images, targets, client) {
+            return try show(try await run.perform())
+        }
         let held = try await HeldImages.hold(
             images.filter { $0.snapshot == nil }.map(\.device), named: nameOfCut(images),
             with: client)
@@ -138,6 +156,35 @@ struct CopyCommand: AsyncParsableCommand {
         let documents = try outcome.get()
         if let complaint { throw ControlError(.failed, complaint) }
         try show(documents)
+    }
+
+    /// The copy, when the devices are live.
+    private func liveRun(
+        _ images: [CopyImageName], _ targets: [String], _ client: ControlClient
+    ) async throws -> LiveCopyRun? {
+        let status = try await client.call(.GET, "/v1/status", as: StatusDocument.self)
+        let live = Set(status.devices.filter { $0.mode == "live" }.map(\.name))
+        let wanted = images.filter { $0.snapshot == nil && live.contains($0.device) }
+        guard let first = wanted.first else { return nil }
+        guard wanted.count == images.count else {
+            throw ControlError(
+                .unsuitable,
+                "device \(first.device) is live, and others are not: copy those with a command of "
+                    + "their own")
+        }
+        guard !targetIsStream else {
+            throw ControlError(
+                .unsuitable,
+                "device \(first.device) is live: its copy is brought forward in passes, which a "
+                    + "stream cannot be; copy it to a file, and stream that")
+        }
+        let name = checkpoint ?? nameOfOwnCut
+        return LiveCopyRun(
+            LiveCopyWish(
+                devices: images.map(\.device), targets: targets, since: since, checkpoint: name,
+                isNameOwned: checkpoint == nil, keep: keep, record: record, isForced: force,
+                limits: LiveCopyMachine.Limits(freezeSeconds: freezeLimit)),
+            status, client)
     }
 
     /// A name that fits no snapshot that is there is of no use.
@@ -178,9 +225,10 @@ struct CopyCommand: AsyncParsableCommand {
     private func nameOfCut(_ images: [CopyImageName]) -> String? {
         if let checkpoint { return checkpoint }
         guard since == Self.auto, images.contains(where: { $0.snapshot == nil }) else { return nil }
-        let seconds = UInt64(max(0, time(nil)))
-        return "copy-\(seconds)-\(getpid())"
+        return nameOfOwnCut
     }
+
+    private var nameOfOwnCut: String { "copy-\(UInt64(max(0, time(nil))))-\(getpid())" }
 
     // MARK: One copy
 
@@ -359,6 +407,10 @@ struct CopyDocument: Encodable {
     /// What the user should know of how it was done.
     var notes: [String]
     var seconds: Double
+    /// Of a live device: passes after the first copy, and how its freeze went.
+    var passes: Int?
+    var consistency: String?
+    var frozenMilliseconds: UInt64?
 
     /// For people.
     var text: String {
@@ -367,7 +419,23 @@ struct CopyDocument: Encodable {
         let what =
             full ? "all \(sizeText(size))" : "\(sizeText(changedBytes)) in \(ranges) range(s)"
         let rate = Double(transferredBytes) / max(seconds, 0.001)
+        let frozen = frozenMilliseconds.map {
+            ", frozen \($0) ms after \(passes ?? 0) pass(es), \(consistency ?? "crash")-consistent"
+        }
         return "copied \(image) to \(target): \(what), "
-            + "\(sizeText(transferredBytes)) transferred, \(sizeText(UInt64(rate)))/s\n"
+            + "\(sizeText(transferredBytes)) transferred, \(sizeText(UInt64(rate)))/s"
+            + (frozen ?? "") + "\n"
+    }
+}
+
+extension CopyDocument {
+    /// Of a target whose record says that it equals the cut already.
+    init(alreadyEqual record: CopyRecord, target: String, seconds: Double) {
+        self.init(
+            device: record.device, snapshot: record.equals?.snapshot ?? "", target: target,
+            full: false, since: nil, generation: record.equals?.generation ?? "",
+            epoch: record.equals?.epoch ?? 0, size: record.equals?.size ?? 0, ranges: 0,
+            changedBytes: 0, transferredBytes: 0, writtenBytes: 0, zeroedBytes: 0, already: true,
+            notes: [], seconds: seconds)
     }
 }

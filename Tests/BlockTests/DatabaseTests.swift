@@ -3,127 +3,6 @@ import Glibc
 import TestSupport
 import Testing
 
-/// A PostgreSQL server on a data directory, stopped when the object goes.
-private final class Database: Sendable {
-    static let programs: String? = {
-        let root = "/usr/lib/postgresql"
-        let versions = (try? FileManager.default.contentsOfDirectory(atPath: root)) ?? []
-        return versions.sorted().last.map { "\(root)/\($0)/bin" }.flatMap { folder in
-            access(folder + "/postgres", X_OK) == 0 && getpwnam("postgres") != nil ? folder : nil
-        }
-    }()
-
-    private let data: String
-    private let socketDirectory: TemporaryDirectory
-    private let ticket: Int
-
-    /// Starts a server on `data`, which belongs to the user postgres.
-    init(on data: String) throws {
-        self.data = data
-        socketDirectory = try TemporaryDirectory()
-        try Command.check("chown", ["postgres", socketDirectory.root])
-        ticket = Undertaker.shared.register("kill -9 $(head -n 1 \(data)/postmaster.pid)")
-        try Self.asPostgres(
-            "pg_ctl",
-            [
-                "start", "--wait", "--timeout=120", "--pgdata", data, "--log", data + "/log",
-                "--options", "-c listen_addresses= -k \(socketDirectory.root)",
-            ])
-    }
-
-    deinit {
-        // Once it is stopped there is nothing left to stop.
-        _ = try? stop()
-        Undertaker.shared.withdraw(ticket)
-    }
-
-    func stop() throws {
-        try Self.asPostgres("pg_ctl", ["stop", "--wait", "--mode=fast", "--pgdata", data])
-    }
-
-    /// Makes an empty database cluster.
-    static func make(in data: String) throws {
-        try asPostgres("initdb", ["--pgdata", data, "--auth=trust", "--no-locale"])
-    }
-
-    @discardableResult
-    static func asPostgres(_ program: String, _ arguments: [String]) throws -> String {
-        guard let programs else { throw TestFailure("there is no PostgreSQL") }
-        return try Command.check(
-            "setpriv",
-            ["--reuid=postgres", "--regid=postgres", "--clear-groups", "\(programs)/\(program)"]
-                + arguments, deadline: 300)
-    }
-
-    /// Runs a client program against it.
-    @discardableResult
-    func client(_ program: String, _ arguments: String...) throws -> String {
-        try Self.asPostgres(program, ["--host", socketDirectory.root] + arguments)
-    }
-
-    /// The answer to a query, a single value.
-    func value(_ query: String) throws -> String {
-        try client("psql", "--no-psqlrc", "-qAt", "-c", query, "postgres")
-            .trimmingCharacters(in: .newlines)
-    }
-
-    /// A client that stays connected.
-    func session() throws -> ChildProcess {
-        guard let programs = Self.programs else { throw TestFailure("there is no PostgreSQL") }
-        return try ChildProcess(
-            "setpriv",
-            [
-                "--reuid=postgres", "--regid=postgres", "--clear-groups", "\(programs)/psql",
-                "--host", socketDirectory.root, "--no-psqlrc", "-qAt", "postgres",
-            ], withInput: true)
-    }
-}
-
-/// Commits numbers one after the other and knows the last one it was told of.
-private final class Witness: @unchecked Sendable {
-    // The counter is written by the thread of `run` alone and read by others under the lock.
-    private let lock = NSCondition()
-    private var last = 0
-    private var isOver = false
-    private let session: ChildProcess
-
-    init(_ database: Database) throws { session = try database.session() }
-
-    var lastCommitted: Int { lock.withLock { last } }
-
-    /// Waits until it was told of `count` more; the limit only detects hangs.
-    func waitForMore(_ count: Int) throws {
-        try lock.withLock {
-            let wanted = last + count
-            let limit = Date(timeIntervalSinceNow: 120)
-            while last < wanted {
-                guard lock.wait(until: limit) else {
-                    throw TestFailure("the database committed too little in 120 s")
-                }
-            }
-        }
-    }
-
-    func end() { lock.withLock { isOver = true } }
-
-    func run() throws {
-        var next = 0
-        while !(lock.withLock { isOver }) {
-            next += 1
-            try session.writeLine("INSERT INTO seen VALUES (\(next)) RETURNING n;")
-            guard try session.readLine(deadline: 120) == "\(next)" else {
-                throw TestFailure("the database refused number \(next)")
-            }
-            lock.withLock {
-                last = next
-                lock.broadcast()
-            }
-        }
-        session.closeInput()
-        try session.wait(deadline: 60)
-    }
-}
-
 /// Databases on block devices.
 @Suite(.needsBlockDevices)
 struct `Databases on block devices` {
@@ -208,8 +87,7 @@ struct `Databases on block devices` {
 
     /// The user postgres must reach what is mounted below a directory of root's.
     private static func letOthersIn(_ mount: Mount) throws {
-        try Command.check("chmod", ["0755", (mount.path as NSString).deletingLastPathComponent])
-        try Command.check("chown", ["postgres", mount.path])
+        try Database.letIn(to: mount.path)
     }
 
     private static func checkImage(

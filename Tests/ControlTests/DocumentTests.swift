@@ -14,7 +14,7 @@ import Testing
     /// The blocks of commands by document and label.
     private static let places: [String: [String: Place]] = [
         "README.md": [
-            "": .tests, "protect": .tests,
+            "": .tests, "protect": .tests, "live": .tests,
             "build": .elsewhere("a build of everything: .ci/run and whoever follows the README"),
             "package": .elsewhere("a fresh Debian: make test-package"),
             "install": .elsewhere("the tree of the build: make test-package"),
@@ -33,7 +33,7 @@ import Testing
             "lvmdevices": .elsewhere("LVM with a devices file, as RHEL has it"),
         ],
         "docs/interface.md": ["nbdinfo": .tests],
-        "docs/live.md": ["": .tests],
+        "docs/live.md": ["": .tests, "copies": .tests],
         "docs/migrating.md": ["": .tests],
         "docs/releasing.md": ["release": .elsewhere("a release: the checklist itself")],
         "docs/remote.md": ["certificates": .tests, "keys": .tests, "ssh": .tests],

@@ -7,8 +7,9 @@ import Testing
 final class LiveHarness: Sendable {
     let service: TestService
 
-    init(environment: [String: String] = [:]) throws {
-        service = try TestService(attaching: [:], loops: 2, environment: environment)
+    init(wrapper: [String] = [], environment: [String: String] = [:]) throws {
+        service = try TestService(
+            attaching: [:], loops: 2, wrapper: wrapper, environment: environment)
     }
 
     /// Runs a client command.

@@ -141,7 +141,7 @@ struct `What a live device reports` {
 }
 
 /// Blocks of 4 KiB that are not the same in both.
-private func differingBlocks(_ left: Data, _ right: Data) -> Set<Int> {
+func differingBlocks(_ left: Data, _ right: Data) -> Set<Int> {
     var blocks: Set<Int> = []
     left.withUnsafeBytes { left in
         right.withUnsafeBytes { right in
