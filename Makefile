@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 BUILD := -c release --scratch-path $(SCRATCH)
 PROGRAM := $(SCRATCH)/release/stillpoint
 
-.PHONY: help build build-tests test soak simulate mutants fuzz bpf coverage demo peers bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package test-systemd figures clean
+.PHONY: help build build-tests test soak simulate mutants fuzz bpf guests coverage demo peers bench bench-nbd bench-snapshots bench-block bench-rooms format lint install uninstall deb tarball test-package test-systemd figures clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -58,6 +58,11 @@ fuzz: ## Fuzz TARGET (handshake, transmission, map, documents, configuration, mo
 bpf: ## Make the header with the BPF programs anew (needs bpftool and libbpf-dev)
 	@Scripts/ensure-swift
 	@Scripts/live-skeleton
+
+guests: ## Live devices under the kernels of Debian 12 and 13 in emulated machines (SUITES, ROUNDS of load, default 3)
+	@Scripts/ensure-packages build guests
+	@$(MAKE) --no-print-directory build
+	@Scripts/guests $(PROGRAM) $(SCRATCH)-guests $(SUITES)
 
 coverage: ## How much of the rooms that decide their tests run, and which lines they do not
 	@Scripts/ensure-swift
