@@ -5,11 +5,15 @@ source "${0%/*}/lib.sh"
 tests=/src/qemu/tests/qemu-iotests
 
 # Their clients ask for the default export, which no device of ours can be; the server is given a
-# second to start, which is too short on a busy machine; and Debian's QEMU has no accelerator for
-# tests.
+# second to start and no time to end, which is too short on a busy machine; and Debian's QEMU has no
+# accelerator for tests.
 fit() {
+    # shellcheck disable=SC2016 # expanded by the tests
+    local begun='for _ in {1..600}; do [ -s "$QEMU_TEST_DIR/qemu-nbd.pid" ] \&\& break; sleep 0.1; done'
+    # shellcheck disable=SC2016
+    local ended='&; for _ in {1..600}; do kill -0 ${QEMU_NBD_PID} 2>/dev/null || break; sleep 0.1; done'
     sed -i -e 's#nbd+unix:///?socket#nbd+unix:///disk?socket#' \
-        -e 's|sleep 1 # FIXME: qemu-nbd.*|for _ in {1..600}; do [ -s "$QEMU_TEST_DIR/qemu-nbd.pid" ] \&\& break; sleep 0.1; done|' \
+        -e "s%sleep 1 # FIXME: qemu-nbd.*%$begun%" -e "s%kill \${QEMU_NBD_PID}\$%$ended%" \
         common.rc
     sed -i 's#nbd+unix:///\\??socket#nbd+unix:///disk\\??socket#' common.filter
     sed -i 's#nbd+unix:///?socket#nbd+unix:///disk?socket#' 094.out

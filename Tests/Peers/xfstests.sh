@@ -23,8 +23,8 @@ label=$filesystem-$mode
 disk_size=$((8 << 30))
 
 if [[ ${APART:-} != yes ]]; then
-    APART=yes exec unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
-        "$0" "$@"
+    APART=yes exec unshare --mount --pid --fork --kill-child=TERM --mount-proc \
+        --propagation private "$0" "$@"
 fi
 
 run=$PLACE/$label
@@ -35,6 +35,8 @@ nodes=()
 
 stop() {
     local node
+    [[ ! -e $run/results/pid ]] || kill "$(<"$run/results/pid")"
+    [[ -z ${tests:-} ]] || wait "$tests"
     [[ -z ${taker:-} ]] || { touch "$run/enough"; wait "$taker"; }
     umount "$ROOT/mnt/test" "$ROOT/mnt/scratch" 2>/dev/null
     for node in "${nodes[@]}"; do
@@ -44,6 +46,7 @@ stop() {
     rm -f "$run"/*.img
 } >>"$run/stop.log" 2>&1
 trap stop EXIT
+trap 'exit 1' INT TERM
 
 sp() { "$PROGRAM" "$@" --control "$control"; }
 
@@ -195,9 +198,14 @@ if [[ $mode == snapshots ]]; then
     take_snapshots &
     taker=$!
 fi
-# shellcheck disable=SC2016 # expanded by the inner shell
-in_root "exec timeout --kill-after=60 ${XFSTESTS_MINUTES:-25}m ./check \$(cat /results/list)" \
-    >>"$run/output" 2>&1 </dev/null
+in_root "echo \$\$ >/results/pid
+    exec timeout --kill-after=60 ${XFSTESTS_MINUTES:-25}m ./check \$(cat /results/list)" \
+    >>"$run/output" 2>&1 </dev/null &
+tests=$!
+# In the background, so that the end is clean when it is asked for earlier.
+wait "$tests"
+rm "$run/results/pid"
+tests=""
 if [[ $mode == snapshots ]]; then
     touch "$run/enough"
     wait "$taker"
