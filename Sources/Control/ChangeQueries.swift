@@ -145,7 +145,7 @@ struct ChangeQueries: Sendable {
         case .sinceIsLater:
             ControlError(
                 .invalid,
-                "the cut of \(since) is later than that of \(until) on device \(device); name an "
+                "the cut of \(since) is later than that of \(until) on device \(device); name "
                     + "an earlier one")
         case .notTaken:
             ControlError(.notHeld, "snapshot \(until) is not taken yet; take it first")

@@ -37,7 +37,7 @@ struct `Copies are refused` {
         let harness = try harness()
         try harness.copy("a")
         try harness.take("b")
-        try harness.expectRefusal(2, "after", harness.copyArguments("a", since: "b"))
+        try harness.expectRefusal(2, "later", harness.copyArguments("a", since: "b"))
         try harness.command(
             "snapshot", "create", "--device", "disk", "--name", "c", "--storage", "memory:8M",
             "--prepare")
