@@ -22,9 +22,7 @@ extension SnapshotEngine {
         precondition(
             record.pointee.phase == .waitingForScan, "a question for holes is answered once")
         record.pointee.phase = .idle
-        if record.pointee.isUnderWay || record.pointee.scanGateCount == gateCount {
-            noteScan(index, isHole: isHole, length: length)
-        }
+        noteScan(index, isHole: isHole, length: length)
         advance(index)
         settle()
     }

@@ -50,7 +50,7 @@ MUTANTS = [
     ("a punched extent is granted unreserved","CopyOnWrite/StorageSpace.swift","            holes.append(contentsOf: offsets)\n            capacity -= piece.length","            ready.append(contentsOf: offsets)"),
     ("an extent that could not be erased is granted","CopyOnWrite/StorageSpace.swift","            unclean.append(contentsOf: offsets)\n","            ready.append(contentsOf: offsets)\n"),
     ("erasure put off is forgotten","CopyOnWrite/StorageSpace.swift","        if dirty.isEmpty { dirty = offsets } else { dirty.append(contentsOf: offsets) }\n",""),
-    ("a hole of before the cut","SnapshotCore/SnapshotEngine+Zeroing.swift","if record.pointee.isUnderWay || record.pointee.scanGateCount == gateCount {","if gateCount >= 0 {"),
+    ("a hole of before the cut","SnapshotCore/SnapshotEngine+Zeroing.swift","if !record.pointee.isUnderWay, record.pointee.scanGateCount != gateCount {","if record.pointee.scanGateCount > gateCount {"),
     ("a hole reaches into a block of data","SnapshotCore/SnapshotEngine+Zeroing.swift","end == requestEnd ? end : end / blockByteCount * blockByteCount","(end + 4095) / 4096 * 4096"),
     ("data behind a hole taken for one","SnapshotCore/SnapshotEngine+Zeroing.swift","            record.pointee.isHole = false\n            if originTellsHoles","            if originTellsHoles, !record.pointee.isHole || end - start > 65536"),
     ("one limit for all pieces of a zeroing","SnapshotCore/SnapshotEngine+Writes.swift","        undelay(index)\n        if record.pointee.operation.isWrite {\n            effects","        if record.pointee.operation.isWrite {\n            undelay(index)\n            effects"),
