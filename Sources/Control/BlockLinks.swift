@@ -1,5 +1,6 @@
-internal import Host
+internal import ExportBlock
 internal import Glibc
+internal import Host
 
 // Names of block devices that do not change: links in one directory of the machine, `NAME` to
 // `/dev/loopN` and, with partitions, `NAME1` to `/dev/loopNp1`.
@@ -8,7 +9,7 @@ internal import Glibc
 // - A link that leads to a block device which is there is replaced by nobody: another service, or
 //   another device of this one, has the name.
 // - A link that leads nowhere, or to a loop device that shows something else now, was left behind,
-//   and is replaced.
+//   and is replaced. So is one to a device that nobody uses and whose service has ended.
 
 /// The links of block devices; see the head of this file. All calls block.
 package struct BlockLinks: Sendable {
@@ -62,7 +63,9 @@ package struct BlockLinks: Sendable {
             throw ControlError(
                 .busy, "\(path) exists and is not a link to a block device; remove it")
         }
-        guard target != wanted, Self.isInUse(target, as: link) else { return }
+        guard target != wanted, Self.isInUse(target, as: link), !Self.isDeserted(target) else {
+            return
+        }
         throw ControlError(
             .nameTaken,
             "the name \(path) is taken: it leads to \(target), a block device of another service or "
@@ -72,6 +75,22 @@ package struct BlockLinks: Sendable {
     private static func isInUse(_ target: String, as link: String) -> Bool {
         guard target.hasPrefix("/dev/loop") else { return true }
         return content(of: target, as: link) == .device
+    }
+
+    /// Whether the service that made this block device has ended and nobody uses what it left.
+    private static func isDeserted(_ target: String) -> Bool {
+        let disk = "loop" + target.dropFirst("/dev/loop".count).prefix { $0.isNumber }
+        guard let file = SystemFile.line(of: "/sys/block/\(disk)/loop/backing_file") else {
+            return false
+        }
+        // The file is RUNTIME_DIRECTORY/block/NUMBER/NAME.
+        let runtime = "/" + file.split(separator: "/").dropLast(3).joined(separator: "/")
+        let lock = open(LockedDirectory.runtimeLock(in: runtime), O_RDONLY | O_CLOEXEC)
+        if lock >= 0 {
+            defer { close(lock) }
+            guard !FileLock.isHeld(lock) else { return false }
+        }
+        return BlockUsers.find(of: ["/dev/" + disk]).isEmpty
     }
 
     /// What a loop device, or the disk of a partition, shows.

@@ -50,11 +50,17 @@ final class LockedDirectory: Sendable {
         }
     }
 
+    private static let runtimeLockName = "service.lock"
+
+    /// The file that a service keeps locked in its runtime directory.
+    static func runtimeLock(in directory: String) -> String { "\(directory)/\(runtimeLockName)" }
+
     /// The runtime directory of a service. A file in it is locked, for the directory may be that of
     /// the state too; its guardian has another. Blocks.
     convenience init(runtime path: String) throws(ControlError) {
         try self.init(
-            making: path, file: "service.lock", name: "runtime directory", option: "--runtime-dir")
+            making: path, file: Self.runtimeLockName, name: "runtime directory",
+            option: "--runtime-dir")
     }
 
     deinit { close(descriptor) }

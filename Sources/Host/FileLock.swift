@@ -39,26 +39,39 @@ package enum FileLock {
         return .taken
     }
 
+    /// Whether any process holds a flock on the open file of `descriptor`. Takes none, not even for a
+    /// moment, so nobody is refused because of the question. Blocks.
+    package static func isHeld(_ descriptor: Int32) -> Bool {
+        !holders(of: descriptor).isEmpty
+    }
+
     /// The living process that holds a flock on the file, as /proc/locks tells; nil when the one
     /// that took it has ended, or nobody holds one.
     private static func livingHolder(of descriptor: Int32) -> Outcome? {
-        var facts = cl_file_facts()
-        guard cl_file_facts(descriptor, &facts) == 0 else { return nil }
-        let hex = { (value: UInt32) in
-            let text = String(value, radix: 16)
-            return text.count < 2 ? "0" + text : text
-        }
-        let file = "\(hex(facts.device_major)):\(hex(facts.device_minor)):\(facts.inode)"
-        for line in SystemFile.lines(of: "/proc/locks") {
-            let fields = line.split(separator: " ")
-            // 1: FLOCK  ADVISORY  WRITE 4242 fd:00:12345 0 EOF
-            guard fields.count >= 6, fields[1] == "FLOCK", fields[5] == file else { continue }
-            guard let process = Int32(fields[4]), process > 0 else { continue }
+        for process in holders(of: descriptor) where process > 0 {
             if process == getpid() { return .heldByThisProcess }
             guard cl_process_lives(process) else { continue }
             let name = SystemFile.line(of: "/proc/\(process)/comm")
             return .heldBy("process \(process) (\(name ?? "unnamed"))")
         }
         return nil
+    }
+
+    /// The processes that took the flocks on the file, as /proc/locks tells; 0 stands for one of
+    /// another PID namespace.
+    private static func holders(of descriptor: Int32) -> [Int32] {
+        var facts = cl_file_facts()
+        guard cl_file_facts(descriptor, &facts) == 0 else { return [] }
+        let hex = { (value: UInt32) in
+            let text = String(value, radix: 16)
+            return text.count < 2 ? "0" + text : text
+        }
+        let file = "\(hex(facts.device_major)):\(hex(facts.device_minor)):\(facts.inode)"
+        return SystemFile.lines(of: "/proc/locks").compactMap { line in
+            let fields = line.split(separator: " ")
+            // 1: FLOCK  ADVISORY  WRITE 4242 fd:00:12345 0 EOF
+            guard fields.count >= 6, fields[1] == "FLOCK", fields[5] == file else { return nil }
+            return Int32(fields[4])
+        }
     }
 }

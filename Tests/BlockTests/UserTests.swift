@@ -100,6 +100,16 @@ struct `Users of block devices` {
         #expect(outcome.status == 4)
         #expect(outcome.diagnostics.contains("is taken"), "\(outcome.diagnostics)")
         #expect(outcome.diagnostics.contains(block), "\(outcome.diagnostics)")
+        // A device that waits for its service, and that nobody uses, has no claim to it.
+        try harness.service.process.killAndWait()
+        let node = try Command.check(
+            TestService.binary, ["block", "attach", "disk", "--control", other.controlPath])
+        #expect(node == harness.service.directory.path("dev/disk") + "\n")
+        let target = try FileManager.default.destinationOfSymbolicLink(
+            atPath: harness.service.directory.path("dev/disk"))
+        #expect(target != block)
+        try Command.check(
+            TestService.binary, ["block", "detach", "disk", "--control", other.controlPath])
     }
 
     @Test func `partitions have names of their own`() throws {
