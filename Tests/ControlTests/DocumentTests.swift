@@ -17,7 +17,6 @@ import Testing
             "": .tests, "protect": .tests, "live": .tests,
             "build": .elsewhere("a build of everything: .ci/run and whoever follows the README"),
             "package": .elsewhere("a fresh Debian: make test-package"),
-            "install": .elsewhere("the tree of the build: make test-package"),
             "systemd": .elsewhere("systemd: make test-systemd"),
         ],
         "docs/benchmarks.md": ["bench": .elsewhere("an idle machine and half an hour")],
