@@ -61,6 +61,7 @@ let package = Package(
         .target(
             name: "CLiveTracking", exclude: ["bpf"],
             cSettings: [.headerSearchPath("skeleton")]),
+        .target(name: "PageFiles", exclude: ["files"]),
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: strict),
@@ -107,11 +108,12 @@ let package = Package(
             name: "Control",
             dependencies: [
                 "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "DataPlane", "Encryption",
-                "ExportBlock", "ExportNBD", "Host", "LiveTracking", "RingIO",
+                "ExportBlock", "ExportNBD", "Host", "LiveTracking", "PageFiles", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOExtras", package: "swift-nio-extras"),
+                .product(name: "NIOHTTPTypes", package: "swift-nio-extras"),
                 .product(name: "NIOPosix", package: "swift-nio"),
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
@@ -185,6 +187,9 @@ let package = Package(
         .testTarget(
             name: "ControlTests",
             dependencies: ["Control", "TestSupport", "manual", "powercut-fs"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "PageTests", dependencies: ["CTestSupport", "TestSupport", "nbd-load"],
             swiftSettings: strictTests),
         .testTarget(
             name: "HistoryTests",

@@ -114,14 +114,14 @@ struct ChangeQueries: Sendable {
         return ChangesMarkedDocument(device: name.text, ranges: document.ranges)
     }
 
-    private static func deviceName(_ text: String) throws(ControlError) -> ObjectName {
+    static func deviceName(_ text: String) throws(ControlError) -> ObjectName {
         guard let name = ObjectName(text) else {
             throw ControlError.noSuchDevice(text)
         }
         return name
     }
 
-    private static func refusal(
+    static func refusal(
         _ refusal: ChangesRefusal, _ device: ObjectName, _ request: ChangesRequest
     ) -> ControlError {
         let since = request.since ?? "the begin"

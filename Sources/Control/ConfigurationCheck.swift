@@ -25,7 +25,7 @@ extension ServiceConfiguration {
                 problems.append(reason)
             }
         }
-        return problems
+        return problems + (page?.problems(encryption) ?? [])
     }
 
     private static func whyNotDirectory(_ path: String) -> String? {

@@ -34,6 +34,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case invalid, notFound = "not_found", busy, unsuitable, failed
             case notAllowed = "not_allowed", tooLarge = "too_large", tooSlow = "too_slow"
             case noSpace = "no_space", historyUnknown = "history_unknown", corrupted, changed
+            case unauthorized, forbidden
         }
 
         private let value: Value
@@ -64,6 +65,11 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         /// A page of an answer that other pages do not belong to any more: begin again.
         package static let changed = Code(value: .changed)
 
+        /// The token that the page asks for is missing or wrong.
+        package static let unauthorized = Code(value: .unauthorized)
+        /// Not for whoever asks, or not from there.
+        package static let forbidden = Code(value: .forbidden)
+
         private init(value: Value) { self.value = value }
 
         /// The code of that name in JSON; what a newer service says and this program does not
@@ -80,6 +86,8 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         package var httpStatus: Int {
             switch value {
             case .invalid: 400
+            case .unauthorized: 401
+            case .forbidden: 403
             case .notFound: 404
             case .notAllowed: 405
             case .tooSlow: 408
@@ -100,7 +108,9 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .busy, .changed: .busy
             case .historyUnknown: .historyUnknown
             case .corrupted: .corrupted
-            case .unsuitable, .failed, .notAllowed, .tooLarge, .tooSlow, .noSpace: .failed
+            case .unsuitable, .failed, .notAllowed, .tooLarge, .tooSlow, .noSpace, .unauthorized,
+                .forbidden:
+                .failed
             }
         }
     }

@@ -15,11 +15,33 @@ internal import ServiceLifecycle
 // - At a graceful stop no connection is accepted any more, idle ones close, requests under way are
 //   answered; then `run` returns.
 
+/// What keeps the clients of a listener in bounds.
+struct ListenerBounds: Sendable {
+    /// Of the listening channel: admits connections.
+    let admission: @Sendable () -> any ChannelHandler
+    /// The first of each connection's pipeline, TLS, if there is any.
+    var security: (@Sendable () -> any ChannelHandler)?
+    /// Behind the HTTP codec of each connection.
+    var patience: @Sendable () -> [any RemovableChannelHandler] = { [] }
+
+    /// Those of the control socket: connections that are too many wait.
+    static func control(logger: Logger) -> ListenerBounds {
+        ListenerBounds(admission: {
+            AvailableConnectionsChannelHandler(
+                delegate: MaximumAvailableConnections(
+                    ControlLimits.connectionsMax, logger: logger))
+        })
+    }
+}
+
 /// Leads the connections of one socket to the routes.
 struct ControlListener<Responder: HTTPResponder>: Sendable
 where Responder.Context == ControlContext {
+    /// What it is called in messages.
+    let name: String
     let responder: Responder
     let logger: Logger
+    let bounds: ListenerBounds
 
     /// Serves until a graceful stop. `whenRunning` is called when connections are accepted, unless
     /// the stop has come first.
@@ -27,20 +49,25 @@ where Responder.Context == ControlContext {
         let http = channel()
         let group = MultiThreadedEventLoopGroup.singleton
         let quiescing = ServerQuiescingHelper(group: group)
-        let (logger, connectionsMax) = (logger, ControlLimits.connectionsMax)
+        let (name, logger, bounds) = (name, logger, bounds)
         let server = try await ServerBootstrap(group: group)
             .serverChannelInitializer { channel in
                 channel.eventLoop.makeCompletedFuture {
                     let handlers = channel.pipeline.syncOperations
-                    try handlers.addHandler(
-                        AvailableConnectionsChannelHandler(
-                            delegate: MaximumAvailableConnections(connectionsMax, logger: logger)))
+                    try handlers.addHandler(bounds.admission())
                     try handlers.addHandler(quiescing.makeServerChannelHandler(channel: channel))
                 }
             }
             // A client that has sent all it wants to send still reads its answer.
             .childChannelOption(.allowRemoteHalfClosure, value: true)
-            .bind(socket) { http.setup(channel: $0, logger: logger) }
+            .bind(socket) { channel in
+                guard let security = bounds.security else {
+                    return http.setup(channel: channel, logger: logger)
+                }
+                return channel.eventLoop.makeCompletedFuture {
+                    try channel.pipeline.syncOperations.addHandler(security())
+                }.flatMap { http.setup(channel: channel, logger: logger) }
+            }
         await withGracefulShutdownHandler {
             if !Task.isShuttingDownGracefully { await whenRunning() }
             await withDiscardingTaskGroup { group in
@@ -53,7 +80,7 @@ where Responder.Context == ControlContext {
                 } catch {
                     // The end of the task, when something else has failed, ends it like this too.
                     if !Task.isCancelled {
-                        logger.error("the control socket accepts no connections: \(error)")
+                        logger.error("\(name) accepts no connections: \(error)")
                     }
                 }
             }
@@ -71,6 +98,7 @@ where Responder.Context == ControlContext {
                 try await respond(to: request, writer, channel)
             },
             configuration: .init(
+                additionalChannelHandlers: bounds.patience(),
                 idleTimeout: .seconds(ControlLimits.idleSeconds),
                 httpDecoderConfiguration: limits))
     }

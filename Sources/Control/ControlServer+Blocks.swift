@@ -6,7 +6,13 @@ internal import HummingbirdCore
 extension ControlServer {
     func addBlocks(to router: Router<ControlContext>) {
         let blocks = registries.blocks
-        router.get("v1/blocks") { _, _ in Answer(await blocks.list()) }
+        router.get("v1/blocks") { request, context in
+            try await shared(request, context) { Answer(await blocks.list()) }
+        }
+    }
+
+    func addBlockChanges(to router: Router<ControlContext>) {
+        let blocks = registries.blocks
         router.post("v1/blocks") { request, _ in
             let document = try await Self.decode(
                 BlockAttachDocument.self, keys: BlockAttachDocument.keys, from: request)

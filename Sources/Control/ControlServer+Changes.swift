@@ -9,7 +9,13 @@ internal import NIOCore
 extension ControlServer {
     func addCheckpoints(to router: Router<ControlContext>) {
         let checkpoints = registries.checkpoints
-        router.get("v1/checkpoints") { _, _ in Answer(await checkpoints.list()) }
+        router.get("v1/checkpoints") { request, context in
+            try await shared(request, context) { Answer(await checkpoints.list()) }
+        }
+    }
+
+    func addCheckpointChanges(to router: Router<ControlContext>) {
+        let checkpoints = registries.checkpoints
         router.post("v1/checkpoints") { request, context in
             let document = try await Self.decode(
                 CheckpointCreateDocument.self, keys: CheckpointCreateDocument.keys, from: request)
@@ -44,12 +50,52 @@ extension ControlServer {
                     request, device: try context.parameters.require("name")))
             return try ChangesResponse.response(to: request, with: answer)
         }
+        router.get("v1/devices/{name}/changes/summary") { request, context in
+            let name = try context.parameters.require("name")
+            let cellCount = try Self.cellCount(of: request)
+            let since = try Self.text("since", of: request)
+            return try await shared(request, context, kept: .seconds(3)) {
+                try Self.summary(
+                    try await changes.summary(of: name, cellCount: cellCount, since: since))
+            }
+        }
+    }
+
+    func addMarks(to router: Router<ControlContext>) {
+        let changes = registries.changes
         router.post("v1/devices/{name}/changes") { request, context in
             let document = try await Self.decode(
                 ChangesMarkDocument.self, keys: ChangesMarkDocument.keys, from: request)
             return Answer(
                 try await changes.mark(document, on: try context.parameters.require("name")))
         }
+    }
+
+    /// A picture of the changes. Its cells are written by hand: they are nearly all of it, and the
+    /// encoder is slow with lists, as for ranges.
+    private static func summary(_ document: SummaryDocument) throws -> Response {
+        var frame = document
+        frame.cells = []
+        return try ChangesResponse.response(
+            filling: "cells", of: DocumentCoding.encoder().encode(frame), with: document.cells
+        ) { cell, body in
+            body.writeString(
+                "{\"changed_blocks\":\(cell.changedBlocks),\"epoch\":\(cell.epoch),\"last\":")
+            // Names of checkpoints need no escapes.
+            body.writeString(cell.last.map { "\"\($0)\"}" } ?? "null}")
+        }
+    }
+
+    private static func cellCount(of request: Request) throws -> Int {
+        guard let count = try number("cells", of: request) else {
+            return SummaryDocument.cellCountStandard
+        }
+        let counts = SummaryDocument.cellCounts
+        guard let count = Int(exactly: count), counts.contains(count) else {
+            throw ControlError(
+                .invalid, "cells=\(count): use \(counts.lowerBound) to \(counts.upperBound)")
+        }
+        return count
     }
 
     private static func changesRequest(
@@ -100,35 +146,42 @@ extension ControlServer {
 /// since a page of JSON takes a hundred times as long to read as to find.
 enum ChangesResponse {
     static func response(to request: Request, with answer: ChangesAnswer) throws -> Response {
-        let isCompact = request.headers[.accept] == CompactChanges.mediaType
-        let body = try isCompact ? CompactChanges.encoded(answer) : json(answer)
-        return Response(
-            status: .ok,
-            headers: [
-                .contentType: isCompact ? CompactChanges.mediaType : "application/json",
-                .cacheControl: "no-store",
-            ],
-            body: .init(byteBuffer: body))
+        guard request.headers[.accept] == CompactChanges.mediaType else {
+            return try response(
+                filling: "ranges", of: DocumentCoding.encoder().encode(answer.document),
+                with: answer.ranges
+            ) { range, body in
+                body.writeString("{\"length\":\(range.length),\"offset\":\(range.offset)}")
+            }
+        }
+        return response(CompactChanges.mediaType, try CompactChanges.encoded(answer))
     }
 
-    /// The document with its ranges, which are written by hand: they are nearly all of it.
-    private static func json(_ answer: ChangesAnswer) throws -> ByteBuffer {
-        let frame = String(
-            decoding: try DocumentCoding.encoder().encode(answer.document), as: UTF8.self)
-        let place = "\"ranges\":["
-        guard let split = frame.firstRange(of: place) else {
-            preconditionFailure("a document of changes has ranges")
+    /// A document whose list `key`, empty in `frame`, is written by hand: it is nearly all of it.
+    static func response<Item>(
+        filling key: String, of frame: Data, with items: [Item],
+        _ write: (Item, inout ByteBuffer) -> Void
+    ) throws -> Response {
+        let frame = String(decoding: frame, as: UTF8.self)
+        guard let split = frame.firstRange(of: "\"\(key)\":[") else {
+            preconditionFailure("the document has \(key)")
         }
         var body = ByteBuffer()
-        body.reserveCapacity(frame.utf8.count + answer.ranges.count * 48)
+        body.reserveCapacity(frame.utf8.count + items.count * 48)
         body.writeString(String(frame[..<split.upperBound]))
         var separator = ""
-        for range in answer.ranges {
+        for item in items {
             body.writeString(separator)
-            body.writeString("{\"length\":\(range.length),\"offset\":\(range.offset)}")
+            write(item, &body)
             separator = ","
         }
         body.writeString(String(frame[split.upperBound...]) + "\n")
-        return body
+        return response("application/json", body)
+    }
+
+    private static func response(_ type: String, _ body: ByteBuffer) -> Response {
+        Response(
+            status: .ok, headers: [.contentType: type, .cacheControl: "no-store"],
+            body: .init(byteBuffer: body))
     }
 }

@@ -8,15 +8,21 @@ internal import NIOCore
 extension ControlServer {
     func addSnapshots(to router: Router<ControlContext>) {
         let snapshots = registries.snapshots
-        router.get("v1/snapshots") { _, _ in Answer(await snapshots.list()) }
+        router.get("v1/snapshots") { request, context in
+            try await shared(request, context) { Answer(await snapshots.list()) }
+        }
+        router.get("v1/snapshots/{id}") { _, context in
+            Answer(try await snapshots.show(try context.parameters.require("id")))
+        }
+    }
+
+    func addSnapshotChanges(to router: Router<ControlContext>) {
+        let snapshots = registries.snapshots
         router.post("v1/snapshots") { request, _ in
             let document = try await Self.decode(
                 SnapshotCreateDocument.self, keys: SnapshotCreateDocument.keys, from: request)
             return Answer(
                 try await snapshots.create(try SnapshotRequest(document)), status: .created)
-        }
-        router.get("v1/snapshots/{id}") { _, context in
-            Answer(try await snapshots.show(try context.parameters.require("id")))
         }
         router.delete("v1/snapshots/{id}") { [blocks = registries.blocks] request, context in
             let id = try context.parameters.require("id")
@@ -49,7 +55,7 @@ extension ControlServer {
             guard let place = FollowerPlace(taking: counts) else {
                 throw ControlError(
                     .limitReached,
-                    "\(ControlLimits.followersMax) clients wait for events, the most that the "
+                    "\(counts.followersMax) clients wait for events, the most that the "
                         + "service allows; end one")
             }
             return Self.stream(wish, keeping: place, answering: request)

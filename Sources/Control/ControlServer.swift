@@ -105,16 +105,26 @@ struct ControlServer: Sendable {
     let metrics: @Sendable () async -> String
     let about: @Sendable () -> AboutDocument
     let probe: @Sendable (String?) async throws -> MachineProbe
-    let counts: RequestCounts
+    let activity: @Sendable () async -> ActivityDocument
+    var counts: RequestCounts
     let user: ServiceUser?
     let logger: Logger
+    /// Where answers are given again to others for a moment; nil: each is made anew.
+    var sharedAnswers: SharedAnswers?
 
     /// What serves these routes.
     func listener() -> ControlListener<RouterResponder<ControlContext>> {
-        // Its own messages are about plumbing; requests that fail are logged by `ErrorDocuments`.
+        ControlListener(
+            name: "the control socket", responder: router().buildResponder(), logger: plumbing,
+            bounds: .control(logger: plumbing))
+    }
+
+    /// Messages of the library are about plumbing; requests that fail are logged by
+    /// `ErrorDocuments`.
+    var plumbing: Logger {
         var plumbing = logger
         plumbing.logLevel = .warning
-        return ControlListener(responder: router().buildResponder(), logger: plumbing)
+        return plumbing
     }
 
     private func router() -> Router<ControlContext> {
@@ -123,20 +133,45 @@ struct ControlServer: Sendable {
         router.add(middleware: RequestCounter(counts: counts))
         router.add(middleware: ErrorDocuments(user: user, logger: logger))
         router.add(middleware: KnownQueries())
+        addReading(to: router)
+        addChanging(to: router)
+        refuseOtherMethods(on: router)
+        return router
+    }
+
+    /// The routes that change something.
+    private func addChanging(to router: Router<ControlContext>) {
+        addDeviceChanges(to: router)
+        addSnapshotChanges(to: router)
+        addCheckpointChanges(to: router)
+        addMarks(to: router)
+        addBlockChanges(to: router)
+        addCopyChanges(to: router)
+    }
+
+    /// The routes that change nothing, all of them GET.
+    func addReading(to router: Router<ControlContext>) {
         router.get("v1") { _, _ in Answer(about()) }
         router.get("v1/health") { [registries] _, _ in
             let health = await registries.health()
             return Answer(health, status: health.isFailing ? .serviceUnavailable : .ok)
         }
-        router.get("v1/status") { _, _ in Answer(try await status()) }
+        router.get("v1/status") { request, context in
+            try await shared(request, context) { Answer(try await status()) }
+        }
+        router.get("v1/activity") { request, context in
+            try await shared(request, context) { Answer(await activity()) }
+        }
         router.get("v1/probe") { request, _ in
             let path = request.uri.queryParameters.get("path")
             return Answer(try await probe(path))
         }
-        router.get("metrics") { _, _ in
-            Response(
-                status: .ok, headers: [.contentType: MetricsText.contentType],
-                body: .init(byteBuffer: ByteBuffer(string: await metrics())))
+        router.get("metrics") { request, context in
+            try await shared(request, context) {
+                Response(
+                    status: .ok, headers: [.contentType: MetricsText.contentType],
+                    body: .init(byteBuffer: ByteBuffer(string: await metrics())))
+            }
         }
         addDevices(to: router)
         addSnapshots(to: router)
@@ -144,12 +179,24 @@ struct ControlServer: Sendable {
         addCheckpoints(to: router)
         addChanges(to: router)
         addBlocks(to: router)
-        refuseOtherMethods(on: router)
-        return router
+        addCopies(to: router)
+    }
+
+    /// Makes an answer, or gives one that was made for somebody else a moment ago.
+    func shared(
+        _ request: Request, _ context: ControlContext, kept age: Duration = SharedAnswers.moment,
+        _ make: @escaping @Sendable () async throws -> some ResponseGenerator
+    ) async throws -> Response {
+        guard let sharedAnswers else {
+            return try await make().response(from: request, context: context)
+        }
+        return try await sharedAnswers.answer(to: request.uri.string, kept: age) {
+            try await make().response(from: request, context: context)
+        }
     }
 
     /// A path that is there answers a method that is not with 405, and says which are.
-    private func refuseOtherMethods(on router: Router<ControlContext>) {
+    func refuseOtherMethods(on router: Router<ControlContext>) {
         let methods: [HTTPRequest.Method] =
             [
                 .get, .post, .put, .delete, .patch, .head, .options, .trace,
@@ -172,14 +219,20 @@ struct ControlServer: Sendable {
 
     private func addDevices(to router: Router<ControlContext>) {
         let registry = registries.devices
-        router.get("v1/devices") { _, _ in Answer(await registry.list()) }
+        router.get("v1/devices") { request, context in
+            try await shared(request, context) { Answer(await registry.list()) }
+        }
+        router.get("v1/devices/{name}") { _, context in
+            Answer(try await registry.show(try context.parameters.require("name")))
+        }
+    }
+
+    private func addDeviceChanges(to router: Router<ControlContext>) {
+        let registry = registries.devices
         router.post("v1/devices") { [blocks = registries.blocks] request, _ in
             let outcome = try await registry.attach(try await Self.attachRequest(request))
             if outcome.isNew { await blocks.deviceAttached(outcome.device.name) }
             return Answer(outcome.device, status: outcome.isNew ? .created : .ok)
-        }
-        router.get("v1/devices/{name}") { _, context in
-            Answer(try await registry.show(try context.parameters.require("name")))
         }
         router.post("v1/devices/{name}/resize") { _, context in
             Answer(try await registry.resize(try context.parameters.require("name")))

@@ -98,6 +98,8 @@ package struct StatusDocument: Codable, Equatable, Sendable {
     package var stateDirectory: String
     package var runtimeDirectory: String
     package var nbd: [String]
+    /// Where the page is served.
+    package var http: [String]
     package var loops: [LoopDocument]
     package var memory: MemoryDocument
     package var devices: [DeviceDocument]

@@ -13,6 +13,7 @@ struct KnownQueries: RouterMiddleware {
             "since", "until", "offset", "length", "limit", "generation", "since_epoch",
             "until_epoch",
         ],
+        "/v1/devices/{name}/changes/summary": ["cells", "since"],
         "/v1/events": ["after", "snapshot", "follow", "timeout"],
     ]
 

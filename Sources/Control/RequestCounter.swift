@@ -2,11 +2,15 @@ internal import Hummingbird
 internal import HummingbirdCore
 internal import Synchronization
 
-/// How many requests to the control socket were answered, by status.
+/// How many requests were answered, by status, and how many clients may wait for events.
 final class RequestCounts: Sendable {
     private let counts = Mutex<[Int: UInt64]>([:])
+    /// Most clients that wait for events.
+    let followersMax: Int
     /// Clients that wait for events now.
     fileprivate let followerCount = Atomic<Int>(0)
+
+    init(followersMax: Int) { self.followersMax = followersMax }
 
     func add(_ status: Int) { counts.withLock { $0[status, default: 0] += 1 } }
 
@@ -24,7 +28,7 @@ final class FollowerPlace: Sendable {
     init?(taking counts: RequestCounts) {
         self.counts = counts
         let before = counts.followerCount.wrappingAdd(1, ordering: .relaxed).oldValue
-        guard before < ControlLimits.followersMax else {
+        guard before < counts.followersMax else {
             // A failing initialiser of a complete object runs `deinit`, which gives it back.
             return nil
         }

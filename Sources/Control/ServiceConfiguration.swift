@@ -32,6 +32,8 @@ package struct ServiceConfiguration: Sendable {
     package var blocks: [RememberedBlock] = []
     /// Seconds for which block devices wait for the next service.
     package var restartLimitSeconds = ServiceConfiguration.restartLimitDefault
+    /// Where the page is served, and to whom; nil: nowhere.
+    package var page: PageSettings?
     /// Where the names of block devices are, for tests another directory.
     package var blockLinkDirectory = BlockLinks.directory
 

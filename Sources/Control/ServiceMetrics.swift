@@ -16,12 +16,19 @@ struct ServiceMetrics: Sendable {
     var cuts: CutHistory
     var events: [(kind: String, count: UInt64)]
     var requests: [(status: Int, count: UInt64)]
+    var pageRequests: [(status: Int, count: UInt64)]
+    var newestCheckpoints: [String: NewestCheckpoint]
+    var copies: [CopyJobDocument]
+    var blocks: [BlockDocument]
 
     /// The document.
     var text: String {
         var text = MetricsText()
         addService(to: &text)
         addDevices(to: &text)
+        addHistories(to: &text)
+        addCopies(to: &text)
+        addBlocks(to: &text)
         addRequests(to: &text)
         addSnapshots(to: &text)
         addLoops(to: &text)
@@ -45,6 +52,12 @@ struct ServiceMetrics: Sendable {
             "stillpoint_http_requests_total", .counter,
             "Requests to the control socket that were answered, by status.")
         for request in requests {
+            text.sample(request.count, [("status", "\(request.status)")])
+        }
+        text.family(
+            "stillpoint_page_requests_total", .counter,
+            "Requests to the page's listeners (--http) that were answered, by status.")
+        for request in pageRequests {
             text.sample(request.count, [("status", "\(request.status)")])
         }
         text.family("stillpoint_events_total", .counter, "Events recorded, by type.")
@@ -86,7 +99,7 @@ struct ServiceMetrics: Sendable {
         ) { $0.activity.counters.parkedWrites }
     }
 
-    private func each(
+    func each(
         _ text: inout MetricsText, _ name: String, _ kind: MetricsText.Kind, _ help: String,
         _ value: ((document: DeviceDocument, activity: DeviceActivity)) -> UInt64
     ) {
@@ -149,6 +162,40 @@ struct ServiceMetrics: Sendable {
         storage(&text, "limit_bytes", "Size up to which the storage may grow.", \.limit)
         storage(&text, "stored_bytes", "Preserved blocks that take space.", \.storedBytes)
         storage(&text, "zero_blocks", "Preserved blocks that are zero.", \.zeroBlocks)
+        storage(&text, "available_bytes", "Space that can still be handed out.", \.available)
+        addStates(to: &text)
+    }
+
+    private func addStates(to text: inout MetricsText) {
+        text.family(
+            "stillpoint_snapshot_storage_seconds_to_full", .gauge,
+            "Time until the storage is full at the rate since the cut; absent while nothing is "
+                + "stored.")
+        for snapshot in snapshots {
+            guard let seconds = snapshot.storage.estimatedSecondsToFull else { continue }
+            text.sample(seconds, Self.labels(of: snapshot))
+        }
+        text.family(
+            "stillpoint_snapshot_taken_timestamp_seconds", .gauge,
+            "When the snapshot's cut was made, Unix time.")
+        for snapshot in snapshots {
+            guard let taken = snapshot.takenAt else { continue }
+            text.sample(taken.timeIntervalSince1970, Self.labels(of: snapshot))
+        }
+        text.family(
+            "stillpoint_snapshot_corrupted", .gauge,
+            "1 when the image of that device lost data and fails, else 0.")
+        for snapshot in snapshots {
+            for device in snapshot.devices {
+                text.sample(
+                    UInt64(device.error == nil ? 0 : 1),
+                    Self.labels(of: snapshot) + [("device", device.device)])
+            }
+        }
+    }
+
+    private static func labels(of snapshot: SnapshotDocument) -> MetricsText.Labels {
+        [("snapshot", snapshot.id), ("name", snapshot.name ?? "")]
     }
 
     private func storage(
@@ -157,8 +204,7 @@ struct ServiceMetrics: Sendable {
     ) {
         text.family("stillpoint_snapshot_storage_\(name)", .gauge, help)
         for snapshot in snapshots {
-            let labels = [("snapshot", snapshot.id), ("name", snapshot.name ?? "")]
-            text.sample(value(snapshot.storage), labels)
+            text.sample(value(snapshot.storage), Self.labels(of: snapshot))
         }
     }
 

@@ -28,6 +28,7 @@ struct Registries: Sendable {
     let blocks: BlockRegistry
     let events: EventLog
     let cuts: CutThread
+    let copies: CopyRegistry
 
     /// Answers questions about changes.
     var changes: ChangeQueries {
@@ -41,7 +42,9 @@ package final class StillpointService: Service {
     private let logger: Logger
     private let whenReady: @Sendable () -> Void
     private let startedAt = Date()
-    private let counts = RequestCounts()
+    private let counts = RequestCounts(followersMax: ControlLimits.followersMax)
+    private let pageCounts = RequestCounts(followersMax: PageLimits.followersMax)
+    private let changedSince = ChangedSince()
     private let letGo = Mutex<LetGoDocument?>(nil)
 
     /// `whenReady` is called once, when all is reachable.
@@ -145,8 +148,13 @@ package final class StillpointService: Service {
     ) async throws {
         let exports = ExportTable()
         let statePath = state.path
-        let numbers = await blocking.run { EventNumbers(in: statePath, logger: self.logger) }
-        guard let numbers else {
+        let found = await blocking.run {
+            (
+                EventNumbers(in: statePath, logger: self.logger),
+                CopyRegistry.load(statePath, logger: self.logger)
+            )
+        }
+        guard let (numbers, lastCopies) = found else {
             preconditionFailure("nothing else waits in the blocking pool at the start")
         }
         let events = EventLog(after: numbers.base)
@@ -187,7 +195,10 @@ package final class StillpointService: Service {
             outcome = await runSnapshots(
                 Registries(
                     devices: registry, snapshots: snapshots, checkpoints: checkpoints,
-                    blocks: blocks, events: events, cuts: cuts),
+                    blocks: blocks, events: events, cuts: cuts,
+                    copies: CopyRegistry(
+                        devices: registry, state: state, remembered: lastCopies,
+                        blocking: blocking, logger: logger)),
                 exports, remembered, socket: socket, loops: loops
             ) { [logger] last in
                 do {
@@ -353,11 +364,13 @@ package final class StillpointService: Service {
                     version: stillpointVersion, instance: registries.events.instance.description,
                     startedAt: self.startedAt, lastEvent: registries.events.last)
             },
-            probe: { try await registries.devices.probe($0) }, counts: counts,
+            probe: { try await registries.devices.probe($0) },
+            activity: { await self.activity(registries) }, counts: counts,
             user: configuration.user, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
         let listener = server.listener()
         let descriptor = try socket.listen()
+        let page = try await startPage(server, blocking: registries.devices.blocking)
         let whenRunning: @Sendable () async -> Void = {
             do {
                 try self.giveUpRoot()
@@ -368,7 +381,13 @@ package final class StillpointService: Service {
             group.addTask {
                 // Those who follow events are requests under way that would never finish.
                 try await withGracefulShutdownHandler {
-                    try await listener.run(on: descriptor, whenRunning: whenRunning)
+                    try await withThrowingTaskGroup(of: Void.self) { listeners in
+                        if let page { listeners.addTask { try await page.run() } }
+                        listeners.addTask {
+                            try await listener.run(on: descriptor, whenRunning: whenRunning)
+                        }
+                        try await listeners.waitForAll()
+                    }
                 } onGracefulShutdown: {
                     registries.events.close()
                 }
@@ -383,6 +402,18 @@ package final class StillpointService: Service {
                         .failed, "the control socket \(configuration.control) failed: \(error)")
             }
         }
+    }
+
+    private func startPage(
+        _ server: ControlServer, blocking: BlockingPool
+    ) async throws -> PageServer? {
+        guard let settings = configuration.page else { return nil }
+        let page = try await PageServer.start(
+            settings, encryption: configuration.encryption, routes: server, counts: pageCounts,
+            blocking: blocking)
+        let addresses = settings.addresses.map(\.description).joined(separator: ", ")
+        logger.info("the page is served on \(addresses)")
+        return page
     }
 
     /// Directories that are the service's alone.
@@ -424,6 +455,7 @@ package final class StillpointService: Service {
             control: configuration.control, stateDirectory: configuration.stateDirectory,
             runtimeDirectory: configuration.runtimeDirectory,
             nbd: configuration.servedAddresses.map(\.description),
+            http: configuration.page?.addresses.map(\.description) ?? [],
             loops: await registry.listLoops(),
             memory: MemoryDocument(residentBytes: ProcessUsage.residentBytes()),
             devices: await registry.list(), snapshots: await registries.snapshots.list(),
@@ -441,8 +473,21 @@ package final class StillpointService: Service {
             loops: await devices.loopUsage(), devices: activity,
             missingCount: await devices.listMissing().count,
             snapshots: await registries.snapshots.list(), cuts: registries.cuts.cuts,
-            events: registries.events.counts(), requests: counts.all()
+            events: registries.events.counts(), requests: counts.all(),
+            pageRequests: pageCounts.all(),
+            newestCheckpoints: await changedSince.newest(registries.changes),
+            copies: await registries.copies.last(),
+            blocks: await registries.blocks.list(usersSeenWithin: .seconds(10))
         ).text
+    }
+
+    private func activity(_ registries: Registries) async -> ActivityDocument {
+        ActivityDocument(
+            instance: registries.events.instance.description,
+            uptimeSeconds: Date().timeIntervalSince(startedAt),
+            residentBytes: ProcessUsage.residentBytes(),
+            devices: await registries.devices.activityDocuments(),
+            snapshots: await registries.snapshots.list().map(ActivityDocument.Snapshot.init))
     }
 }
 

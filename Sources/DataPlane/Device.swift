@@ -226,7 +226,7 @@ final class Device: BlockTarget {
     var activity: DeviceActivity {
         DeviceActivity(
             counters: currentCounters, requests: meter.report, imageRequests: imageMeter.report,
-            epoch: engine.epoch)
+            epoch: engine.epoch, mapByteCount: engine.mapByteCount, userCount: userCount)
     }
 
     // MARK: Turns

@@ -77,4 +77,8 @@ package struct DeviceActivity: Sendable {
     /// Through images, all of them together.
     package let imageRequests: [OperationReport]
     package let epoch: Epoch
+    /// Resident bytes of the change map.
+    package let mapByteCount: UInt64
+    /// Connections and block attachments at this moment.
+    package let userCount: Int
 }

@@ -1,5 +1,3 @@
-internal import Glibc
-
 /// Why addresses beyond loopback are refused: whoever reaches them could read and write.
 package enum NBDExposureRefusal: Sendable {
     /// Nothing is encrypted, and no client is asked who it is.
@@ -28,16 +26,11 @@ extension NBDServer {
     /// try. Blocks: a host name is looked up.
     package static func whyNot(_ endpoint: NBDEndpoint, _ refusal: NBDExposureRefusal?) -> String? {
         guard case .tcp(let host, let port) = endpoint else { return nil }
-        var hints = addrinfo()
-        hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV
-        hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
-        var found: UnsafeMutablePointer<addrinfo>?
-        let result = getaddrinfo(host, String(port), &hints, &found)
-        guard result == 0, let first = found else {
-            return "NBD address tcp:\(host):\(port): \(String(cString: gai_strerror(result)))"
-        }
-        defer { freeaddrinfo(found) }
-        guard let refusal, !NBDSocket.isLoopback(first.pointee.ai_addr) else { return nil }
-        return refusal.message(of: "tcp:\(host):\(port)")
+        do throws(TCPListenError) {
+            let isPrivate = try TCPSocket.resolving(host, port) {
+                TCPSocket.isLoopback($0.pointee.ai_addr)
+            }
+            return isPrivate ? nil : refusal?.message(of: "tcp:\(host):\(port)")
+        } catch { return "NBD address \(error)" }
     }
 }

@@ -103,36 +103,22 @@ enum NBDSocket {
     private static func listenTCP(
         _ host: String, _ port: UInt16, _ exposureRefusal: NBDExposureRefusal?
     ) throws(NBDServerError) -> Int32 {
-        let name = "tcp:\(host):\(port)"
-        var hints = addrinfo()
-        hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV
-        hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
-        var found: UnsafeMutablePointer<addrinfo>?
-        let result = getaddrinfo(host, String(port), &hints, &found)
-        guard result == 0, let first = found else {
-            throw NBDServerError(
-                kind: .refused,
-                message: "NBD address \(name): \(String(cString: gai_strerror(result)))")
-        }
-        defer { freeaddrinfo(found) }
-        if let exposureRefusal, !isLoopback(first.pointee.ai_addr) {
-            throw NBDServerError(kind: .refused, message: exposureRefusal.message(of: name))
-        }
-        let socket = try open(first.pointee.ai_family, name)
-        var one: Int32 = 1
-        setsockopt(
-            socket, SOL_SOCKET, SO_REUSEADDR, &one, socklen_t(MemoryLayout<Int32>.size))
-        guard bind(socket, first.pointee.ai_addr, first.pointee.ai_addrlen) == 0,
-            Glibc.listen(socket, backlog) == 0
-        else {
-            let failure = errno
-            close(socket)
-            throw failure == EADDRINUSE
-                ? NBDServerError(
+        do throws(TCPListenError) {
+            return try TCPSocket.listen(host, port, backlog: backlog) { address in
+                exposureRefusal?.message(of: address)
+            }
+        } catch {
+            switch error {
+            case .busy(let name):
+                throw NBDServerError(
                     kind: .busy, message: "NBD address \(name) is in use; choose another port")
-                : failed(name, failure)
+            case .unknown(let name, let reason):
+                throw NBDServerError(kind: .refused, message: "NBD address \(name): \(reason)")
+            case .refused(let message):
+                throw NBDServerError(kind: .refused, message: message)
+            case .failed(let name, let reason): throw failed(name, reason)
+            }
         }
-        return socket
     }
 
     // MARK: Passed
@@ -146,7 +132,8 @@ enum NBDSocket {
             var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
             let isPrivate: Bool? = withUnsafeMutablePointer(to: &storage) { pointer in
                 pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    getsockname(descriptor, $0, &length) == 0 ? isLoopback($0) : nil
+                    getsockname(descriptor, $0, &length) == 0
+                        ? TCPSocket.isLoopback($0) : nil
                 }
             }
             guard let isPrivate else { throw failed(name, errno) }
@@ -160,22 +147,6 @@ enum NBDSocket {
             throw failed("passed socket", errno)
         }
         return descriptor
-    }
-
-    static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {
-        switch Int32(address.pointee.sa_family) {
-        case AF_INET:
-            address.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {
-                UInt32(bigEndian: $0.pointee.sin_addr.s_addr) >> 24 == 127
-            }
-        case AF_INET6:
-            address.withMemoryRebound(to: sockaddr_in6.self, capacity: 1) {
-                withUnsafeBytes(of: $0.pointee.sin6_addr) { bytes in
-                    bytes.dropLast().allSatisfy { $0 == 0 } && bytes[15] == 1
-                }
-            }
-        default: false
-        }
     }
 
     // MARK: Helpers

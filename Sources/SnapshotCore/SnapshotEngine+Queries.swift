@@ -1,5 +1,5 @@
 package import BlockModel
-internal import ChangeTracking
+package import ChangeTracking
 internal import CopyOnWrite
 
 // What changed between two cuts, and how the blocks of an image lie.
@@ -83,6 +83,21 @@ extension SnapshotEngine {
             result.finish(at: end)
         }
         return .ranges(count: result.count, resumeOffset: result.resumeOffset)
+    }
+
+    /// Adds the changes until now from `chunk` on to a summary, as far as `budget` goes. Nil: nothing
+    /// can be said, tracking was lost.
+    package func summarizeChanges(
+        into summary: inout ChangeSummary, from chunk: UInt64, costOfChanged: Int, budget: Int
+    ) -> ChangeMap.SummaryStep? {
+        guard !isTrackingLost else { return nil }
+        return map.summarize(
+            into: &summary, from: chunk, costOfChanged: costOfChanged, budget: budget)
+    }
+
+    /// Bytes of the change map that are resident.
+    package var mapByteCount: UInt64 {
+        map.reservedPageCount * ChangeMap.entriesPerPage * UInt64(MemoryLayout<UInt64>.size)
     }
 
     /// The epoch that ended at the cut of a snapshot that was taken, and whether it belongs to

@@ -10,8 +10,9 @@ import YAMLReading
 final class ConfigurationFile {
     /// Known keys: the options of `serve` that make sense in a file.
     static let keys = [
-        "allow-plaintext", "attach", "block", "control", "log-level", "loops", "nbd",
-        "restart-limit", "runtime-dir", "state-dir", "tls", "tls-anyone", "tls-ca", "tls-cert",
+        "allow-plaintext", "attach", "block", "control", "http", "http-hide-paths", "http-host",
+        "http-token-file", "log-level", "loops", "nbd", "restart-limit", "runtime-dir", "state-dir",
+        "tls", "tls-anyone", "tls-ca", "tls-cert",
         "tls-key", "tls-psk", "user",
     ]
     /// Largest file that is read.

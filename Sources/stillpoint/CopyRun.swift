@@ -66,6 +66,19 @@ struct CopyRun {
                 CopyError(.interrupted, "interrupted; the same command again finishes the copy"))
         }
         defer { interruption.withdraw() }
+        let told = CopyBeginDocument(
+            device: image.device, snapshot: image.snapshot, target: path,
+            since: wish.since?.name, bytes: work.byteCount)
+        try await CopyReport.telling(
+            told, to: image.client, done: { work.doneByteCount.load(ordering: .relaxed) }
+        ) {
+            try await copyAndFinish(copier, on: pool)
+        }
+        return (copier, notes)
+    }
+
+    private func copyAndFinish(_ copier: ImageCopier, on pool: BlockingPool) async throws {
+        let work = copier.work
         try await ProgressBar.showing(
             "copy \(image.export)", of: work.byteCount,
             done: { work.doneByteCount.load(ordering: .relaxed) }
@@ -84,7 +97,6 @@ struct CopyRun {
                 try copier.finish()
             }
         }.get()
-        return (copier, notes)
     }
 
     private func copyAll(_ copier: ImageCopier, on pool: BlockingPool) async {

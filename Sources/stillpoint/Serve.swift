@@ -25,6 +25,7 @@ struct Serve: AsyncParsableCommand {
             Examples:
               stillpoint serve --attach vm1=/srv/vm1.img
               stillpoint serve --nbd tcp:127.0.0.1:10809 --attach data=/dev/sdb1
+              stillpoint serve --http tcp:127.0.0.1:9469
               stillpoint serve --config /etc/stillpoint.yaml --check
               stillpoint serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem \
             --tls-ca clients.pem
@@ -96,6 +97,29 @@ struct Serve: AsyncParsableCommand {
             other than loopback. Everyone who can reach them can read and write.
             """)
     var tlsAnyone = false
+
+    @Option(
+        help: ArgumentHelp(
+            "Serve a page to look at, the GET requests of the API and metrics: tcp:HOST:PORT; may be "
+                + "repeated. Beyond loopback it needs --tls-cert and --http-token-file.",
+            valueName: "address"))
+    var http: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "The page asks for the token in the first line of this file, mode 0600.",
+            valueName: "file"), completion: .file())
+    var httpTokenFile: String?
+
+    @Flag(help: "Leave paths of this machine out of what --http serves.")
+    var httpHidePaths = false
+
+    @Option(
+        help: ArgumentHelp(
+            "Another name by which browsers reach the page, through a proxy for example; may be "
+                + "repeated.",
+            valueName: "name"))
+    var httpHost: [String] = []
 
     @Option(
         help: ArgumentHelp(
@@ -179,6 +203,7 @@ struct Serve: AsyncParsableCommand {
                 try ListenAddress(parsing: text)
             }
         }
+        let pageOptions = self.pageOptions(file)
         let fileState = file?.path("state-dir")
         let fileRuntime = file?.path("runtime-dir")
         let fileLoops = file?.number("loops", 1...ServiceConfiguration.loopCountMax)
@@ -219,11 +244,34 @@ struct Serve: AsyncParsableCommand {
             freezeLimitMilliseconds: Defaults.environment("STILLPOINT_FREEZE_MILLISECONDS")
                 .flatMap { UInt64($0) })
         configuration.blocks = blocks
+        configuration.page = try PageSettings(checking: try pageOptions.get())
         configuration.restartLimitSeconds = limit
         if let directory = Defaults.environment("STILLPOINT_BLOCK_LINKS") {
             configuration.blockLinkDirectory = try Defaults.absolute(directory)
         }
         return configuration
+    }
+
+    /// What the command line and the file say about the page; a fault of the file is told with the
+    /// others.
+    private func pageOptions(
+        _ file: ConfigurationFile?
+    ) -> Result<PageSettings.Options, any Error> {
+        let fileAddresses = file?.checked("http") { () throws(ControlError) in
+            try file?.texts("http")?.map { text throws(ControlError) in
+                try ListenAddress(parsing: text)
+            }
+        }
+        let fileToken = file?.path("http-token-file")
+        let hidesPaths = httpHidePaths || file?.flag("http-hide-paths") ?? false
+        let fileHosts = file?.texts("http-host") ?? []
+        return Result {
+            PageSettings.Options(
+                addresses: try http.isEmpty
+                    ? fileAddresses ?? [] : http.map { try ListenAddress(parsing: $0) },
+                tokenFile: try httpTokenFile.map { try Defaults.absolute($0) } ?? fileToken,
+                hidesPaths: hidesPaths, hosts: httpHost.isEmpty ? fileHosts : httpHost)
+        }
     }
 
     private static func restartLimit(_ seconds: UInt64?) throws -> UInt64 {

@@ -25,6 +25,7 @@ struct Status: AsyncParsableCommand {
             ("state", status.stateDirectory),
         ]
         facts += status.nbd.map { ("NBD", $0) }
+        facts += status.http.map { ("page", $0) }
         facts += status.loops.map { loop in
             let features = loop.features.isEmpty ? "none" : loop.features.joined(separator: ", ")
             return (

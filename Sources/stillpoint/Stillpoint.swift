@@ -25,7 +25,8 @@ struct Stillpoint: AsyncParsableCommand {
             Serve.self, Status.self, Probe.self, DeviceCommand.self, SnapshotCommand.self,
             CheckpointCommand.self, ChangesCommand.self, CopyCommand.self, CopiesCommand.self,
             VerifyCommand.self, RestoreCommand.self, RunCommand.self, BlockCommand.self,
-            EventsCommand.self, Thaw.self, GuardianCommand.self, ErrandCommand.self,
+            EventsCommand.self, TopCommand.self, Thaw.self, GuardianCommand.self,
+            ErrandCommand.self,
             KeeperCommand.self,
         ])
 

@@ -49,6 +49,15 @@ struct `The interface document` {
             "marked", harness.object("changes", "mark", "vm1", "--range", "0:4K"), trees, &seen)
         try check("event", harness.document("events"), trees, &seen)
         try check("status", harness.object("status"), trees, &seen)
+        try check(
+            "summary", harness.http("GET", "/v1/devices/vm1/changes/summary").document, trees,
+            &seen)
+        try check("activity", harness.http("GET", "/v1/activity").document, trees, &seen)
+        try check("top", harness.object("top", "--interval", "1"), trees, &seen)
+        let begun = #"{"device": "vm1", "snapshot": "s1", "target": "/x", "bytes": 1}"#
+        try check(
+            "copy under way", harness.http("POST", "/v1/copies", body: begun).document, trees,
+            &seen)
         try check("about", harness.http("GET", "/v1").document, trees, &seen)
         try check("health", harness.http("GET", "/v1/health").document, trees, &seen)
         try check("error", harness.http("GET", "/v1/devices/no").document, trees, &seen)

@@ -25,6 +25,7 @@ struct `Every command and every exit status` {
         try changes(walk)
         if canUseFUSE && canUseLoopDevices { try blocks(walk) }
         try walk.does(["status"], schema: "Status", says: "vm1")
+        try walk.does(["top", "--interval", "1"], schema: "Top", says: "device(s)")
         try walk.does(["events"], schema: "Event", isList: true, says: "device-attached")
         let left = walk.harness.service.directory.path("left")
         #expect(mkdir(left, 0o700) == 0)
@@ -208,6 +209,7 @@ struct `Every command and every exit status` {
             (["copy", "vm1@", "/var/tmp/none"], "DEVICE@SNAPSHOT"),
             (["block", "attach"], "target"), (["block", "detach"], "path"),
             (["block", "list", "extra"], "extra"),
+            (["top", "--interval", "0"], "--interval 0"),
             (["thaw", "--runtime-dir", ""], "the path is empty"),
         ]
         for (arguments, words) in cases { try walk.fails(arguments, 2, says: words) }

@@ -1,12 +1,12 @@
 import Foundation
-import TestSupport
 
 /// An authority of the tests with a service and a client that it vouches for, in files of the names
 /// that libnbd and QEMU look for.
-struct TestCertificates {
-    let directory: TemporaryDirectory
+package struct TestCertificates {
+    package let directory: TemporaryDirectory
 
-    init() throws {
+    /// Makes them with openssl.
+    package init() throws {
         directory = try TemporaryDirectory()
         try makeKey("ca")
         try Command.check(
@@ -20,10 +20,11 @@ struct TestCertificates {
         for name in ["server", "client"] { try certify(name) }
     }
 
-    func path(_ name: String) -> String { directory.path(name) }
+    /// Path of one of the files.
+    package func path(_ name: String) -> String { directory.path(name) }
 
     /// Arguments of `serve` for an endpoint with this certificate.
-    func arguments(askingClients: Bool) -> [String] {
+    package func arguments(askingClients: Bool) -> [String] {
         ["--tls-cert", path("server-cert.pem"), "--tls-key", path("server-key.pem")]
             + (askingClients ? ["--tls-ca", path("ca-cert.pem")] : [])
     }
@@ -61,31 +62,4 @@ struct TestCertificates {
                 path("\(name).ext"), "-out", path("\(name)-cert.pem"),
             ])
     }
-}
-
-/// A directory with some files of others, as clients want them.
-struct ClientDirectory {
-    let directory = try! TemporaryDirectory()
-
-    init(_ files: [String: String]) throws {
-        for (name, source) in files {
-            try FileManager.default.copyItem(atPath: source, toPath: directory.path(name))
-        }
-    }
-}
-
-/// A file of pre-shared keys.
-struct TestKeys {
-    static let key = String(repeating: "0123456789abcdef", count: 4)
-
-    let directory: TemporaryDirectory
-
-    init(_ text: String = "alice:\(TestKeys.key)\n", mode: Int = 0o600) throws {
-        directory = try TemporaryDirectory()
-        try text.write(toFile: path, atomically: true, encoding: .utf8)
-        try FileManager.default.setAttributes([.posixPermissions: mode], ofItemAtPath: path)
-    }
-
-    /// The name that QEMU looks for.
-    var path: String { directory.path("keys.psk") }
 }
