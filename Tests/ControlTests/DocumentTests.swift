@@ -34,6 +34,7 @@ import Testing
         "docs/interface.md": ["nbdinfo": .tests],
         "docs/live.md": ["": .tests, "copies": .tests],
         "docs/migrating.md": ["": .tests],
+        "docs/monitoring.md": ["": .tests],
         "docs/releasing.md": ["release": .elsewhere("a release: the checklist itself")],
         "docs/remote.md": ["certificates": .tests, "keys": .tests, "ssh": .tests],
         "docs/snapshots.md": ["": .tests],

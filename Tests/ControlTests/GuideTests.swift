@@ -55,6 +55,18 @@ struct `The guides` {
         #expect(output.contains("nightly") && output.contains("destroyed"))
     }
 
+    @Test(.enabled(if: Command.exists("openssl"), "openssl is not installed"))
+    func `on monitoring runs as it stands`() throws {
+        place.replacements += [
+            (":9469", ":\(try TestService.freePort())"),
+            ("/etc/stillpoint/", place.path("work") + "/"),
+        ]
+        let output = try run(try Guide("docs/monitoring.md").commands())
+        #expect(output.contains("0 device(s), reading -") && output.contains("\"devices\""))
+        let token = try String(contentsOfFile: place.path("work/page-token"), encoding: .utf8)
+        #expect(token.count == 65)
+    }
+
     @Test(.enabled(if: Command.exists("curl"), "curl is not installed"))
     func `on clients runs as it stands, and its program lists what changed`() throws {
         let guide = try Guide("docs/client.md")
