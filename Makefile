@@ -50,7 +50,7 @@ mutants: ## Plant bugs in the engine and expect the simulator to find each
 	@Scripts/ensure-swift
 	@Scripts/mutants $(SCRATCH)-mutants/engine
 
-fuzz: ## Fuzz TARGET (handshake, transmission, map, documents, configuration, mounts, client; default all) for SECONDS each (default 60)
+fuzz: ## Fuzz TARGET (handshake, transmission, map, documents, configuration, mounts, client, difference; default all) for SECONDS each (default 60)
 	@Scripts/ensure-swift
 	@Scripts/ensure-packages build
 	@Scripts/fuzz $(SCRATCH)-fuzz $(or $(TARGET),all) $(or $(SECONDS),60)

@@ -51,6 +51,7 @@ private let target: @Sendable (inout FuzzInput) -> Void = {
     case "configuration": return fuzzConfiguration
     case "mounts": return fuzzMounts
     case "client": return fuzzClient
+    case "difference": return fuzzDifference
     default: fatalError("STILLPOINT_FUZZ_TARGET names no target")
     }
 }()
