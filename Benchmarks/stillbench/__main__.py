@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from . import blocks, cuts, discards, images, increments, machine, overwrites, plain, report, tracking
+from . import blocks, copies, cuts, discards, images, increments, machine, overwrites, plain, report, tracking
 from .context import Context
 from .loads import Loads
 from .results import Results
@@ -25,9 +25,10 @@ SECTIONS = {
     "memory": [cuts.run_memory],
     "discards": [discards.run],
     "increments": [increments.run],
+    "copies": [lambda bench: copies.run(bench, "tmpfs"), lambda bench: copies.run(bench, "disk")],
     "blocks": [lambda bench: blocks.run(bench, "tmpfs"), lambda bench: blocks.run(bench, "disk")],
 }
-TOOLS = ["fio", "nbdkit", "nbd-server", "qemu-nbd", "qemu-storage-daemon", "qemu-img", "nbdinfo"]
+TOOLS = ["fio", "nbdkit", "nbd-server", "qemu-nbd", "qemu-storage-daemon", "qemu-img", "nbdinfo", "nbdcopy"]
 
 
 def main():
