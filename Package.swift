@@ -127,8 +127,8 @@ let package = Package(
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "CLinux", "Control", "Host", "ImageCopy", "NBDAccess", "RingIO",
-                "YAMLReading",
+                "BlockModel", "CLinux", "Control", "Encryption", "Host", "ImageCopy", "NBDAccess",
+                "RingIO", "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),

@@ -10,7 +10,7 @@ package enum TLSCredentials: Sendable, Equatable {
 
     /// BoringSSL knows pre-shared keys in TLS 1.2 only; of the suites it has for them this is the
     /// one with forward secrecy and authenticated encryption.
-    private static let preSharedKeySuites = "ECDHE-PSK-CHACHA20-POLY1305"
+    static let preSharedKeySuites = "ECDHE-PSK-CHACHA20-POLY1305"
 
     /// Loads the files.
     func context() throws(EncryptionError) -> NIOSSLContext {

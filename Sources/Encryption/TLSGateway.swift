@@ -37,25 +37,36 @@ package final class TLSGateway: Sendable {
         socket: Int32, plain: Int32, ended: @escaping @Sendable () -> Void
     ) {
         let loop = group.next()
-        loop.execute { self.open(socket, plain, on: loop, ended) }
+        let context = context
+        let report = report
+        loop.execute {
+            Self.relay(
+                socket, plain, on: loop, report, ended
+            ) { channel in
+                try channel.pipeline.syncOperations.addHandler(
+                    NIOSSLServerHandler(context: context))
+            }
+        }
     }
 
-    private func open(
+    /// Makes a relay of the two sockets; `addTLS` adds what speaks TLS to the first one. Called on
+    /// the loop.
+    static func relay(
         _ socket: Int32, _ plain: Int32, on loop: any EventLoop,
-        _ ended: @escaping @Sendable () -> Void
+        _ report: @escaping @Sendable (String) -> Void,
+        _ ended: @escaping @Sendable () -> Void,
+        _ addTLS: @escaping @Sendable (any Channel) throws -> Void
     ) {
-        let report = report
         let secureSide = TLSRelaySide { error in
-            if let reason = Self.reason(of: error) { report(reason) }
+            if let reason = reason(of: error) { report(reason) }
         }
         let plainSide = TLSRelaySide { _ in }
         let sides = NIOLoopBound((secureSide, plainSide), eventLoop: loop)
-        let context = context
-        let secured = Self.adopt(socket, on: loop) { channel in
-            let tls = NIOSSLServerHandler(context: context)
-            try channel.pipeline.syncOperations.addHandlers(tls, sides.value.0)
+        let secured = adopt(socket, on: loop) { channel in
+            try addTLS(channel)
+            try channel.pipeline.syncOperations.addHandler(sides.value.0)
         }
-        let plained = Self.adopt(plain, on: loop) { channel in
+        let plained = adopt(plain, on: loop) { channel in
             try channel.pipeline.syncOperations.addHandler(sides.value.1)
         }
         secured.and(plained).whenComplete { result in

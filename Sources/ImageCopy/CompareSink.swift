@@ -23,13 +23,15 @@ package final class CompareSink: CopySink {
     private static let bufferByteCount = 256 << 10
 
     private let copy: CopyReader
-    /// What was reported as changed, ascending.
-    private let reported: [ByteRange]
+    private let reported: ReportedBlocks
     private let found = Mutex(Differences())
 
-    package init(_ copy: CopyReader, reported: [ByteRange] = []) {
+    /// `reported`: what was reported as changed of an image of `size` bytes.
+    package init(
+        _ copy: CopyReader, reported: RangeSpool? = nil, size: UInt64 = 0
+    ) throws(CopyError) {
         self.copy = copy
-        self.reported = reported
+        self.reported = try ReportedBlocks(reported ?? .none, size: size)
     }
 
     /// What was found so far.
@@ -108,7 +110,7 @@ package final class CompareSink: CopySink {
     }
 
     private func note(_ range: ByteRange) {
-        let isReported = isReported(range)
+        let isReported = reported.contain(range)
         found.withLock { found in
             found.byteCount += range.length
             Self.add(range, to: &found.first)
@@ -132,16 +134,33 @@ package final class CompareSink: CopySink {
         let place = ranges.firstIndex { $0.offset > range.offset } ?? ranges.count
         ranges.insert(range, at: place)
     }
+}
 
-    /// The whole range lies in one that was reported.
-    private func isReported(_ range: ByteRange) -> Bool {
-        var low = 0
-        var high = reported.count
-        while low < high {
-            let middle = (low + high) / 2
-            if reported[middle].end <= range.offset { low = middle + 1 } else { high = middle }
+/// Blocks that were reported as changed, a bit each: 32 MiB for a tebibyte, however many ranges.
+private struct ReportedBlocks {
+    private var words: [UInt64]
+
+    init(_ ranges: RangeSpool, size: UInt64) throws(CopyError) {
+        let blockCount = ranges.count == 0 ? 0 : (size + blockByteCount - 1) / blockByteCount
+        words = [UInt64](repeating: 0, count: Int(blockCount + 63) / 64)
+        var cursor = RangeSpool.Cursor(ranges)
+        while let range = try cursor.next() {
+            // Only a block that was reported whole counts; the last one of an image may be short.
+            let first = (range.offset + blockByteCount - 1) / blockByteCount
+            let last = range.end >= size ? blockCount : range.end / blockByteCount
+            for block in first..<max(first, min(last, blockCount)) {
+                words[Int(block / 64)] |= 1 << (block % 64)
+            }
         }
-        return low < reported.count && reported[low].offset <= range.offset
-            && range.end <= reported[low].end
+    }
+
+    /// Every block of the range was reported.
+    func contain(_ range: ByteRange) -> Bool {
+        let last = (range.end + blockByteCount - 1) / blockByteCount
+        for block in range.offset / blockByteCount..<last {
+            let word = Int(block / 64)
+            guard word < words.count, words[word] & 1 << (block % 64) != 0 else { return false }
+        }
+        return true
     }
 }

@@ -36,13 +36,31 @@ package struct CopyInventory: Sendable {
         return stat(path, &facts) == 0 && facts.st_mode & S_IFMT == S_IFBLK
     }
 
-    /// Lists what there is, the target first, then its versions by name. `records`: where records
-    /// of block devices are. Blocks.
+    /// Lists what there is, the target first, then its versions: of a file by name, of a qcow2 file
+    /// what it lies on, of an RBD image its snapshots. Blocks.
     package static func list(
-        _ target: String, records: String, record named: String?
+        _ target: String, _ options: CopyOptions
+    ) throws(CopyError) -> [Entry] {
+        switch try CopyPlace(target) {
+        case .file(let path): return try files(path, options)
+        case .qcow(let path):
+            var entries: [Entry] = []
+            for path in [path] + (try QcowChain.lowers(of: path)) {
+                if let entry = try qcow(path) { entries.append(entry) }
+            }
+            return entries
+        case .nbd(let place): return [try export(place, options)]
+        case .rbd(let place): return try image(place, options)
+        }
+    }
+
+    private static func files(
+        _ target: String, _ options: CopyOptions
     ) throws(CopyError) -> [Entry] {
         var entries: [Entry] = []
-        if let entry = try entry(target, version: nil, records: records, named: named) {
+        if let entry = try entry(
+            target, version: nil, records: options.diskRecords, named: options.recordPath)
+        {
             entries.append(entry)
         }
         guard !isBlockDevice(target) else { return entries }
@@ -55,17 +73,103 @@ package struct CopyInventory: Sendable {
                 !version.hasSuffix(ImageCopier.besideSuffix)
             else { continue }
             if let entry = try entry(
-                "\(directory)/\(name)", version: version, records: records, named: nil)
+                "\(directory)/\(name)", version: version, records: options.diskRecords, named: nil)
             {
                 entries.append(entry)
             }
         }
         let beside = target + ImageCopier.besideSuffix
-        if let entry = try entry(beside, version: nil, records: records, named: nil) {
+        if let entry = try entry(
+            beside, version: nil, records: options.diskRecords, named: nil)
+        {
             entries.append(entry)
         }
         return entries
     }
+
+    // MARK: Others
+
+    private static func qcow(_ path: String) throws(CopyError) -> Entry? {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return nil }
+        defer { close(descriptor) }
+        var facts = stat()
+        guard fstat(descriptor, &facts) == 0 else { return nil }
+        let header = QcowChain.header(descriptor)
+        var entry = Entry(
+            path: path, state: .unknown, size: header?.size ?? 0,
+            allocated: UInt64(max(0, facts.st_blocks)) * 512)
+        guard case .record(let record) = try CopyRecordFile(besideTarget: path).load() else {
+            return entry
+        }
+        entry.record = record
+        let file = try QcowChain.file(descriptor, path)
+        let isDoubtful = try QcowChain.doubt(path, record, header) != nil
+        entry.state =
+            record.state == .running
+            ? .interrupted
+            : isDoubtful || file.changedNanoseconds != record.target.changedNanoseconds
+                ? .changed : .complete
+        return entry
+    }
+
+    private static func export(
+        _ place: NBDPlace, _ options: CopyOptions
+    ) throws(CopyError) -> Entry {
+        let size = try place.connect(isForWriting: false, options.secure).size
+        var entry = Entry(path: place.name, state: .unknown, size: size)
+        let file =
+            CopyRecordFile.named(options) ?? place.recordFile(in: options.diskRecords)
+        guard case .record(let record) = try file.load() else { return entry }
+        entry.record = record
+        // The next copy reads samples of it; here nothing is read.
+        entry.state =
+            record.state == .running
+            ? .interrupted : record.target.size == size ? .complete : .changed
+        return entry
+    }
+
+    private static func image(
+        _ place: RBDPlace, _ options: CopyOptions
+    ) throws(CopyError) -> [Entry] {
+        let pool = try RBDPool(place)
+        guard let head = try RBDImage(place, pool, snapshot: nil, isReadOnly: true) else {
+            return []
+        }
+        var entries = [Entry(path: place.name, state: .unknown, size: head.size)]
+        let disk = try head.disk()
+        let file =
+            CopyRecordFile.named(options)
+            ?? CopyRecordFile(of: disk, size: 0, in: options.diskRecords)
+        if case .record(let record) = try file.load() {
+            entries[0].record = record
+            if record.state == .running {
+                entries[0].state = .interrupted
+            } else if let cut = record.equals {
+                entries[0].state =
+                    try RBDMedium.equals(head, cut.snapshot, except: nil) ? .complete : .changed
+            }
+        }
+        for snapshot in try head.snapshots() {
+            var entry = Entry(
+                path: "\(place.name)@\(snapshot.name)", version: snapshot.name, state: .unknown,
+                size: snapshot.size)
+            if let version = try head.metadata(RBDVersion.key(snapshot.name)).flatMap({
+                RBDVersion($0)
+            }) {
+                entry.state = .complete
+                entry.record = .complete(
+                    device: version.device, version.cut,
+                    CopyRecord.File(
+                        isBlockDevice: true, size: snapshot.size, inode: 0,
+                        changedNanoseconds: 0))
+            }
+            entries.append(entry)
+        }
+        return entries
+    }
+
+    // MARK: Files
 
     private static func entry(
         _ path: String, version: String?, records: String, named: String?

@@ -43,7 +43,7 @@ package enum CopyPlan: Equatable, Sendable {
     package init(
         _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
     ) throws(CopyError) {
-        if target.file.isBlockDevice, target.file.size < wish.cut.size {
+        if !target.canGrow, target.file.size < wish.cut.size {
             throw CopyError(
                 .unsuitable,
                 "target \(target.path) has \(target.file.size) bytes, the image "
@@ -62,7 +62,8 @@ package enum CopyPlan: Equatable, Sendable {
         if target.isEmpty { return .full(Full(isFresh: true)) }
         if wish.isForced {
             guard case .record(let record) = found else { return .full(Full()) }
-            return .full(Full(isBeside: record.state == .complete && !target.file.isBlockDevice))
+            return .full(
+                Full(isBeside: record.state == .complete && !target.file.isBlockDevice))
         }
         switch found {
         case .record(let record): return try over(record, wish, target)
@@ -115,18 +116,26 @@ package enum CopyPlan: Equatable, Sendable {
             let isUnchanged = isUnchanged(record, target)
             if isUnchanged, equals.isSameMoment(as: wish.cut) { return .nothing }
             // There is no place beside a block device.
-            guard wish.mayReplace, !target.file.isBlockDevice else {
+            guard wish.mayReplace, !target.file.isBlockDevice || target.keepsVersions else {
                 throw CopyError(
                     .busy,
                     "target \(target.path) is a complete copy of \(record.device)@"
-                        + "\(equals.snapshot)\(isUnchanged ? "" : ", changed since"); bring it "
-                        + "forward with --since \(equals.snapshot), "
-                        + (target.file.isBlockDevice
-                            ? "" : "keep it as a version with --keep NAME, ")
-                        + "or replace it with --force")
+                        + "\(equals.snapshot)\(isUnchanged ? "" : ", changed since"); "
+                        + waysOn(from: equals, target))
             }
-            return .full(Full(isBeside: true))
+            return .full(Full(isBeside: !target.file.isBlockDevice))
         }
+    }
+
+    /// What can be done with a complete copy.
+    private static func waysOn(from equals: CopyCut, _ target: CopyTargetFacts) -> String {
+        if target.path.hasSuffix(CopyPlace.qcowSuffix) {
+            return "name a new file for what changed, and this one with --onto, or replace it with "
+                + "--force"
+        }
+        return "bring it forward with --since \(equals.snapshot), "
+            + (target.file.isBlockDevice ? "" : "keep it as a version with --keep NAME, ")
+            + "or replace it with --force"
     }
 
     /// A full copy that was interrupted goes on where it was when it is of the same cut.
@@ -134,7 +143,7 @@ package enum CopyPlan: Equatable, Sendable {
         _ record: CopyRecord, _ wish: CopyWish, _ target: CopyTargetFacts
     ) -> Full {
         guard record.from == nil, record.to?.isSameMoment(as: wish.cut) == true,
-            target.samplesMatch != false,
+            target.samplesMatch != false, isAsLeft(record, target),
             target.file.isBlockDevice || target.file.size == wish.cut.size
         else { return Full() }
         let done = (record.done ?? []).compactMap {
@@ -143,6 +152,13 @@ package enum CopyPlan: Equatable, Sendable {
         // A block device of which nothing proves that it is as it was left is copied anew.
         if target.file.isBlockDevice, !done.isEmpty, target.samplesMatch != true { return Full() }
         return Full(isFresh: record.isFresh == true && !target.file.isBlockDevice, done: done)
+    }
+
+    /// A copy that was interrupted in order left a file that nobody wrote to since. Of one that was
+    /// killed the time of the last change tells nothing, only samples do.
+    private static func isAsLeft(_ record: CopyRecord, _ target: CopyTargetFacts) -> Bool {
+        target.file.isBlockDevice || record.isSettled != true
+            || record.target.changedNanoseconds == target.file.changedNanoseconds
     }
 
     /// Why a full copy that was interrupted does not go on where it was; nil when it does, or none
@@ -302,6 +318,49 @@ package enum CopyPlan: Equatable, Sendable {
         guard isSized, record.target.inode == target.file.inode else {
             throw unfit("target \(target.path) is another file than the copy that was interrupted")
         }
+        guard isAsLeft(record, target), target.samplesMatch != false else {
+            throw unfit("target \(target.path) was interrupted and written to since")
+        }
         return .increment(from: from)
+    }
+
+    // MARK: Overlays
+
+    /// Decides about a file that is to lie on `former`, a complete copy that is never written to.
+    package init(
+        overlay wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound,
+        onto former: CopyTargetFacts, _ formerFound: CopyRecordFound
+    ) throws(CopyError) {
+        if !target.isEmpty {
+            switch found {
+            case .none, .damaged:
+                if let refusal = Self.noCopy(target, found) { throw refusal }
+            case .record(let record):
+                guard record.device == wish.device, Self.isSameTarget(record, target) else {
+                    throw CopyError(
+                        .busy,
+                        "target \(target.path) is another copy than the one that was begun; name "
+                            + "another target")
+                }
+                if record.state == .complete {
+                    guard Self.isUnchanged(record, target),
+                        record.equals?.isSameMoment(as: wish.cut) == true
+                    else {
+                        throw CopyError(
+                            .busy,
+                            "target \(target.path) is a complete copy already; name another target "
+                                + "for what changed, and \(target.path) with --onto")
+                    }
+                    self = .nothing
+                    return
+                }
+            }
+        }
+        if case .record(let record) = formerFound, record.state == .running {
+            throw Self.unfit("\(former.path) is no complete copy", wayOut: "finish it first")
+        }
+        self = try Self.increment(wish, former, formerFound)
+        // Nothing changed: the overlay is empty, and a copy none the less.
+        if self == .nothing { self = .increment(from: wish.cut) }
     }
 }

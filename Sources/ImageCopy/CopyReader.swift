@@ -17,129 +17,213 @@ package final class CopyReader: Sendable {
     package let device: String?
     /// Why it equals no cut, for people.
     package let doubt: String?
-    private let descriptor: Int32
-    private let isBlockDevice: Bool
+    private let bytes: any CopyBytes
 
     private static let pieceByteCount = 1 << 20
 
-    /// Opens a copy. `records`: where records of block devices are.
-    package init(opening path: String, records: String, record named: String? = nil)
-        throws(CopyError)
-    {
-        self.path = path
-        descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY)
+    /// What a name leads to.
+    private struct Found {
+        var bytes: any CopyBytes
+        var size: UInt64
+        var record: CopyRecord?
+        var doubt: String?
+        var cut: CopyCut?
+    }
+
+    /// Opens a copy. `options`: where records are, and how servers are reached.
+    package init(opening name: String, options: CopyOptions) throws(CopyError) {
+        path = name
+        let found: Found
+        switch try CopyPlace(name) {
+        case .file(let path): found = try Self.file(path, options, isQcow: false)
+        case .qcow(let path): found = try Self.file(path, options, isQcow: true)
+        case .nbd(let place): found = try Self.export(place, options)
+        case .rbd(let place): found = try Self.image(place, options)
+        }
+        bytes = found.bytes
+        device = found.record?.device
+        doubt = found.doubt
+        cut = found.doubt == nil ? found.record?.equals ?? found.cut : nil
+        size = found.size
+    }
+
+    // MARK: Files and block devices
+
+    private static func file(
+        _ path: String, _ options: CopyOptions, isQcow: Bool
+    ) throws(CopyError) -> Found {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY)
         guard descriptor >= 0 else {
             let reason = errno
             throw CopyError(
                 reason == ENOENT ? .missing : .failed, "copy \(path): \(CopyTarget.text(reason))")
         }
         var facts = stat()
-        var fileSize: UInt64 = 0
         guard fstat(descriptor, &facts) == 0 else {
             let reason = errno
             close(descriptor)
             throw CopyError(.failed, "copy \(path): \(CopyTarget.text(reason))")
         }
         let kind = facts.st_mode & S_IFMT
-        isBlockDevice = kind == S_IFBLK
-        fileSize = UInt64(max(0, facts.st_size))
-        guard kind == S_IFREG || kind == S_IFBLK,
-            kind == S_IFREG || cl_block_device_size(descriptor, &fileSize) == 0
-        else {
-            close(descriptor)
+        var size = UInt64(max(0, facts.st_size))
+        let isBlockDevice = kind == S_IFBLK
+        let isOpen =
+            kind == S_IFREG
+            || (isBlockDevice && cl_block_device_size(descriptor, &size) == 0)
+        let bytes = FileBytes(owning: descriptor, path: path, size: size)
+        guard isOpen else {
             throw CopyError(.unsuitable, "copy \(path) is neither a file nor a block device")
         }
         // Somebody writes to it at this moment, or does not.
         guard flock(descriptor, LOCK_SH | LOCK_NB) == 0 else {
-            close(descriptor)
             throw CopyError(.busy, "copy \(path) is being written at this moment; wait for that")
         }
-        var state: (record: CopyRecord?, doubt: String?)
-        do throws(CopyError) {
-            state = try Self.state(
-                descriptor, path, facts, size: fileSize, records: records, named: named)
-        } catch {
-            close(descriptor)
-            throw error
+        if isQcow, let header = QcowChain.header(descriptor) {
+            return try qcow(path, descriptor, header, bytes, options)
         }
-        device = state.record?.device
-        doubt = state.doubt
-        cut = state.doubt == nil ? state.record?.equals : nil
-        size = isBlockDevice ? cut?.size ?? fileSize : fileSize
+        var found = try state(descriptor, bytes, path, facts, options)
+        if isBlockDevice, found.doubt == nil, let cut = found.record?.equals {
+            found.size = cut.size
+        }
+        return found
     }
 
-    deinit { close(descriptor) }
+    /// A qcow2 file, which QEMU reads. `file` holds its lock.
+    private static func qcow(
+        _ path: String, _ descriptor: Int32, _ header: QcowChain.Header, _ file: FileBytes,
+        _ options: CopyOptions
+    ) throws(CopyError) -> Found {
+        let server = try QEMUServer.serve(path, isReadOnly: true)
+        var found = Found(
+            bytes: try NBDBytes(server: server, path, holding: file), size: server.size)
+        let place = CopyRecordFile.named(options) ?? CopyRecordFile(besideTarget: path)
+        guard case .record(let record) = try place.load() else {
+            found.doubt = "it has no record \(place.path) that says which cut it equals"
+            return found
+        }
+        found.record = record
+        let looks = try QcowChain.file(descriptor, path)
+        if record.state != .complete {
+            found.doubt = "it is not complete: it was interrupted, or is under way"
+        } else if looks.size != record.target.size
+            || looks.changedNanoseconds != record.target.changedNanoseconds
+        {
+            found.doubt = "it was changed since it was copied"
+        } else {
+            found.doubt = try QcowChain.doubt(path, record, header)
+        }
+        return found
+    }
 
     private static func state(
-        _ descriptor: Int32, _ path: String, _ facts: stat, size: UInt64, records: String,
-        named: String?
-    ) throws(CopyError) -> (record: CopyRecord?, doubt: String?) {
+        _ descriptor: Int32, _ bytes: FileBytes, _ path: String, _ facts: stat,
+        _ options: CopyOptions
+    ) throws(CopyError) -> Found {
+        var found = Found(bytes: bytes, size: bytes.size)
         var file = CopyRecordFile(besideTarget: path)
         let disk = TargetSurvey.disk(ofDescriptor: descriptor).map { DiskState($0) }
-        if let named {
-            file = CopyRecordFile(named: named)
+        if let named = CopyRecordFile.named(options) {
+            file = named
         } else if let disk {
-            file = CopyRecordFile(of: disk, size: size, in: records)
+            file = CopyRecordFile(of: disk, size: bytes.size, in: options.diskRecords)
         }
         guard case .record(let record) = try file.load() else {
-            return (nil, "it has no record \(file.path) that says which cut it equals")
+            found.doubt = "it has no record \(file.path) that says which cut it equals"
+            return found
         }
+        found.record = record
         guard record.state == .complete else {
-            return (record, "it is not complete: it was interrupted, or is under way")
+            found.doubt = "it is not complete: it was interrupted, or is under way"
+            return found
         }
-        var isSame = record.target.size == size
+        var isSame = record.target.size == bytes.size
         if let disk, let former = record.target.disk {
             switch disk.verdict(since: former) {
             case .another, .written: isSame = false
             case .unwritten: break
             case .unknown:
-                isSame =
-                    try CopySamples.match(
-                        record.samples ?? [], of: descriptor, path: path, excluding: []) == true
+                isSame = try CopySamples.match(record.samples ?? [], of: bytes) == true
             }
         } else {
             let changed =
                 Int64(facts.st_mtim.tv_sec) * 1_000_000_000 + Int64(facts.st_mtim.tv_nsec)
             isSame = isSame && record.target.changedNanoseconds == changed
         }
-        return (record, isSame ? nil : "it was changed since it was copied")
+        if !isSame { found.doubt = "it was changed since it was copied" }
+        return found
     }
 
-    private func failure(_ errnoValue: Int32, _ offset: UInt64) -> CopyError {
-        CopyError(
-            .failed,
-            "copy \(path) cannot be read at \(offset) (\(CopyTarget.text(errnoValue))); check the "
-                + "disk it lies on")
+    // MARK: Servers
+
+    private static func export(
+        _ place: NBDPlace, _ options: CopyOptions
+    ) throws(CopyError) -> Found {
+        let secure = options.secure
+        let bytes = try NBDBytes(place.name) { () throws(CopyError) in
+            try place.connect(isForWriting: false, secure)
+        }
+        var found = Found(bytes: bytes, size: bytes.size)
+        let file = CopyRecordFile.named(options) ?? place.recordFile(in: options.diskRecords)
+        guard case .record(let record) = try file.load() else {
+            found.doubt = "it has no record \(file.path) that says which cut it equals"
+            return found
+        }
+        found.record = record
+        if record.state != .complete {
+            found.doubt = "it is not complete: it was interrupted, or is under way"
+        } else if record.target.size != bytes.size
+            || place.disk.verdict(since: record.target.disk ?? place.disk) == .another
+        {
+            found.doubt = "it is another one than was copied"
+        } else if try CopySamples.match(record.samples ?? [], of: bytes) != true {
+            found.doubt = "it was changed since it was copied"
+        } else if let cut = record.equals {
+            found.size = cut.size
+        }
+        return found
     }
+
+    private static func image(
+        _ place: RBDPlace, _ options: CopyOptions
+    ) throws(CopyError) -> Found {
+        let pool = try RBDPool(place)
+        guard let head = try RBDImage(place, pool, snapshot: nil, isReadOnly: true),
+            let image = try RBDImage(place, pool, snapshot: place.snapshot, isReadOnly: true)
+        else { throw CopyError(.missing, "there is no copy at \(place.name)") }
+        var found = Found(bytes: image, size: image.size)
+        let names = try head.snapshots().map(\.name)
+        guard let name = place.snapshot ?? names.last else {
+            found.doubt = "it has no snapshot that says which cut it equals"
+            return found
+        }
+        guard let version = try head.metadata(RBDVersion.key(name)).flatMap({ RBDVersion($0) })
+        else {
+            found.doubt = "its snapshot \(name) is none of a copy"
+            return found
+        }
+        // What the image itself holds may have been written to since its last snapshot.
+        if place.snapshot == nil, head.size != version.cut.size {
+            found.doubt = "it is larger or smaller than its snapshot \(name)"
+        } else if place.snapshot == nil, try !RBDMedium.equals(head, name, except: nil) {
+            found.doubt = "it was written to since its snapshot \(name), or is not complete"
+        }
+        found.cut = version.cut
+        found.record = .complete(
+            device: version.device, version.cut,
+            CopyRecord.File(
+                isBlockDevice: true, size: image.size, inode: 0, changedNanoseconds: 0))
+        return found
+    }
+
+    // MARK: Reading
 
     /// Reads bytes that lie within it.
     func read(
         _ offset: UInt64, into place: UnsafeMutableRawPointer, _ byteCount: Int
-    ) throws(CopyError) {
-        var done = 0
-        while done < byteCount {
-            let count = pread(
-                descriptor, place + done, byteCount - done, off_t(offset) + off_t(done))
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else { throw failure(count < 0 ? errno : EIO, offset) }
-            done += count
-        }
-    }
+    ) throws(CopyError) { try bytes.read(offset, into: place, byteCount) }
 
     /// Where the next data lie in a range, up to the next hole; nil when all of it is a hole.
-    func data(in range: ByteRange) throws(CopyError) -> ByteRange? {
-        let start = lseek(descriptor, off_t(range.offset), cl_seek_data)
-        if start < 0 {
-            if errno == ENXIO { return nil }
-            // What does not know its holes has data everywhere: block devices, some filesystems.
-            return range
-        }
-        guard UInt64(start) < range.end else { return nil }
-        let hole = lseek(descriptor, start, cl_seek_hole)
-        let end = hole < 0 ? range.end : min(UInt64(hole), range.end)
-        let begin = max(UInt64(start), range.offset)
-        return ByteRange(offset: begin, length: end - begin)
-    }
+    func data(in range: ByteRange) throws(CopyError) -> ByteRange? { try bytes.data(in: range) }
 
     /// Gives pieces to a target until none is left or something failed: what one thread does.
     package func work(_ work: CopyWork, into target: any CopySink) {
@@ -161,7 +245,7 @@ package final class CopyReader: Sendable {
             guard end > position else { return }
             let hole = ByteRange(offset: position, length: end - position)
             try work.zero(hole, of: target, isFresh: false)
-            work.finished(hole)
+            target.finished(hole, of: work)
             position = end
         }
         while position < piece.end {
@@ -179,7 +263,7 @@ package final class CopyReader: Sendable {
                 let range = ByteRange(offset: position, length: count)
                 work.readByteCount.add(count, ordering: .relaxed)
                 try work.store(range, buffer, into: target, isFresh: false)
-                work.finished(range)
+                target.finished(range, of: work)
                 position += count
             }
         }

@@ -100,6 +100,12 @@ package struct CopyRecord: Codable, Equatable, Sendable {
     package var samples: [Sample]?
     /// The cut's name was made for this copy alone, so that the copy after it may delete it.
     package var isNameOwned: Bool?
+    /// Running: it was interrupted in order, and nothing was written after the record was made.
+    package var isSettled: Bool?
+    /// A qcow2 overlay: the copy that it lies on, as the file itself names it.
+    package var onto: String?
+    /// The cut that this one equalled.
+    package var ontoCut: CopyCut?
     package var checksum = ""
 
     /// Bytes of a target.

@@ -24,6 +24,20 @@ package struct CopyRecordFile: Sendable {
         makesDirectory = true
     }
 
+    /// The file that the user named; nil when none was.
+    static func named(_ options: CopyOptions) -> CopyRecordFile? {
+        options.recordPath.map { CopyRecordFile(named: $0) }
+    }
+
+    /// The record of a target that looks like `file`.
+    static func of(
+        _ path: String, _ file: CopyRecord.File, _ options: CopyOptions
+    ) -> CopyRecordFile {
+        if let named = named(options) { return named }
+        guard let disk = file.disk else { return CopyRecordFile(besideTarget: path) }
+        return CopyRecordFile(of: disk, size: file.size, in: options.diskRecords)
+    }
+
     private static func failure(_ path: String, _ errnoValue: Int32) -> CopyError {
         CopyError(
             .failed,

@@ -1,5 +1,4 @@
 package import BlockModel
-internal import Glibc
 
 // Parts of a target by which a later look tells whether somebody else wrote to it: its beginning
 // and end, where partitions begin (a filesystem that is mounted writes there), and places between.
@@ -11,6 +10,7 @@ package enum CopySamples {
     private static let partByteCount: UInt64 = 64 << 10
     private static let partCount: UInt64 = 64
     private static let startCountMax = 64
+    private static let writtenCount: UInt64 = 64
 
     /// The places for a target of `size` bytes. `starts`: where partitions begin.
     package static func places(size: UInt64, starts: [UInt64]) -> [ByteRange] {
@@ -46,69 +46,104 @@ package enum CopySamples {
         return places
     }
 
-    /// Reads the places of an open file or block device.
+    /// Places within what was written, spread over all of it: whoever brings back what was there
+    /// before is noticed by them.
+    package static func places(written ranges: RangeSpool) throws(CopyError) -> [ByteRange] {
+        guard ranges.count > 0 else { return [] }
+        let step = max(1, ranges.count / writtenCount)
+        var places: [ByteRange] = []
+        var cursor = RangeSpool.Cursor(ranges)
+        var number: UInt64 = 0
+        while let range = try cursor.next(), places.count < writtenCount {
+            if number % step == 0 {
+                // Of a long range its middle, for its ends are what changes least.
+                let length = min(range.length, partByteCount)
+                places.append(
+                    ByteRange(
+                        offset: range.offset + (range.length - length) / 2 / 512 * 512,
+                        length: length))
+            }
+            number += 1
+        }
+        return places
+    }
+
+    /// Samples of what `bytes` hold; see `CopyMedium.samples`.
+    static func taken(
+        of bytes: some CopyBytes, starts: [UInt64] = [], within ranges: [ByteRange]?,
+        written: RangeSpool?
+    ) throws(CopyError) -> [CopyRecord.Sample] {
+        var places = Self.places(size: bytes.size, starts: starts)
+        if let written { places += try Self.places(written: written) }
+        if let ranges {
+            places = places.filter { place in
+                ranges.contains { $0.offset <= place.offset && place.end <= $0.end }
+            }
+        }
+        return try read(places, of: bytes)
+    }
+
+    /// Reads the places.
     static func read(
-        _ places: [ByteRange], of descriptor: Int32, path: String
+        _ places: [ByteRange], of bytes: some CopyBytes
     ) throws(CopyError) -> [CopyRecord.Sample] {
         var samples: [CopyRecord.Sample] = []
         for place in places.prefix(CopyRecord.Sample.countMax) {
             samples.append(
                 CopyRecord.Sample(
                     offset: place.offset, length: place.length,
-                    checksum: try checksum(place, of: descriptor, path: path)))
+                    checksum: try checksum(place, of: bytes)))
         }
         return samples
     }
 
-    /// Whether an open file or block device holds what samples say, those aside that touch
-    /// `excluded` (ascending); nil when no sample is left.
-    static func match(
-        _ samples: [CopyRecord.Sample], of descriptor: Int32, path: String,
-        excluding excluded: [ByteRange]
-    ) throws(CopyError) -> Bool? {
-        var isCompared = false
-        for sample in samples {
-            let place = ByteRange(offset: sample.offset, length: sample.length)
-            if touches(place, excluded) { continue }
-            isCompared = true
-            let found = try checksum(place, of: descriptor, path: path)
-            if found != sample.checksum { return false }
+    /// Those samples that touch none of `ranges`.
+    static func untouched(
+        _ samples: [CopyRecord.Sample], by ranges: RangeSpool?
+    ) throws(CopyError) -> [CopyRecord.Sample] {
+        guard let ranges else { return samples }
+        var left = samples.sorted { $0.offset < $1.offset }[...]
+        var apart: [CopyRecord.Sample] = []
+        var cursor = RangeSpool.Cursor(ranges)
+        var next = try cursor.next()
+        while let sample = left.first {
+            guard let range = next else {
+                apart += left
+                break
+            }
+            // Samples may overlap each other, so a range is left behind only when it ends before
+            // the first byte of the next sample.
+            if range.end <= sample.offset {
+                next = try cursor.next()
+            } else {
+                if range.offset >= sample.offset + sample.length { apart.append(sample) }
+                left.removeFirst()
+            }
         }
-        return isCompared ? true : nil
+        return apart
     }
 
-    private static func touches(_ place: ByteRange, _ ranges: [ByteRange]) -> Bool {
-        var low = 0
-        var high = ranges.count
-        while low < high {
-            let middle = (low + high) / 2
-            if ranges[middle].end <= place.offset { low = middle + 1 } else { high = middle }
+    /// Whether the bytes are those of the samples; nil when there is no sample.
+    static func match(
+        _ samples: [CopyRecord.Sample], of bytes: some CopyBytes
+    ) throws(CopyError) -> Bool? {
+        for sample in samples {
+            let place = ByteRange(offset: sample.offset, length: sample.length)
+            // Shorter than it was: what is missing differs from anything that was there.
+            guard place.end <= bytes.size, try checksum(place, of: bytes) == sample.checksum
+            else { return false }
         }
-        return low < ranges.count && ranges[low].offset < place.end
+        return samples.isEmpty ? nil : true
     }
 
     private static func checksum(
-        _ place: ByteRange, of descriptor: Int32, path: String
+        _ place: ByteRange, of bytes: some CopyBytes
     ) throws(CopyError) -> UInt32 {
-        var bytes = [UInt8](repeating: 0, count: Int(place.length))
-        var done = 0
-        while done < bytes.count {
-            let count = bytes.withUnsafeMutableBytes {
-                pread(
-                    descriptor, $0.baseAddress.unsafelyUnwrapped + done, $0.count - done,
-                    off_t(place.offset) + off_t(done))
-            }
-            if count < 0, errno == EINTR { continue }
-            guard count >= 0 else {
-                let reason = String(cString: strerror(errno))
-                throw CopyError(
-                    .failed,
-                    "target \(path) cannot be read at \(place.offset) (\(reason)); check the disk")
-            }
-            // Shorter than it was: what is missing differs from anything that was there.
-            if count == 0 { return ~bytes.withUnsafeBytes { Checksum.crc32c($0) } }
-            done += count
-        }
-        return bytes.withUnsafeBytes { Checksum.crc32c($0) }
+        let buffer = UnsafeMutableRawPointer.allocate(
+            byteCount: Int(place.length), alignment: Int(blockByteCount))
+        defer { buffer.deallocate() }
+        try bytes.read(place.offset, into: buffer, Int(place.length))
+        return Checksum.crc32c(
+            UnsafeRawBufferPointer(start: buffer, count: Int(place.length)))
     }
 }

@@ -12,7 +12,7 @@ internal import Glibc
 // - `write` and `zero` may be called by several threads for ranges that do not overlap.
 
 /// A target; see the head of this file.
-package final class CopyTarget: CopySink {
+package final class CopyTarget: CopySink, CopyMedium, CopyBytes {
     package let path: String
     package let isBlockDevice: Bool
     /// The file was made by `init`.
@@ -23,7 +23,7 @@ package final class CopyTarget: CopySink {
     /// it shows unless `isForced`. Blocks.
     package init(
         opening path: String, creates: Bool, surroundings: CopySurroundings = CopySurroundings(),
-        isForced: Bool = false
+        isForced: Bool = false, locksOutQEMU: Bool = true
     ) throws(CopyError) {
         self.path = path
         var found = stat()
@@ -53,7 +53,7 @@ package final class CopyTarget: CopySink {
                     + (reason == EBUSY ? "; it is mounted or used by a device" : ""))
         }
         do throws(CopyError) {
-            try lock()
+            try lock(locksOutQEMU)
             if !isForced { try checkBlocks(surroundings) }
         } catch {
             if isNew { unlink(path) }
@@ -108,7 +108,7 @@ package final class CopyTarget: CopySink {
         }
     }
 
-    private func lock() throws(CopyError) {
+    private func lock(_ locksOutQEMU: Bool) throws(CopyError) {
         guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
             let reason = errno
             throw CopyError(
@@ -125,7 +125,8 @@ package final class CopyTarget: CopySink {
                 "target \(path) is in use: it backs the loop device \(loop); unmount and detach "
                     + "that first (losetup -d \(loop)), or name another target")
         }
-        guard TargetSurvey.lockAgainstQEMU(descriptor, isReadOnly: false) else {
+        guard !locksOutQEMU || TargetSurvey.lockAgainstQEMU(descriptor, isReadOnly: false)
+        else {
             throw CopyError(
                 .busy,
                 "target \(path) is in use by QEMU or one of its tools; stop that first, or name "
@@ -133,7 +134,7 @@ package final class CopyTarget: CopySink {
         }
     }
 
-    private func failure(_ errnoValue: Int32, size: UInt64? = nil) -> CopyError {
+    func failure(_ errnoValue: Int32, size: UInt64? = nil) -> CopyError {
         switch errnoValue {
         case ENOSPC, EDQUOT:
             CopyError(
@@ -191,7 +192,7 @@ package final class CopyTarget: CopySink {
     }
 
     /// What a block device seems to hold, such as "an ext4 filesystem"; nil for nothing.
-    func content() throws(CopyError) -> String? {
+    package func content() throws(CopyError) -> String? {
         guard isBlockDevice else { return nil }
         var name = [CChar](repeating: 0, count: 128)
         if cl_recognise_content(descriptor, &name, name.count) != 0 {
@@ -203,54 +204,72 @@ package final class CopyTarget: CopySink {
         return try holdsData(size) ? "data of a kind that is not known" : nil
     }
 
-    private static let edgeByteCount: UInt64 = 4 << 20
-    private static let spotCount: UInt64 = 1024
-
     /// Looks at both ends and at many places between: whole disks take hours to read.
     private func holdsData(_ size: UInt64) throws(CopyError) -> Bool {
-        let piece = UnsafeMutableRawPointer.allocate(byteCount: 65536, alignment: 4096)
-        defer { piece.deallocate() }
-        func isZero(_ offset: UInt64, _ byteCount: UInt64) throws(CopyError) -> Bool {
-            let wanted = Int(min(byteCount, size - offset))
-            let count = pread(descriptor, piece, wanted, off_t(offset))
-            guard count == wanted else { throw failure(count < 0 ? errno : EIO) }
-            return cl_is_zero(piece, wanted)
-        }
-        var offset: UInt64 = 0
-        while offset < size {
-            if !(try isZero(offset, 65536)) { return true }
-            offset += 65536
-            if offset == Self.edgeByteCount, size > 2 * Self.edgeByteCount {
-                offset = (size - Self.edgeByteCount) / 65536 * 65536
-            }
-        }
-        for spot in 1..<Self.spotCount where size / Self.spotCount * spot < size {
-            let place = size / Self.spotCount * spot / blockByteCount * blockByteCount
-            if !(try isZero(place, blockByteCount)) { return true }
-        }
-        return false
+        try ContentLook.holdsData(self, size)
     }
 
-    /// Samples of what it holds now, of those places that lie in `ranges` alone when they are given.
-    func samples(within ranges: [ByteRange]? = nil) throws(CopyError) -> [CopyRecord.Sample]? {
-        guard isBlockDevice else { return nil }
+    // MARK: Medium
+
+    package var beginsFresh: Bool { false }
+    package var canGrow: Bool { !isBlockDevice }
+    package var keepsVersions: Bool { false }
+
+    package var size: UInt64 {
+        var found = stat()
         var size: UInt64 = 0
-        guard cl_block_device_size(descriptor, &size) == 0 else { throw failure(errno) }
-        let starts = TargetSurvey.disk(ofDescriptor: descriptor)?.partitionStarts ?? []
-        var places = CopySamples.places(size: size, starts: starts)
-        if let ranges {
-            places = places.filter { place in
-                ranges.contains { $0.offset <= place.offset && place.end <= $0.end }
-            }
-        }
-        return try CopySamples.read(places, of: descriptor, path: path)
+        // What cannot be told has no byte that equals a sample.
+        guard fstat(descriptor, &found) == 0 else { return 0 }
+        guard isBlockDevice else { return UInt64(found.st_size) }
+        return cl_block_device_size(descriptor, &size) == 0 ? size : 0
     }
 
-    /// Whether it holds what samples say; see `CopySamples.match`.
-    func matches(
-        _ samples: [CopyRecord.Sample], excluding ranges: [ByteRange]
+    package func read(
+        _ offset: UInt64, into place: UnsafeMutableRawPointer, _ byteCount: Int
+    ) throws(CopyError) {
+        try FileBytes.read(descriptor, path, offset, into: place, byteCount)
+    }
+
+    package func data(in range: ByteRange) throws(CopyError) -> ByteRange? {
+        FileBytes.data(descriptor, in: range)
+    }
+
+    package func samples(
+        within ranges: [ByteRange]?, written: RangeSpool?
+    ) throws(CopyError) -> [CopyRecord.Sample]? {
+        let starts = TargetSurvey.disk(ofDescriptor: descriptor)?.partitionStarts ?? []
+        return try CopySamples.taken(
+            of: self, starts: starts, within: ranges, written: written)
+    }
+
+    package func holds(
+        _ record: CopyRecord, except changes: RangeSpool?
     ) throws(CopyError) -> Bool? {
-        try CopySamples.match(samples, of: descriptor, path: path, excluding: ranges)
+        guard let samples = record.samples else { return nil }
+        return try CopySamples.match(
+            try CopySamples.untouched(samples, by: changes), of: self)
+    }
+
+    package func prepare(_ size: UInt64, for plan: CopyPlan) throws(CopyError) {
+        if case .full(let full) = plan, full.isFresh { try nameIsNew() }
+        try resize(to: size)
+    }
+
+    package func sinks(_ count: Int) -> [any CopySink] { Array(repeating: self, count: count) }
+
+    package var syncsWhileWriting: Bool { true }
+
+    package func settle() {
+        // Another write has another time of change.
+        TargetSurvey.waitForNextStamp()
+    }
+
+    package func complete(_ cut: CopyCut) {}
+
+    package func empty() throws(CopyError) { try resize(to: 0) }
+
+    package func withdraw() {
+        if isNew { unlink(path) }
     }
 
     /// Makes its name durable, if it is new.

@@ -55,8 +55,15 @@ package struct CopyTargetFacts: Equatable, Sendable {
     package var content: String?
     /// Where its record is, or would be.
     package var recordPath: String
-    /// The target holds what the samples of its record say; nil when there are none to tell by.
+    /// The target holds what its record says, as far as its samples or its own history tell; nil
+    /// when there is nothing to tell by.
     package var samplesMatch: Bool?
+    /// It can be made larger.
+    package var canGrow: Bool
+    /// A complete copy of another cut stays as a version when it is replaced in place.
+    package var keepsVersions = false
+    /// It holds nothing, whatever a record says.
+    package var isEmpty: Bool
 
     package init(
         path: String, file: CopyRecord.File, content: String? = nil, recordPath: String? = nil,
@@ -67,8 +74,7 @@ package struct CopyTargetFacts: Equatable, Sendable {
         self.content = content
         self.recordPath = recordPath ?? path + CopyRecord.suffix
         self.samplesMatch = samplesMatch
+        canGrow = !file.isBlockDevice
+        isEmpty = !file.isBlockDevice && file.size == 0
     }
-
-    /// A file without a byte.
-    package var isEmpty: Bool { !file.isBlockDevice && file.size == 0 }
 }

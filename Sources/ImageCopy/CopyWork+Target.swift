@@ -8,6 +8,7 @@ extension CopyWork {
     func store(
         _ range: ByteRange, _ bytes: UnsafeRawPointer, into target: any CopySink, isFresh: Bool
     ) throws(CopyError) {
+        wait(for: range.length)
         var start = 0
         let byteCount = Int(range.length)
         while start < byteCount {

@@ -1,13 +1,20 @@
 package import BlockModel
+internal import Glibc
 package import Synchronization
 
 /// The pieces of an image that are to be copied, handed out to the workers, and what came of it.
 package final class CopyWork: Sendable {
-    /// What is still to be handed out: ascending ranges, the first of them from `offset` on.
+    /// What is still to be handed out.
     private struct Remaining {
-        var ranges: [ByteRange]
-        var place = 0
-        var offset: UInt64
+        var gaps: ArraySlice<ByteRange> = []
+        var spool: RangeSpool.Cursor?
+        /// What is left of the range that pieces are cut from.
+        var current: ByteRange?
+
+        mutating func next() throws(CopyError) -> ByteRange? {
+            if let current { return current }
+            return gaps.isEmpty ? try spool?.next() : gaps.removeFirst()
+        }
     }
 
     /// Most bytes of a piece: what one worker does before it asks for more.
@@ -19,6 +26,7 @@ package final class CopyWork: Sendable {
     /// What was copied of a whole image; nil for a list of ranges, which is done again from its
     /// beginning.
     private let done: Mutex<DoneRanges?>
+    private let pace: CopyPace?
 
     /// Bytes that are done, for progress.
     package let doneByteCount = Atomic<UInt64>(0)
@@ -30,7 +38,7 @@ package final class CopyWork: Sendable {
     package let zeroedByteCount = Atomic<UInt64>(0)
 
     /// All of an image but what is done already, in ascending ranges.
-    package init(wholeImage size: UInt64, done: [ByteRange] = []) {
+    package init(wholeImage size: UInt64, done: [ByteRange] = [], rateLimit: UInt64? = nil) {
         byteCount = size
         // Large enough to ask rarely, small enough that all workers have something to do.
         pieceByteCount = max(16 << 20, min(256 << 20, size / 64 / chunkByteCount * chunkByteCount))
@@ -43,38 +51,47 @@ package final class CopyWork: Sendable {
             position = max(position, range.end)
         }
         if position < size { gaps.append(ByteRange(offset: position, length: size - position)) }
-        remaining = Mutex(Remaining(ranges: gaps, offset: gaps.first?.offset ?? 0))
+        remaining = Mutex(Remaining(gaps: gaps[...]))
         self.done = Mutex(DoneRanges(done))
+        pace = rateLimit.map { CopyPace($0) }
         doneByteCount.store(done.reduce(0) { $0 + $1.length }, ordering: .relaxed)
     }
 
-    /// These ranges, which ascend.
-    package init(_ ranges: [ByteRange]) {
-        byteCount = ranges.reduce(0) { $0 + $1.length }
+    /// These ranges.
+    package init(_ ranges: RangeSpool, rateLimit: UInt64? = nil) {
+        byteCount = ranges.byteCount
         pieceByteCount = 16 << 20
-        remaining = Mutex(Remaining(ranges: ranges, offset: ranges.first?.offset ?? 0))
+        remaining = Mutex(Remaining(spool: RangeSpool.Cursor(ranges)))
         done = Mutex(nil)
+        pace = rateLimit.map { CopyPace($0) }
     }
 
     /// The next piece; nil when nothing is left, or something failed.
     func next() -> ByteRange? {
         guard failure.withLock({ $0 == nil }) else { return nil }
         let limit = pieceByteCount
-        return remaining.withLock { remaining in
-            guard remaining.place < remaining.ranges.count else { return nil }
-            let offset = remaining.offset
-            let end = remaining.ranges[remaining.place].end
-            let length = min(end - offset, limit)
-            if offset + length < end {
-                remaining.offset = offset + length
-            } else {
-                remaining.place += 1
-                if remaining.place < remaining.ranges.count {
-                    remaining.offset = remaining.ranges[remaining.place].offset
-                }
-            }
-            return ByteRange(offset: offset, length: length)
+        let outcome = remaining.withLock { remaining -> Result<ByteRange?, CopyError> in
+            do throws(CopyError) {
+                guard let range = try remaining.next() else { return .success(nil) }
+                let length = min(range.length, limit)
+                remaining.current =
+                    length < range.length
+                    ? ByteRange(offset: range.offset + length, length: range.length - length) : nil
+                return .success(ByteRange(offset: range.offset, length: length))
+            } catch { return .failure(error) }
         }
+        switch outcome {
+        case .success(let piece): return piece
+        case .failure(let error):
+            failed(error)
+            return nil
+        }
+    }
+
+    /// Waits until so many more bytes may be moved, or something failed.
+    func wait(for byteCount: UInt64) {
+        guard let pace else { return }
+        pace.wait(for: byteCount) { failure.withLock { $0 != nil } }
     }
 
     /// A range is in the target.

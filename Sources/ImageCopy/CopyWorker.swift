@@ -119,7 +119,7 @@ package final class CopyWorker: @unchecked Sendable {
                 let range = ByteRange(offset: position, length: length)
                 if extent.isZero {
                     try zero(range, share)
-                    share.pieces.finished(range)
+                    share.target.finished(range, of: share.pieces)
                 } else {
                     try read(range, share)
                 }
@@ -205,7 +205,7 @@ package final class CopyWorker: @unchecked Sendable {
         }
         share.pieces.readByteCount.add(range.length, ordering: .relaxed)
         try store(range, slotAddress(place), share)
-        share.pieces.finished(range)
+        share.target.finished(range, of: share.pieces)
         slots[place] = Slot()
         free.append(place)
     }

@@ -22,6 +22,13 @@ package struct DiskState: Codable, Equatable, Sendable {
     package var besideSectors: UInt64?
     /// A loop device: the file under it.
     package var backing: Backing?
+    /// An RBD image: the number of the snapshot that it equals, or that it is on its way from.
+    package var version: UInt64?
+
+    /// How the identity of an RBD image begins. Its size is no part of it.
+    static let rbdPrefix = "rbd "
+    /// How the identity of an NBD server's export begins.
+    static let nbdPrefix = "nbd "
 
     /// The file under a loop device, as it stood.
     package struct Backing: Codable, Equatable, Sendable {
@@ -84,10 +91,16 @@ package struct DiskState: Codable, Equatable, Sendable {
             ? .unwritten : .written
     }
 
+    private var isRemote: Bool {
+        identity.hasPrefix(Self.rbdPrefix) || identity.hasPrefix(Self.nbdPrefix)
+    }
+
     /// The name under which the record of this disk is kept: letters, digits and hyphens.
     package func recordName(size: UInt64) -> String {
         let key =
-            identity.isEmpty ? "boot \(boot) disk \(sequence)" : "\(identity) of \(size) bytes"
+            identity.isEmpty
+            ? "boot \(boot) disk \(sequence)"
+            : isRemote ? identity : "\(identity) of \(size) bytes"
         // FNV-1a, twice: a name, no proof. The record itself holds the identity.
         func hash(from start: UInt64) -> String {
             let value = key.utf8.reduce(start) { ($0 ^ UInt64($1)) &* 0x100_0000_01B3 }

@@ -13,7 +13,7 @@ extension ImageCopier {
     /// share.
     package func copy(_ pieces: CopyWork, worker: Int, into blocks: HeldBlocks? = nil) {
         // What the target holds may be older than zeroes.
-        workers[worker].work(pieces, into: blocks ?? target, isFresh: false)
+        workers[worker].work(pieces, into: blocks ?? fileTarget, isFresh: false)
     }
 
     /// Reads pieces and shows them to `look`; the target stays as it is.
@@ -23,7 +23,7 @@ extension ImageCopier {
 
     /// A place in memory for what goes to the target later.
     package func heldBlocks(byteCountMax: Int) -> HeldBlocks {
-        HeldBlocks(byteCountMax: byteCountMax, beyond: target)
+        HeldBlocks(byteCountMax: byteCountMax, beyond: fileTarget)
     }
 
     /// The copy is full, so that its record tells how far it is.
@@ -37,23 +37,35 @@ extension ImageCopier {
     package func recordPass(_ cut: CopyCut) throws(CopyError) {
         try target.sync()
         guard isFull else { return }
+        let file = try target.file()
         let whole = ByteRange(offset: 0, length: cut.size)
+        // A file is brought forward by the next pass wherever the last one was interrupted.
+        let samples =
+            file.isBlockDevice ? try target.samples(within: [whole], written: nil) : nil
         var running = CopyRecord.running(
-            device: wish.device, from: nil, to: cut, try target.file(),
-            done: [.init(offset: 0, length: cut.size)],
-            samples: try target.samples(within: [whole]))
+            device: wish.device, from: nil, to: cut, file,
+            done: [.init(offset: 0, length: cut.size)], samples: samples)
         running.writtenAtSeconds = Int64(time(nil))
         try record.store(running)
+    }
+
+    /// Several threads write to it at once, also to places that another one has written to before: a
+    /// file or a block device.
+    private var fileTarget: CopyTarget {
+        guard let target = target as? CopyTarget else {
+            preconditionFailure("live devices are copied to files and block devices")
+        }
+        return target
     }
 
     /// The record of a copy that was interrupted: of the target, or of the file beside it that is to
     /// take its place.
     package static func interrupted(
-        ofTarget path: String, records: String, record: CopyRecordFile?
+        ofTarget path: String, options: CopyOptions
     ) -> CopyRecord? {
-        let own = record ?? recordFile(ofTarget: path, records: records)
+        // What cannot be looked at is reported when the copy begins.
+        let own = try? CopyPlace(path).recordFile(options)
         for file in [CopyRecordFile(besideTarget: path + besideSuffix), own] {
-            // One that cannot be read is reported when the copy begins.
             if let file, case .record(let found)? = try? file.load(), found.state == .running {
                 return found
             }
@@ -63,21 +75,13 @@ extension ImageCopier {
 
     /// The record of a target that is a complete copy, as nobody has changed it since.
     package static func complete(
-        ofTarget path: String, records: String, record: CopyRecordFile?
+        ofTarget path: String, options: CopyOptions
     ) -> CopyRecord? {
         // What cannot be read, or is in use, is reported when the copy begins.
-        guard
-            let reader = try? CopyReader(opening: path, records: records, record: record?.path),
-            let cut = reader.cut, let file = record ?? recordFile(ofTarget: path, records: records),
+        guard let reader = try? CopyReader(opening: path, options: options),
+            let cut = reader.cut, let file = try? CopyPlace(path).recordFile(options),
             case .record(let found)? = try? file.load(), found.equals == cut
         else { return nil }
         return found
-    }
-
-    private static func recordFile(ofTarget path: String, records: String) -> CopyRecordFile? {
-        guard CopyInventory.isBlockDevice(path) else { return CopyRecordFile(besideTarget: path) }
-        return DiskLook.state(ofPath: path).map {
-            CopyRecordFile(of: $0.state, size: $0.size, in: records)
-        }
     }
 }

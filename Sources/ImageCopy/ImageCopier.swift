@@ -1,6 +1,7 @@
-package import BlockModel
+internal import BlockModel
 internal import DataPlane
 internal import Glibc
+internal import Synchronization
 
 // One copy from its first write to its last:
 //
@@ -27,6 +28,12 @@ package struct CopyOptions: Sendable {
     package var keep: String?
     /// The cut's name was made for this copy alone.
     package var isNameOwned = false
+    /// The complete copy that a qcow2 target lies on.
+    package var onto: String?
+    /// Bytes of data per second at most.
+    package var rateLimit: UInt64?
+    /// Makes TLS connections to NBD servers.
+    package var secure: NBDPlace.Securing?
 
     package init() {}
 }
@@ -43,29 +50,34 @@ package final class ImageCopier: Sendable {
     /// What the record said before.
     package let former: CopyRecord?
     private let options: CopyOptions
-    let target: CopyTarget
+    private let changes: RangeSpool?
+    let target: any CopyMedium
     let record: CopyRecordFile
     /// The complete copy that is replaced, and its record; locked until the end.
-    private let replaced: (target: CopyTarget, record: CopyRecordFile)?
+    private let replaced: (target: any CopyMedium, record: CopyRecordFile)?
     let workers: [CopyWorker]
+    /// Where the workers write to; empty before `begin`.
+    private let sinks = Mutex<[any CopySink]>([])
     /// How the disk was before the first write.
     private let disk: DiskState?
 
     /// Opens the target and decides what is to be done with it. `workers` are connected to the
-    /// image that `wish` names; `changes`: what changed since the base, ascending.
+    /// image that `wish` names; `changes`: what changed since the base.
     package init(
-        _ wish: CopyWish, target path: String, changes: [ByteRange]? = nil,
+        _ wish: CopyWish, target path: String, changes: RangeSpool? = nil,
         options: CopyOptions = CopyOptions(), workers: [CopyWorker]
     ) throws(CopyError) {
         precondition((wish.since == nil) == (changes == nil), "changes go with a base")
         self.wish = wish
         self.options = options
         self.workers = workers
-        let opened = try CopyTarget(
-            opening: path, creates: wish.since == nil, surroundings: options.surroundings,
-            isForced: wish.isForced)
+        self.changes = changes
+        let place = try CopyPlace(path)
+        let opened = try place.open(
+            creates: wish.since == nil || options.onto != nil, isForced: wish.isForced, wish,
+            options)
         do throws(CopyError) {
-            let chosen = try Self.choose(wish, opened, changes ?? [], options)
+            let chosen = try Self.choose(wish, place, opened, changes, options)
             for worker in workers where worker.imageSize != wish.cut.size {
                 throw CopyError(
                     .unreadable,
@@ -79,94 +91,104 @@ package final class ImageCopier: Sendable {
             notes = chosen.notes
             former = chosen.former
             disk = chosen.disk
-            if case .full(let full) = chosen.plan {
-                work = CopyWork(wholeImage: wish.cut.size, done: full.done)
-            } else {
-                work = CopyWork(chosen.plan == .nothing ? [] : changes ?? [])
+            switch chosen.plan {
+            case .full(let full):
+                work = CopyWork(
+                    wholeImage: wish.cut.size, done: full.done, rateLimit: options.rateLimit)
+            case .increment:
+                work = CopyWork(changes ?? RangeSpool.none, rateLimit: options.rateLimit)
+            case .nothing: work = CopyWork(RangeSpool.none)
             }
         } catch {
             // Nothing was decided for it, so nothing is left of it.
-            if opened.isNew { unlink(path) }
+            opened.withdraw()
             throw error
         }
     }
 
     private struct Choice {
-        var target: CopyTarget
+        var target: any CopyMedium
         var record: CopyRecordFile
         var plan: CopyPlan
         var former: CopyRecord?
-        var replaced: (target: CopyTarget, record: CopyRecordFile)?
+        var replaced: (target: any CopyMedium, record: CopyRecordFile)?
         var notes: [String] = []
         var disk: DiskState?
     }
 
     private static func choose(
-        _ wish: CopyWish, _ target: CopyTarget, _ changes: [ByteRange], _ options: CopyOptions
+        _ wish: CopyWish, _ place: CopyPlace, _ target: any CopyMedium, _ changes: RangeSpool?,
+        _ options: CopyOptions
     ) throws(CopyError) -> Choice {
         let file = try target.file()
-        let record = recordFile(of: target, file, options)
-        if !target.isBlockDevice { try finishReplacing(target, record, file) }
+        let record = CopyRecordFile.of(target.path, file, options)
+        if !file.isBlockDevice { try finishReplacing(target, record, file) }
         let found = try record.load()
         var facts = CopyTargetFacts(path: target.path, file: file, recordPath: record.path)
+        facts.canGrow = target.canGrow
+        facts.keepsVersions = target.keepsVersions
+        facts.isEmpty = facts.isEmpty || target.isNew
         var former: CopyRecord?
         if case .record(let its) = found {
             former = its
-            if target.isBlockDevice, let samples = its.samples {
-                facts.samplesMatch = try target.matches(
-                    samples, excluding: its.state == .running ? changes : [])
-            }
-        } else {
+            facts.samplesMatch = try target.holds(
+                its, except: its.state == .running ? changes : nil)
+        } else if !facts.isEmpty {
             facts.content = try target.content()
         }
         var choice = Choice(
-            target: target, record: record, plan: try CopyPlan(wish, facts, found),
-            former: former, disk: file.disk)
+            target: target, record: record, plan: .nothing, former: former, disk: file.disk)
+        if let onto = options.onto {
+            let base = try QcowChain.facts(of: onto)
+            choice.plan = try CopyPlan(
+                overlay: wish, facts, found, onto: base.facts, base.found)
+        } else {
+            choice.plan = try CopyPlan(wish, facts, found)
+        }
         if let why = CopyPlan.whyAnew(wish, facts, found) { choice.notes.append(why) }
-        if case .full(let full) = choice.plan, full.isBeside {
-            try beside(wish, &choice, options)
+        if choice.plan != .nothing { try target.checkName(of: wish.cut) }
+        guard case .full(var full) = choice.plan else { return choice }
+        try place.checkNothingLiesOnIt()
+        if full.isBeside {
+            try beside(wish, place, &choice, options)
+        } else if target.beginsFresh, full.done.isEmpty {
+            full.isFresh = true
+            choice.plan = .full(full)
         }
         return choice
-    }
-
-    private static func recordFile(
-        of target: CopyTarget, _ file: CopyRecord.File, _ options: CopyOptions
-    ) -> CopyRecordFile {
-        if let path = options.recordPath { return CopyRecordFile(named: path) }
-        guard let disk = file.disk else { return CopyRecordFile(besideTarget: target.path) }
-        return CopyRecordFile(of: disk, size: file.size, in: options.diskRecords)
     }
 
     // MARK: Replacing
 
     /// The new copy is made in a file beside the one that it replaces.
     private static func beside(
-        _ wish: CopyWish, _ choice: inout Choice, _ options: CopyOptions
+        _ wish: CopyWish, _ place: CopyPlace, _ choice: inout Choice, _ options: CopyOptions
     ) throws(CopyError) {
-        let path = choice.target.path + besideSuffix
-        let target = try CopyTarget(opening: path, creates: true)
-        let record = CopyRecordFile(besideTarget: path)
-        let facts = CopyTargetFacts(path: path, file: try target.file())
+        let place = place.beside
+        let target = try place.open(creates: true, isForced: true, wish, options)
+        let record = CopyRecordFile(besideTarget: target.path)
+        var facts = CopyTargetFacts(path: target.path, file: try target.file())
         choice.replaced = (choice.target, choice.record)
         choice.target = target
         choice.record = record
-        // A plan that refuses is one that cannot go on.
-        if case .record(let its) = try record.load(), its.state == .running,
-            case .full(let full) = try? CopyPlan(wish, facts, .record(its)), !full.done.isEmpty
-        {
-            choice.plan = .full(
-                CopyPlan.Full(isFresh: full.isFresh, done: full.done, isBeside: true))
-            return
+        if case .record(let its) = try record.load(), its.state == .running {
+            facts.samplesMatch = try target.holds(its, except: nil)
+            // A plan that refuses is one that cannot go on.
+            if case .full(let full) = try? CopyPlan(wish, facts, .record(its)), !full.done.isEmpty {
+                choice.plan = .full(
+                    CopyPlan.Full(isFresh: full.isFresh, done: full.done, isBeside: true))
+                return
+            }
         }
         // What is left of a copy that cannot go on.
-        try target.resize(to: 0)
+        try target.empty()
         choice.plan = .full(CopyPlan.Full(isFresh: true, isBeside: true))
     }
 
     /// A run that was killed between its two last renames left the record of TARGET under the name
     /// of the file beside it.
     private static func finishReplacing(
-        _ target: CopyTarget, _ record: CopyRecordFile, _ file: CopyRecord.File
+        _ target: any CopyMedium, _ record: CopyRecordFile, _ file: CopyRecord.File
     ) throws(CopyError) {
         let left = CopyRecordFile(besideTarget: target.path + besideSuffix)
         guard case .record(let its) = try left.load(), its.state == .complete,
@@ -176,7 +198,9 @@ package final class ImageCopier: Sendable {
         try left.move(to: record)
     }
 
-    private func replace(_ former: (target: CopyTarget, record: CopyRecordFile)) throws(CopyError) {
+    private func replace(
+        _ former: (target: any CopyMedium, record: CopyRecordFile)
+    ) throws(CopyError) {
         if let keep = options.keep, let its = self.former {
             try CopyVersions(of: former.target.path).keepByLink(its, as: keep)
         }
@@ -206,26 +230,34 @@ package final class ImageCopier: Sendable {
         switch plan {
         case .nothing: return []
         case .full(let full):
-            if full.isFresh { try target.nameIsNew() }
             begun = .running(
                 device: wish.device, from: nil, to: wish.cut, file,
                 done: full.done.map { .init(offset: $0.offset, length: $0.length) },
                 isFresh: full.isFresh, samples: full.done.isEmpty ? nil : former?.samples)
         case .increment(let base):
-            if let keep = options.keep, !target.isBlockDevice {
+            if let keep = options.keep, !file.isBlockDevice {
                 said += try keepFormer(base, as: keep)
             }
-            begun = .running(
-                device: wish.device, from: base, to: wish.cut, file, samples: former?.samples)
+            // An overlay that is not finished is made anew: nothing depends on what it holds.
+            var samples = former?.samples
+            if samples == nil, options.onto == nil {
+                samples = try target.samples(within: nil, written: nil)
+            }
+            begun = .running(device: wish.device, from: base, to: wish.cut, file, samples: samples)
+        }
+        begun.onto = try options.onto.map { path throws(CopyError) in
+            try QcowChain.reference(to: path, from: target.path)
         }
         begun.writtenAtSeconds = Int64(time(nil))
         try record.store(begun)
         do throws(CopyError) {
-            try target.resize(to: wish.cut.size)
+            try target.prepare(wish.cut.size, for: plan)
+            let made = try target.sinks(workers.count)
+            sinks.withLock { $0 = made }
         } catch {
             // Nothing was written yet: all is as it was.
             if target.isNew {
-                unlink(target.path)
+                target.withdraw()
                 record.remove()
             } else if let former, replaced == nil {
                 try record.store(former)
@@ -244,14 +276,21 @@ package final class ImageCopier: Sendable {
                 "target \(target.path) is half-way to another cut, so \(base.snapshot) cannot be "
                     + "kept any more; finish the copy without --keep")
         }
-        return try versions.keep(former, of: target.descriptor, as: name)
+        guard let file = target as? CopyTarget else {
+            preconditionFailure("only files have versions beside them")
+        }
+        return try versions.keep(former, of: file.descriptor, as: name)
     }
 
-    /// Does one worker's share, until nothing is left or something failed.
+    /// Does one worker's share, until nothing is left or something failed. Of a target that takes
+    /// fewer connections some workers have no share.
     package func copy(_ worker: Int) {
         var isFresh = false
         if case .full(let full) = plan { isFresh = full.isFresh }
-        workers[worker].work(work, into: target, isFresh: isFresh)
+        guard let sink = sinks.withLock({ $0.indices.contains(worker) ? $0[worker] : nil }) else {
+            return
+        }
+        workers[worker].work(work, into: sink, isFresh: isFresh)
     }
 
     /// Most ranges of a record: those that are left out are copied again.
@@ -260,34 +299,55 @@ package final class ImageCopier: Sendable {
     /// Bytes of a copy that are given up where there is no room for its record.
     private static let recordByteCount: UInt64 = 1 << 20
 
-    /// Records how far a full copy is that has failed. Where there is no room even for that, the
-    /// last of what was copied makes room.
+    /// Records how far a copy is that has failed. Where there is no room even for that, the last of
+    /// what was copied makes room.
     package func recordFailure() throws(CopyError) {
+        let done = work.doneRanges
+        try target.sync()
+        try target.settle()
         do throws(CopyError) {
-            try recordProgress()
+            try record(done, isSettled: true)
         } catch {
-            var done = work.doneRanges
-            guard !target.isBlockDevice, let last = done.popLast() else { throw error }
+            var done = done
+            guard let file = target as? CopyTarget, !file.isBlockDevice, let last = done.popLast()
+            else { throw error }
             let kept = last.length - min(last.length, Self.recordByteCount)
-            try target.zero(
+            try file.zero(
                 ByteRange(offset: last.offset + kept, length: last.length - kept))
             if kept > 0 { done.append(ByteRange(offset: last.offset, length: kept)) }
-            try record(done)
+            try target.settle()
+            try record(done, isSettled: true)
         }
     }
 
     /// Records how far a full copy is, so that it goes on from there when it is interrupted.
-    package func recordProgress() throws(CopyError) { try record(work.doneRanges) }
-
-    private func record(_ done: [ByteRange]) throws(CopyError) {
-        guard case .full(let full) = plan, !done.isEmpty else { return }
+    package func recordProgress() throws(CopyError) {
+        guard case .full = plan, target.syncsWhileWriting else { return }
+        let done = work.doneRanges
+        guard !done.isEmpty else { return }
         try target.sync()
-        var running = CopyRecord.running(
-            device: wish.device, from: nil, to: wish.cut, try target.file(),
-            done: done.prefix(Self.doneCountMax).map {
-                .init(offset: $0.offset, length: $0.length)
-            },
-            isFresh: full.isFresh, samples: try target.samples(within: done))
+        try record(done, isSettled: false)
+    }
+
+    private func record(_ done: [ByteRange], isSettled: Bool) throws(CopyError) {
+        var running: CopyRecord
+        switch plan {
+        case .nothing: return
+        case .full(let full):
+            let samples = try target.samples(within: done, written: nil)
+            running = .running(
+                device: wish.device, from: nil, to: wish.cut, try target.file(),
+                done: done.prefix(Self.doneCountMax).map {
+                    .init(offset: $0.offset, length: $0.length)
+                },
+                isFresh: full.isFresh, samples: samples)
+        case .increment:
+            // What says how it began stays; only the time of the last write is news.
+            guard case .record(let begun) = try record.load() else { return }
+            running = begun
+            running.target = try target.file()
+        }
+        running.isSettled = isSettled ? true : nil
         running.writtenAtSeconds = Int64(time(nil))
         try record.store(running)
     }
@@ -299,8 +359,10 @@ package final class ImageCopier: Sendable {
     ) throws(CopyError) {
         if plan == .nothing { return }
         try target.sync()
-        // Whoever writes from now on is seen by another time of change.
-        TargetSurvey.waitForNextStamp()
+        try target.settle()
+        let cut = later ?? wish.cut
+        try target.complete(cut)
+        try target.describe(wish.device, cut)
         var file = try target.file()
         let hasWritten =
             hasWrittenMore || work.writtenByteCount.load(ordering: .relaxed) > 0
@@ -310,8 +372,17 @@ package final class ImageCopier: Sendable {
             // A driver that counts nothing proves nothing.
             file.disk?.touchedSectors = nil
         }
+        var samples: [CopyRecord.Sample]?
+        if file.isBlockDevice {
+            let isIncrement = if case .increment = plan { true } else { false }
+            samples = try target.samples(within: nil, written: isIncrement ? changes : nil)
+        }
         var complete = CopyRecord.complete(
-            device: wish.device, later ?? wish.cut, file, samples: try target.samples())
+            device: wish.device, cut, file, samples: samples)
+        if let onto = options.onto, case .increment(let base) = plan {
+            complete.onto = try QcowChain.reference(to: onto, from: target.path)
+            complete.ontoCut = base
+        }
         complete.writtenAtSeconds = Int64(time(nil))
         complete.isNameOwned = options.isNameOwned ? true : nil
         try record.store(complete)
@@ -323,17 +394,12 @@ extension ImageCopier {
     /// The cut that a target equals, or that it lies on the way from, as its record says; nil when
     /// no record is there that describes a copy. What the record is worth is decided with the plan.
     package static func baseCut(
-        ofTarget path: String, records: String, record: CopyRecordFile?
+        ofTarget path: String, options: CopyOptions
     ) -> CopyCut? {
-        var facts = stat()
-        guard stat(path, &facts) == 0 else { return nil }
-        var file = record ?? CopyRecordFile(besideTarget: path)
-        if record == nil, facts.st_mode & S_IFMT == S_IFBLK {
-            guard let disk = DiskLook.state(ofPath: path) else { return nil }
-            file = CopyRecordFile(of: disk.state, size: disk.size, in: records)
-        }
-        // A record that cannot be read is reported when the copy begins.
-        guard case .record(let found)? = try? file.load() else { return nil }
+        // What cannot be looked at is reported when the copy begins.
+        guard let file = try? CopyPlace(path).recordFile(options),
+            case .record(let found)? = try? file.load()
+        else { return nil }
         return found.state == .complete ? found.equals : found.from
     }
 }

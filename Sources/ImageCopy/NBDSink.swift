@@ -1,4 +1,5 @@
 package import BlockModel
+internal import Glibc
 package import NBDAccess
 internal import Synchronization
 
@@ -7,6 +8,8 @@ internal import Synchronization
 // Invariants
 // - Used by one thread at a time: each of the threads that share a work has a sink of its own.
 // - When `drain` has returned every write was acknowledged.
+// - A range counts as done when all that was sent until then was acknowledged: what is recorded as done
+//   is not copied again after a failure.
 
 /// Writes to an export; see the head of this file.
 package final class NBDSink: CopySink, @unchecked Sendable {
@@ -15,6 +18,8 @@ package final class NBDSink: CopySink, @unchecked Sendable {
     private let name: String
     private var isUnderWay: Set<UInt64> = []
     private var nextCookie: UInt64 = 0
+    /// Ranges that were given, and the last request that was sent for each; in their order.
+    private var given: [(range: ByteRange, cookie: UInt64, work: CopyWork)] = []
 
     private static let underWayMax = 16
     /// Most bytes that are zeroed by one request, and that are written by one.
@@ -22,23 +27,41 @@ package final class NBDSink: CopySink, @unchecked Sendable {
     private static let writeByteCountMax = 1 << 20
     private static let zeroes = [UInt8](repeating: 0, count: 256 << 10)
 
-    /// Connects to an export that can be written to.
-    package init(_ address: NBDServerAddress, export name: String) throws(CopyError) {
-        self.name = name
+    /// Connects to an export that can be written to. `name`: what the user calls it.
+    package convenience init(
+        _ address: NBDServerAddress, export: String, name: String? = nil
+    ) throws(CopyError) {
+        let name = name ?? export
         do throws(NBDAccessError) {
-            export = try NBDExport(address, export: name, isForWriting: true)
+            self.init(try NBDExport(address, export: export, isForWriting: true), name)
         } catch {
             throw CopyError(.failed, "\(name) cannot be opened over NBD (\(error))")
         }
-        guard !export.isReadOnly else {
+        guard !self.export.isReadOnly else {
             throw CopyError(.busy, "\(name) is read-only over NBD; it cannot be written")
         }
+    }
+
+    /// Goes on with a connection.
+    init(_ export: NBDExport, _ name: String) {
+        self.export = export
+        self.name = name
     }
 
     /// Bytes of the export.
     package var size: UInt64 { export.size }
 
     private func failure(_ error: NBDAccessError) -> CopyError {
+        if error == .failed(number: UInt32(ENOSPC)) {
+            return CopyError(
+                .failed,
+                "target \(name) has no room left; make room and run the same command again: it "
+                    + "finishes the copy")
+        }
+        return writing(error)
+    }
+
+    private func writing(_ error: NBDAccessError) -> CopyError {
         CopyError(
             .failed, "\(name) cannot be written (\(error)); run the same command again to continue")
     }
@@ -52,9 +75,25 @@ package final class NBDSink: CopySink, @unchecked Sendable {
                     throw .notUnderstood("a reply to nothing")
                 }
                 if let number = piece.errorNumber { throw .failed(number: number) }
-                if piece.isLast { isUnderWay.remove(piece.cookie) }
+                if piece.isLast {
+                    isUnderWay.remove(piece.cookie)
+                    tellDone()
+                }
             }
         } catch { throw failure(error) }
+    }
+
+    package func finished(_ range: ByteRange, of work: CopyWork) {
+        given.append((range, nextCookie, work))
+        tellDone()
+    }
+
+    /// Tells of the ranges before the first request that is under way.
+    private func tellDone() {
+        let first = isUnderWay.min() ?? .max
+        let count = given.firstIndex { $0.cookie >= first } ?? given.count
+        for one in given[..<count] { one.work.finished(one.range) }
+        given.removeFirst(count)
     }
 
     private func cookie() throws(CopyError) -> UInt64 {

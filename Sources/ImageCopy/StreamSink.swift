@@ -24,10 +24,10 @@ package enum StreamFormat: Equatable, Sendable {
 /// Writes an image to a pipe, a terminal, a socket; see the head of this file.
 package final class StreamSink: CopySink {
     private struct State {
-        /// Ranges that are still to be written; the first from `position` on.
-        var ranges: [ByteRange]
-        var place = 0
-        var position: UInt64
+        /// Ranges that follow `current`.
+        var following: RangeSpool.Cursor
+        /// What is still to be written of the range that is being written; nil when all was.
+        var current: ByteRange?
         /// What came early, by its offset. Nil: zeroes.
         var early: [UInt64: (length: UInt64, bytes: [UInt8]?)] = [:]
     }
@@ -38,11 +38,15 @@ package final class StreamSink: CopySink {
 
     private static let zeroes = [UInt8](repeating: 0, count: 1 << 20)
 
-    /// A stream of `ranges`, which ascend, of an image.
-    package init(to descriptor: Int32, _ format: StreamFormat, ranges: [ByteRange]) {
+    /// A stream of `ranges` of an image.
+    package init(
+        to descriptor: Int32, _ format: StreamFormat, ranges: RangeSpool
+    ) throws(CopyError) {
         self.descriptor = descriptor
         self.format = format
-        state = Mutex(State(ranges: ranges, position: ranges.first?.offset ?? 0))
+        var cursor = RangeSpool.Cursor(ranges)
+        let first = try cursor.next()
+        state = Mutex(State(following: cursor, current: first))
     }
 
     private func send(_ bytes: UnsafeRawBufferPointer) throws(CopyError) {
@@ -85,7 +89,7 @@ package final class StreamSink: CopySink {
 
     /// What comes after the last byte.
     package func end() throws(CopyError) {
-        let isWhole = state.withLock { $0.place == $0.ranges.count && $0.early.isEmpty }
+        let isWhole = state.withLock { $0.current == nil && $0.early.isEmpty }
         precondition(isWhole, "a stream ends when all of its ranges were written")
         if case .difference = format { try send([DifferenceFormat.end]) }
     }
@@ -97,7 +101,7 @@ package final class StreamSink: CopySink {
     ) throws(CopyError) {
         let data = UnsafeRawBufferPointer(start: bytes, count: byteCount)
         let isNext = state.withLock { state in
-            if state.position == offset { return true }
+            if state.current?.offset == offset { return true }
             state.early[offset] = (UInt64(byteCount), Array(data))
             return false
         }
@@ -108,7 +112,7 @@ package final class StreamSink: CopySink {
 
     package func zero(_ range: ByteRange) throws(CopyError) {
         let isNext = state.withLock { state in
-            if state.position == range.offset { return true }
+            if state.current?.offset == range.offset { return true }
             state.early[range.offset] = (range.length, nil)
             return false
         }
@@ -122,7 +126,9 @@ package final class StreamSink: CopySink {
     private func putEarly() throws(CopyError) {
         while true {
             let next = state.withLock { state in
-                state.early.removeValue(forKey: state.position).map { (state.position, $0) }
+                state.current.flatMap { current in
+                    state.early.removeValue(forKey: current.offset).map { (current.offset, $0) }
+                }
             }
             guard let (offset, piece) = next else { return }
             let range = ByteRange(offset: offset, length: piece.length)
@@ -144,7 +150,7 @@ package final class StreamSink: CopySink {
             try send(DifferenceFormat.head(DifferenceFormat.write, range))
         }
         try send(bytes)
-        advance(range)
+        try advance(range)
     }
 
     private func putZeroes(_ range: ByteRange) throws(CopyError) {
@@ -166,20 +172,24 @@ package final class StreamSink: CopySink {
                 left -= count
             }
         }
-        advance(range)
+        try advance(range)
     }
 
-    private func advance(_ range: ByteRange) {
-        state.withLock { state in
-            state.position = range.end
-            guard state.place < state.ranges.count,
-                state.position == state.ranges[state.place].end
-            else { return }
-            state.place += 1
-            if state.place < state.ranges.count {
-                state.position = state.ranges[state.place].offset
+    private func advance(_ range: ByteRange) throws(CopyError) {
+        let outcome = state.withLock { state -> Result<Void, CopyError> in
+            guard let current = state.current else {
+                preconditionFailure("nothing is written beyond the last range")
             }
+            if range.end < current.end {
+                state.current = ByteRange(offset: range.end, length: current.end - range.end)
+                return .success(())
+            }
+            do throws(CopyError) {
+                state.current = try state.following.next()
+                return .success(())
+            } catch { return .failure(error) }
         }
+        try outcome.get()
     }
 }
 

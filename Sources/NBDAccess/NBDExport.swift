@@ -43,6 +43,8 @@ package final class NBDExport {
     package private(set) var canFlush = false
     /// Zeroes can be written without sending them.
     package private(set) var canZero = false
+    /// A flush over one connection is one of what all have written.
+    package private(set) var sharesFlushes = false
     private let stream: NBDStream
     private var isExtended = false
 
@@ -55,9 +57,11 @@ package final class NBDExport {
             try NBDStream(connecting: address), export: export, isForWriting: isForWriting)
     }
 
-    /// Opens `export` over a stream with a server at its other end.
-    init(
-        _ stream: NBDStream, export: String, isForWriting: Bool = false
+    /// Opens `export` over a stream with a server at its other end. `secure` takes over its socket
+    /// after the server has agreed to TLS, and returns one with the plain text.
+    package init(
+        _ stream: NBDStream, export: String, isForWriting: Bool = false,
+        secure: ((Int32) throws(NBDAccessError) -> Int32)? = nil
     ) throws(NBDAccessError) {
         self.stream = stream
         let greeting = try stream.receive(18)
@@ -68,6 +72,12 @@ package final class NBDExport {
         var flags: [UInt8] = []
         flags.append(wire: UInt32(NBDWire.fixedNewstyle | NBDWire.noZeroes))
         stream.send(flags)
+        if let secure {
+            guard try negotiate(NBDWire.Option.startTLS, []) != nil else {
+                throw .refused("the server has no TLS")
+            }
+            try stream.secure(secure)
+        }
         isExtended = try negotiate(NBDWire.Option.extendedHeaders, []) != nil
         var isStructured = isExtended
         if !isExtended {
@@ -154,6 +164,7 @@ package final class NBDExport {
         isReadOnly = flags & NBDWire.TransmissionFlag.readOnly != 0
         canFlush = flags & NBDWire.TransmissionFlag.flush != 0
         canZero = flags & NBDWire.TransmissionFlag.zeroes != 0
+        sharesFlushes = flags & NBDWire.TransmissionFlag.manyConnections != 0
         // What no file can have; offsets within it would not fit the system's own type.
         guard size <= UInt64(Int64.max) else {
             throw .notUnderstood("an export of \(size) bytes")
@@ -218,6 +229,66 @@ package final class NBDExport {
     package func requestFlush(cookie: UInt64) {
         stream.send(request(NBDWire.Command.flush, cookie: cookie, offset: 0, length: 0))
     }
+
+    /// Everything that was acknowledged is on stable storage when this returns. No other request
+    /// is under way.
+    package func flush() throws(NBDAccessError) {
+        guard canFlush else { return }
+        requestFlush(cookie: .max)
+        while true {
+            let piece = try next { _, _, _ in nil }
+            guard piece.cookie == .max else { throw .notUnderstood("a reply to nothing") }
+            if let number = piece.errorNumber { throw .failed(number: number) }
+            if piece.isLast { return }
+        }
+    }
+
+    /// Reads bytes. No other request is under way.
+    package func read(
+        _ offset: UInt64, into place: UnsafeMutableRawPointer, _ byteCount: Int
+    ) throws(NBDAccessError) {
+        requestRead(cookie: .max, offset: offset, length: byteCount)
+        var received = 0
+        while true {
+            let piece = try next { cookie, start, count in
+                guard cookie == .max, start >= offset, start - offset <= UInt64(byteCount),
+                    count <= byteCount - Int(start - offset)
+                else { return nil }
+                return place + Int(start - offset)
+            }
+            guard piece.cookie == .max else { throw .notUnderstood("a reply to nothing") }
+            if let number = piece.errorNumber { throw .failed(number: number) }
+            received += piece.byteCount
+            guard piece.isLast else { continue }
+            // Pieces that lie on each other would leave others out.
+            guard received == byteCount else {
+                throw .notUnderstood("\(received) of \(byteCount) bytes")
+            }
+            return
+        }
+    }
+
+    /// How the bytes from `offset` on lie, for some of `length`. No other request is under way.
+    package func status(_ offset: UInt64, _ length: UInt64) throws(NBDAccessError) -> [Extent] {
+        requestStatus(cookie: .max, offset: offset, length: length)
+        var extents: [Extent] = []
+        while true {
+            let piece = try next { _, _, _ in nil }
+            guard piece.cookie == .max else { throw .notUnderstood("a reply to nothing") }
+            if let number = piece.errorNumber { throw .failed(number: number) }
+            extents += piece.extents
+            guard extents.count <= Self.statusExtentCountMax else {
+                throw .notUnderstood("a block status without end")
+            }
+            guard piece.isLast else { continue }
+            guard let first = extents.first, first.length > 0 else {
+                throw .notUnderstood("a block status without extents")
+            }
+            return extents
+        }
+    }
+
+    private static let statusExtentCountMax = 1 << 20
 
     // MARK: Replies
 

@@ -1,8 +1,8 @@
 internal import Glibc
 
 /// A connected socket: what is to be sent is gathered, what comes in is buffered. Blocking.
-final class NBDStream {
-    private let descriptor: Int32
+package final class NBDStream {
+    private var descriptor: Int32
     private var output: [UInt8] = []
     private let input: UnsafeMutableRawBufferPointer
     private var inputStart = 0
@@ -10,7 +10,8 @@ final class NBDStream {
 
     private static let inputByteCount = 65536
 
-    init(connecting address: NBDServerAddress) throws(NBDAccessError) {
+    /// Connects.
+    package init(connecting address: NBDServerAddress) throws(NBDAccessError) {
         switch address {
         case .unix(let path): descriptor = try Self.connectUnix(path)
         case .tcp(let host, let port): descriptor = try Self.connectTCP(host, port)
@@ -19,7 +20,7 @@ final class NBDStream {
     }
 
     /// Goes on with a connected socket, which it closes.
-    init(adopting descriptor: Int32) {
+    package init(adopting descriptor: Int32) {
         self.descriptor = descriptor
         input = .allocate(byteCount: Self.inputByteCount, alignment: 16)
     }
@@ -81,6 +82,48 @@ final class NBDStream {
             close(made)
         }
         throw .unreachable(errnoValue: reason)
+    }
+
+    /// Goes on over TLS: `begin` takes over the socket and returns one with the plain text.
+    func secure(_ begin: (Int32) throws(NBDAccessError) -> Int32) throws(NBDAccessError) {
+        // What came before the handshake was sent by nobody in particular.
+        guard inputStart == inputEnd, output.isEmpty else {
+            throw .notUnderstood("more than an answer before TLS")
+        }
+        let bare = dup(descriptor)
+        guard bare >= 0 else { throw .unreachable(errnoValue: errno) }
+        let plain = try begin(bare)
+        close(descriptor)
+        descriptor = plain
+    }
+
+    /// Whether the other end is a process of this machine that listens at one of these ports.
+    package func isLocal(ports: [UInt16]) -> Bool {
+        guard let peer = Self.name(of: descriptor, getpeername),
+            let own = Self.name(of: descriptor, getsockname)
+        else { return false }
+        return peer.host == own.host && ports.contains(peer.port)
+    }
+
+    private static func name(
+        of descriptor: Int32,
+        _ call: (Int32, UnsafeMutablePointer<sockaddr>?, UnsafeMutablePointer<socklen_t>?) -> Int32
+    ) -> (host: [UInt8], port: UInt16)? {
+        var storage = sockaddr_storage()
+        var count = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        let result = withUnsafeMutableBytes(of: &storage) { bytes in
+            // SAFETY: storage for any address, which is one of its family.
+            call(
+                descriptor, bytes.baseAddress?.assumingMemoryBound(to: sockaddr.self), &count)
+        }
+        guard result == 0 else { return nil }
+        return withUnsafeBytes(of: &storage) { bytes in
+            switch Int32(bytes.load(as: sa_family_t.self)) {
+            case AF_INET: (Array(bytes[4..<8]), bytes.port)
+            case AF_INET6: (Array(bytes[8..<24]), bytes.port)
+            default: nil
+            }
+        }
     }
 
     /// Gathers bytes for the next `flush`.
@@ -164,4 +207,9 @@ final class NBDStream {
         try outcome.get()
         return bytes
     }
+}
+
+extension UnsafeRawBufferPointer {
+    /// The port in an address of the internet.
+    fileprivate var port: UInt16 { UInt16(self[2]) << 8 | UInt16(self[3]) }
 }

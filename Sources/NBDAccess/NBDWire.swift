@@ -15,6 +15,7 @@ enum NBDWire {
     static let noZeroes: UInt16 = 1 << 1
 
     enum Option {
+        static let startTLS: UInt32 = 5
         static let go: UInt32 = 7
         static let structuredReply: UInt32 = 8
         static let setMetaContext: UInt32 = 10
@@ -42,6 +43,7 @@ enum NBDWire {
         static let readOnly: UInt16 = 1 << 1
         static let flush: UInt16 = 1 << 2
         static let zeroes: UInt16 = 1 << 6
+        static let manyConnections: UInt16 = 1 << 8
     }
 
     /// Of a command with extended headers: data follows.

@@ -27,13 +27,13 @@ struct CopiesCommand: AsyncParsableCommand {
     @OptionGroup var options: ClientOptions
 
     mutating func run() async throws {
-        let path = try Defaults.absolute(target)
+        let path = try Defaults.place(target)
         let named = try record.map { try Defaults.absolute($0) }
         let client = try options.client()
         let status = try await client.call(.GET, "/v1/status", as: StatusDocument.self)
-        let records = CopySource.records(status)
+        let place = CopySource.options(status, record: named)
         let entries = try await SharedWork.run { () throws(CopyError) in
-            try CopyInventory.list(path, records: records, record: named)
+            try CopyInventory.list(path, place)
         }
         guard !entries.isEmpty else {
             throw ControlError(.notFound, "there is no copy at \(path)")

@@ -32,6 +32,12 @@ struct CopyCommand: AsyncParsableCommand {
             If the target does not equal the cut, the copy is refused with exit status 5: make a full \
             copy then.
 
+            A target FILE.qcow2 is written through qemu-nbd, and never changed once it is complete: \
+            what changed goes into a new file that lies on the former copy (--onto). An export of an \
+            NBD server (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://...) is brought \
+            forward in place. In an RBD image (rbd:POOL/IMAGE) each finished copy leaves a snapshot \
+            with the name of its cut.
+
             Examples:
               stillpoint copy vm1@monday /backup/vm1.img
               stillpoint copy vm1@tuesday /backup/vm1.img --since monday
@@ -39,12 +45,16 @@ struct CopyCommand: AsyncParsableCommand {
               stillpoint copy vm1 vm2 --to /backup --since auto
               stillpoint copy root /backup/root.img --since auto --checkpoint friday
               stillpoint copy vm1@monday - | zstd >/backup/vm1.img.zst
+              stillpoint copy vm1 /backup/tue.qcow2 --onto /backup/mon.qcow2 --checkpoint tue
+              stillpoint copy vm1 rbd:backup/vm1 --since auto --checkpoint tuesday
+              stillpoint copy vm1 nbd://backup.example/vm1 --since auto
             """)
 
     @Argument(
         help: ArgumentHelp(
             "What to copy, then the target: a file (created if it does not exist), a block device, "
-                + "or - for standard output.", valueName: "device[@snapshot]... target"))
+                + "an export of an NBD server, rbd:POOL/IMAGE, or - for standard output.",
+            valueName: "device[@snapshot]... target"))
     var operands: [String]
 
     @Option(
@@ -82,6 +92,20 @@ struct CopyCommand: AsyncParsableCommand {
                 + "0.02 to 15 seconds.", valueName: "seconds"))
     var freezeLimit = 1.0
 
+    @Option(
+        help: ArgumentHelp(
+            "The complete copy that a new FILE.qcow2 lies on.", valueName: "former.qcow2"))
+    var onto: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Data per second at most, such as 50M.", valueName: "bytes"))
+    var limitRate: String?
+
+    @Flag(
+        help: "Tell every second on standard error how far it is; with --json as a line of JSON.")
+    var progress = false
+
     @Flag(help: "Overwrite a target, whatever it is. Not with --since.")
     var force = false
 
@@ -97,6 +121,16 @@ struct CopyCommand: AsyncParsableCommand {
         if force, keep != nil {
             throw ValidationError(
                 "--force replaces what is there, --keep keeps it; give one of them")
+        }
+        if force, onto != nil {
+            throw ValidationError("--force overwrites what is there, --onto needs a new file")
+        }
+        if let limitRate, parseSize(limitRate) ?? 0 == 0 {
+            throw ValidationError(
+                "--limit-rate \"\(limitRate)\" is no number of bytes per second, such as 50M")
+        }
+        if onto != nil, to != nil {
+            throw ValidationError("--onto is of one target, and --to has several")
         }
         if to == nil, operands.count != 2 {
             throw ValidationError(
@@ -178,6 +212,21 @@ struct CopyCommand: AsyncParsableCommand {
                 "device \(first.device) is live: its copy is brought forward in passes, which a "
                     + "stream cannot be; copy it to a file, and stream that")
         }
+        guard
+            !targets.contains(where: {
+                CopyPlace.isRemote($0) || $0.hasSuffix(CopyPlace.qcowSuffix)
+            })
+        else {
+            throw ControlError(
+                .unsuitable,
+                "device \(first.device) is live: its copy is brought forward in passes, so the target "
+                    + "must be a file that is not qcow2, or a block device")
+        }
+        guard onto == nil, limitRate == nil, !progress else {
+            throw ControlError(
+                .unsuitable,
+                "device \(first.device) is live: leave out --onto, --limit-rate and --progress")
+        }
         let name = checkpoint ?? nameOfOwnCut
         return LiveCopyRun(
             LiveCopyWish(
@@ -198,6 +247,16 @@ struct CopyCommand: AsyncParsableCommand {
                 "a stream has no record and no versions; leave out --since auto, --keep, --record and "
                     + "--force")
         }
+        if targetIsStream, onto != nil || limitRate != nil {
+            throw ValidationError("--onto and --limit-rate do not go with a stream")
+        }
+        if keep != nil, to == nil, let target = operands.last,
+            CopyPlace.isRemote(target) || target.hasSuffix(CopyPlace.qcowSuffix)
+        {
+            throw ValidationError(
+                "--keep is for raw files: a qcow2 copy stays when the next one lies on it (--onto), "
+                    + "an RBD image keeps its snapshots, and an NBD server keeps nothing")
+        }
         if targetIsStream, since != nil, format == .raw {
             throw ValidationError(
                 "a raw stream is always a full copy; give --format diff with --since")
@@ -214,7 +273,7 @@ struct CopyCommand: AsyncParsableCommand {
     private func targets(_ images: [CopyImageName]) throws -> [String] {
         guard let to else {
             let target = operands[operands.count - 1]
-            return [targetIsStream ? target : try Defaults.absolute(target)]
+            return [targetIsStream ? target : try Defaults.place(target)]
         }
         let directory = try Defaults.absolute(to)
         return images.map { "\(directory)/\($0.device).img" }
@@ -224,7 +283,8 @@ struct CopyCommand: AsyncParsableCommand {
     /// begin at it.
     private func nameOfCut(_ images: [CopyImageName]) -> String? {
         if let checkpoint { return checkpoint }
-        guard since == Self.auto, images.contains(where: { $0.snapshot == nil }) else { return nil }
+        guard since == Self.auto || onto != nil, images.contains(where: { $0.snapshot == nil })
+        else { return nil }
         return nameOfOwnCut
     }
 
@@ -238,49 +298,82 @@ struct CopyCommand: AsyncParsableCommand {
         let begun = ContinuousClock.now
         var notes: [String] = []
         var base = since
-        var recordFile: CopyRecordFile?
-        if let record { recordFile = CopyRecordFile(named: try Defaults.absolute(record)) }
-        let records = image.records
-        if since == Self.auto {
-            let found = ImageCopier.baseCut(ofTarget: target, records: records, record: recordFile)
+        var copyOptions = CopySource.options(
+            image.status, record: try record.map { try Defaults.absolute($0) })
+        copyOptions.keep = keep
+        copyOptions.onto = try onto.map { try Defaults.absolute($0) }
+        copyOptions.rateLimit = limitRate.flatMap { parseSize($0) }
+        copyOptions.isNameOwned = isOwn && checkpoint == nil && since == Self.auto
+        if since == Self.auto || (since == nil && onto != nil) {
+            let found = ImageCopier.baseCut(
+                ofTarget: copyOptions.onto ?? target, options: copyOptions)
             base = nil
             if let found { base = try await image.base(for: found) }
-            if base == nil, access(target, F_OK) == 0 {
-                notes.append(
-                    "device \(image.device) no longer knows a cut that \(target) equals: everything is "
-                        + "copied to a new file, which replaces the target when it is complete")
+            if base == nil {
+                notes += try beginsAnew(image, target, &copyOptions)
             }
         }
-        var changes: [ByteRange]?
+        var changes: RangeSpool?
         var known: CopyWish.Base?
         if let base { (known, changes) = try await image.changes(since: base) }
         var wish = CopyWish(
             device: image.device, cut: image.cut, snapshot: isOwn ? nil : image.snapshot,
             since: known, isForced: force, mayReplace: since == Self.auto || keep != nil)
-        var copyOptions = CopyOptions()
-        copyOptions.surroundings = image.surroundings
-        copyOptions.diskRecords = records
-        copyOptions.recordPath = recordFile?.path
-        copyOptions.keep = keep
-        copyOptions.isNameOwned = isOwn && checkpoint == nil && since == Self.auto
         var run = CopyRun(
-            image: image, wish: wish, path: target, changes: changes, options: copyOptions)
+            image: image, wish: wish, path: target, changes: changes, options: copyOptions,
+            isOwn: isOwn, report: report)
         let copier: ImageCopier
         let said: [String]
         do {
             (copier, said) = try await run.perform()
         } catch let error as ControlError where error.code == .historyUnknown && mayBeginAnew {
-            notes.append("\(error.message): everything is copied, beside what is there")
+            notes.append("\(error.message): everything is copied\(besideText(target))")
             wish.since = nil
+            copyOptions.onto = nil
             (base, changes) = (nil, nil)
             run = CopyRun(
-                image: image, wish: wish, path: target, changes: nil, options: copyOptions)
+                image: image, wish: wish, path: target, changes: nil, options: copyOptions,
+                isOwn: isOwn, report: report)
             (copier, said) = try await run.perform()
         }
         notes += said
         if let name = nameLeft(by: copier.former, image) { left.insert(name) }
         for note in notes { FileHandles.error.write("stillpoint: \(note)\n") }
         return document(image, target, base: base, copier, changes, notes, begun)
+    }
+
+    /// No cut is known that an increment could begin at: what the user is told when everything is
+    /// copied.
+    private func beginsAnew(
+        _ image: CopySource, _ target: String, _ options: inout CopyOptions
+    ) throws -> [String] {
+        let base = options.onto ?? target
+        guard since == Self.auto else {
+            throw ControlError(
+                .historyUnknown,
+                "device \(image.device) no longer knows a cut that \(base) equals; make a full copy, "
+                    + "without --onto")
+        }
+        options.onto = nil
+        guard onto != nil || (!CopyPlace.isRemote(target) && access(target, F_OK) == 0) else {
+            return []
+        }
+        return [
+            "device \(image.device) no longer knows a cut that \(base) equals: everything is copied"
+                + besideText(target)
+        ]
+    }
+
+    /// Where everything is copied to when what is there cannot be brought forward.
+    private func besideText(_ target: String) -> String {
+        CopyPlace.isRemote(target) || onto != nil
+            ? "" : " to a new file, which replaces the target when it is complete"
+    }
+
+    /// How progress is told.
+    private var report: ProgressReport {
+        guard progress else { return .bar }
+        return options.json ? .json : .lines
     }
 
     /// Whether everything is copied when what is there cannot be brought forward.
@@ -306,7 +399,7 @@ struct CopyCommand: AsyncParsableCommand {
 
     private func document(
         _ image: CopySource, _ target: String, base: String?, _ copier: ImageCopier,
-        _ changes: [ByteRange]?, _ notes: [String], _ begun: ContinuousClock.Instant
+        _ changes: RangeSpool?, _ notes: [String], _ begun: ContinuousClock.Instant
     ) -> CopyDocument {
         let isNothing = copier.plan == .nothing
         let work = copier.work
@@ -314,7 +407,7 @@ struct CopyCommand: AsyncParsableCommand {
             device: image.device, snapshot: image.cut.snapshot, target: target,
             full: base == nil, since: base, generation: image.cut.generation,
             epoch: image.cut.epoch, size: image.cut.size,
-            ranges: isNothing ? 0 : changes?.count ?? 1,
+            ranges: isNothing ? 0 : Int(changes?.count ?? 1),
             changedBytes: isNothing ? 0 : work.byteCount,
             transferredBytes: work.readByteCount.load(ordering: .relaxed),
             writtenBytes: work.writtenByteCount.load(ordering: .relaxed),
@@ -325,7 +418,7 @@ struct CopyCommand: AsyncParsableCommand {
 
     private func stream(_ image: CopySource, to target: String) async throws -> CopyDocument {
         let begun = ContinuousClock.now
-        var changes: [ByteRange]?
+        var changes: RangeSpool?
         if let since { changes = try await image.changes(since: since).ranges }
         let name = checkpoint ?? image.cut.snapshot
         let work = try await StreamRun(
@@ -335,7 +428,7 @@ struct CopyCommand: AsyncParsableCommand {
         return CopyDocument(
             device: image.device, snapshot: image.cut.snapshot, target: target,
             full: since == nil, since: since, generation: image.cut.generation,
-            epoch: image.cut.epoch, size: image.cut.size, ranges: changes?.count ?? 1,
+            epoch: image.cut.epoch, size: image.cut.size, ranges: Int(changes?.count ?? 1),
             changedBytes: work.byteCount,
             transferredBytes: work.readByteCount.load(ordering: .relaxed),
             writtenBytes: work.writtenByteCount.load(ordering: .relaxed),

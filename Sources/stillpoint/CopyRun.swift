@@ -10,8 +10,11 @@ struct CopyRun {
     let image: CopySource
     let wish: CopyWish
     let path: String
-    let changes: [ByteRange]?
+    let changes: RangeSpool?
     let options: CopyOptions
+    /// The snapshot was made for this copy, and goes with it.
+    var isOwn = false
+    var report = ProgressReport.bar
 
     /// Connections, one thread each: the service's side keeps a core busy with fewer.
     private static let workerCount = 4
@@ -22,7 +25,7 @@ struct CopyRun {
 
     /// Copies; returns the copier and what the user should know.
     func perform() async throws -> (copier: ImageCopier, notes: [String]) {
-        let byteCount = changes?.reduce(0) { $0 + $1.length } ?? wish.cut.size
+        let byteCount = changes?.byteCount ?? wish.cut.size
         let count = byteCount < Self.manyByteCount ? 1 : Self.workerCount
         let pool: BlockingPool
         do throws(RingError) {
@@ -61,9 +64,13 @@ struct CopyRun {
         let notes = copier.notes + said
         guard copier.plan != .nothing else { return (copier, notes) }
         let work = copier.work
+        let wayOn = wayOn
         let interruption = Interruption.whenAsked {
+            let done = work.doneByteCount.load(ordering: .relaxed)
             work.failed(
-                CopyError(.interrupted, "interrupted; the same command again finishes the copy"))
+                CopyError(
+                    .interrupted,
+                    "interrupted after \(sizeText(done)) of \(sizeText(work.byteCount)); \(wayOn)"))
         }
         defer { interruption.withdraw() }
         let told = CopyBeginDocument(
@@ -80,7 +87,7 @@ struct CopyRun {
     private func copyAndFinish(_ copier: ImageCopier, on pool: BlockingPool) async throws {
         let work = copier.work
         try await ProgressBar.showing(
-            "copy \(image.export)", of: work.byteCount,
+            "copy \(image.export)", of: work.byteCount, report,
             done: { work.doneByteCount.load(ordering: .relaxed) }
         ) {
             await copyAll(copier, on: pool)
@@ -97,6 +104,16 @@ struct CopyRun {
                 try copier.finish()
             }
         }.get()
+    }
+
+    /// How an interrupted copy is gone on with.
+    private var wayOn: String {
+        if changes != nil { return "the same command again finishes the copy" }
+        // Where it goes on, it needs the very same image.
+        return isOwn
+            ? "its snapshot goes with this command, so the next full copy begins anew (one of a "
+                + "snapshot that is held, DEVICE@SNAPSHOT, goes on where it was)"
+            : "the same command again goes on there, as long as snapshot \(image.snapshot) is held"
     }
 
     private func copyAll(_ copier: ImageCopier, on pool: BlockingPool) async {

@@ -87,7 +87,7 @@ struct CopySource: Sendable {
     // -- changes
 
     /// What changed since the cut called `name`, all of it.
-    func changes(since name: String) async throws -> (base: CopyWish.Base, ranges: [ByteRange]) {
+    func changes(since name: String) async throws -> (base: CopyWish.Base, ranges: RangeSpool) {
         let changes = try await ChangesReader(
             client: client, device: device, since: name, until: cut.snapshotId
         ).read()
@@ -98,16 +98,12 @@ struct CopySource: Sendable {
             throw ControlError(
                 .failed, "the service answered about another cut than \(device)@\(snapshot)")
         }
-        var ranges: [ByteRange] = []
-        try changes.ranges.forEach { range in
-            guard range.end <= cut.size else {
-                throw ControlError(
-                    .failed, "the service names changes beyond the end of \(device)")
-            }
-            ranges.append(range)
+        guard changes.ranges.end <= cut.size else {
+            throw ControlError(.failed, "the service names changes beyond the end of \(device)")
         }
         return (
-            CopyWish.Base(name: name, generation: document.generation, epoch: since.epoch), ranges
+            CopyWish.Base(name: name, generation: document.generation, epoch: since.epoch),
+            changes.ranges
         )
     }
 
@@ -149,7 +145,30 @@ struct CopySource: Sendable {
     static func surroundings(_ status: StatusDocument) -> CopySurroundings {
         CopySurroundings(
             origins: status.devices.map { .init(name: $0.name, path: $0.path) },
-            blocks: status.blocks.map { .init(name: $0.target, path: $0.path) })
+            blocks: status.blocks.map { .init(name: $0.target, path: $0.path) },
+            server: server(addresses(status)))
+    }
+
+    /// Where the service serves NBD, for comparing with what a target names.
+    private static func server(_ addresses: [NBDServerAddress]) -> CopySurroundings.Server {
+        var server = CopySurroundings.Server()
+        for address in addresses {
+            switch address {
+            case .unix(let path): server.sockets.append(path)
+            case .tcp(_, let port): server.ports.append(port)
+            }
+        }
+        return server
+    }
+
+    /// How copies are opened: where their records are, and what servers are reached with.
+    static func options(_ status: StatusDocument, record: String? = nil) -> CopyOptions {
+        var options = CopyOptions()
+        options.surroundings = surroundings(status)
+        options.diskRecords = records(status)
+        options.recordPath = record
+        options.secure = SecureConnection.begin
+        return options
     }
 
     // -- connections

@@ -1,5 +1,6 @@
 import Control
 import Glibc
+import ImageCopy
 
 /// Where things are when nobody says otherwise.
 enum Defaults {
@@ -32,6 +33,11 @@ enum Defaults {
                 "the place of the state directory is not known: set HOME or give --state-dir")
         }
         return home + "/.local/state/stillpoint"
+    }
+
+    /// The name of a copy: a path is made absolute, an export or RBD image stays what it is.
+    static func place(_ name: String) throws(ControlError) -> String {
+        CopyPlace.isRemote(name) ? name : try absolute(name)
     }
 
     /// `path` made absolute, without looking at the disk.

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Control
 import Glibc
+import ImageCopy
 
 /// How a command that fails ends the program: with a message on standard error, with `--json` an
 /// error document on standard output, and with an exit status.
@@ -12,6 +13,7 @@ enum Failure {
             end(
                 ErrorDocument(error), "stillpoint: \(error.message)", error.code.exitStatus,
                 arguments)
+        case let error as CopyError: Self.end(ControlError(error), arguments)
         case let error as Unreachable:
             end(
                 ErrorDocument(code: "not_reachable", message: error.message),

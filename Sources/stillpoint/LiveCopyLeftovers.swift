@@ -38,18 +38,16 @@ struct LiveCopyLeftovers {
         found.checkpoints = try await client.call(
             .GET, "/v1/checkpoints", as: [CheckpointDocument].self)
         found.name = wish.checkpoint
-        let records = CopySource.records(status)
-        let record = try wish.record.map { CopyRecordFile(named: try Defaults.absolute($0)) }
+        let options = CopySource.options(
+            status, record: try wish.record.map { try Defaults.absolute($0) })
         for (device, target) in zip(wish.devices, wish.targets) {
             found.parts[device] = Part(
-                interrupted: ImageCopier.interrupted(
-                    ofTarget: target, records: records, record: record),
-                complete: ImageCopier.complete(
-                    ofTarget: target, records: records, record: record))
+                interrupted: ImageCopier.interrupted(ofTarget: target, options: options),
+                complete: ImageCopier.complete(ofTarget: target, options: options))
         }
         found.tokens = Set(found.parts.values.compactMap { $0.interrupted?.to?.snapshotId })
         for (device, target) in zip(wish.devices, wish.targets) {
-            let cut = ImageCopier.baseCut(ofTarget: target, records: records, record: record)
+            let cut = ImageCopier.baseCut(ofTarget: target, options: options)
             found.choose(device, cut, wish, status)
         }
         return found

@@ -78,13 +78,12 @@ final class LiveCopyPart {
         let copyWish = CopyWish(
             device: device, cut: first, snapshot: wish.checkpoint, since: known,
             isForced: wish.isForced, mayReplace: wish.isAutomatic || wish.keep != nil)
-        var options = CopyOptions()
-        options.surroundings = CopySource.surroundings(status)
-        options.diskRecords = CopySource.records(status)
-        options.recordPath = try wish.record.map { try Defaults.absolute($0) }
+        var options = CopySource.options(
+            status, record: try wish.record.map { try Defaults.absolute($0) })
         options.keep = wish.keep
         options.isNameOwned = wish.isNameOwned
-        let (copyOptions, ranges) = (options, changes)
+        let copyOptions = options
+        let ranges = try changes.map { try RangeSpool($0) }
         let (device, target) = (device, target)
         let copier = try await SharedWork.run { () throws(CopyError) in
             let workers: [CopyWorker]
@@ -210,7 +209,7 @@ final class LiveCopyPart {
     /// label nothing is shown.
     func read(label: String?, holding byteCountMax: Int?) async throws {
         guard let copier else { preconditionFailure("passes follow the first copy") }
-        let work = CopyWork(ranges)
+        let work = CopyWork(try RangeSpool(ranges))
         let blocks = byteCountMax.map { copier.heldBlocks(byteCountMax: $0) }
         held = blocks
         works.append(work)
@@ -277,7 +276,7 @@ final class LiveCopyPart {
     func lookAtEdges() async throws {
         guard let copier, let newest else { preconditionFailure("passes follow the first copy") }
         let look = EdgeLook()
-        let work = CopyWork(EdgeLook.ranges(size: newest.cut.size))
+        let work = CopyWork(try RangeSpool(EdgeLook.ranges(size: newest.cut.size)))
         try await SharedWork.run { () throws(CopyError) in
             copier.look(work, worker: 0, at: look)
             try work.check()

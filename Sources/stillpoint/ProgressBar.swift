@@ -1,5 +1,28 @@
 import Control
 
+/// How it is told how far a command is.
+enum ProgressReport: Sendable {
+    /// A bar on a terminal, and nothing elsewhere.
+    case bar
+    /// A line every second, for people or as JSON.
+    case lines, json
+}
+
+/// What `--progress --json` writes on standard error, a line each.
+struct ProgressLine: Encodable {
+    var progress: String
+    var doneBytes: UInt64
+    var totalBytes: UInt64
+    var seconds: Double
+
+    var text: String {
+        do {
+            let bytes = try DocumentCoding.encoder().encode(self)
+            return String(decoding: bytes, as: UTF8.self) + "\n"
+        } catch { preconditionFailure("numbers are written as JSON: \(error)") }
+    }
+}
+
 /// A bar on standard error for work that takes long; nothing when that is not a terminal.
 enum ProgressBar {
     private static let interval = Duration.milliseconds(200)
@@ -7,9 +30,14 @@ enum ProgressBar {
 
     /// Shows how far `body` is while it runs: `done()` of `total` bytes.
     static func showing(
-        _ label: String, of total: UInt64, done: @escaping @Sendable () -> UInt64,
+        _ label: String, of total: UInt64, _ report: ProgressReport = .bar,
+        done: @escaping @Sendable () -> UInt64,
         _ body: @Sendable () async -> Void
     ) async throws {
+        guard report == .bar else {
+            await telling(label, of: total, report, done: done, body)
+            return
+        }
         guard FileHandles.error.columns != nil else { return await body() }
         await withTaskGroup(of: Void.self) { group in
             group.addTask {
@@ -31,6 +59,35 @@ enum ProgressBar {
         FileHandles.error.write("\r\u{1b}[K")
     }
 
+    private static let lineInterval = Duration.seconds(1)
+
+    /// Writes a line on standard error every second, and a last one.
+    private static func telling(
+        _ label: String, of total: UInt64, _ report: ProgressReport,
+        done: @escaping @Sendable () -> UInt64, _ body: @Sendable () async -> Void
+    ) async {
+        let begun = ContinuousClock.now
+        let tell = { @Sendable in
+            let seconds = (ContinuousClock.now - begun) / .seconds(1)
+            FileHandles.error.write(
+                report == .json
+                    ? ProgressLine(
+                        progress: label, doneBytes: done(), totalBytes: total, seconds: seconds
+                    ).text
+                    : line(label, done(), total, seconds, columns: 0) + "\n")
+        }
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask {
+                // Cancelled when the work is done.
+                while (try? await Task.sleep(for: lineInterval)) != nil { tell() }
+            }
+            await body()
+            group.cancelAll()
+            await group.waitForAll()
+        }
+        tell()
+    }
+
     /// One line: label, share, bar, bytes, rate and time left.
     static func line(
         _ label: String, _ done: UInt64, _ total: UInt64, _ seconds: Double, columns: Int
@@ -43,6 +100,7 @@ enum ProgressBar {
             figures += "  \(durationText(Double(total - done) / rate)) left"
         }
         let room = columns - label.count - figures.count - 6
+        guard columns > 0 else { return "\(label)  \(figures)" }
         guard room >= 10 else { return String("\(label)  \(figures)".prefix(max(columns - 1, 0))) }
         let width = min(room, barWidthMax)
         let filled = Int(share * Double(width))

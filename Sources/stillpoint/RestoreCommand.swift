@@ -64,18 +64,18 @@ struct RestoreCommand: AsyncParsableCommand {
     }
 
     private func reader(_ status: StatusDocument) async throws -> CopyReader {
-        let path = try Defaults.absolute(copy)
-        let named = try record.map { try Defaults.absolute($0) }
-        let records = CopySource.records(status)
+        let path = try Defaults.place(copy)
+        let options = CopySource.options(
+            status, record: try record.map { try Defaults.absolute($0) })
         return try await SharedWork.run { () throws(CopyError) in
-            try CopyReader(opening: path, records: records, record: named)
+            try CopyReader(opening: path, options: options)
         }
     }
 
     /// What changed on the device since the cut of the copy; nil where all has to be written.
     private func quick(
         _ source: CopyReader?, _ place: RestorePlace, _ client: ControlClient
-    ) async throws -> (base: String, ranges: [ByteRange])? {
+    ) async throws -> (base: String, ranges: RangeSpool)? {
         guard let source, case .device(let device, _) = place, let cut = source.cut,
             source.device == device.name, cut.size == source.size
         else { return nil }
@@ -86,25 +86,21 @@ struct RestoreCommand: AsyncParsableCommand {
         let changes = try await ChangesReader(
             client: client, device: device.name, since: base, until: nil
         ).read()
-        var ranges: [ByteRange] = []
-        try changes.ranges.forEach { range in
-            guard range.end <= device.size else {
-                throw ControlError(.failed, "the service names changes beyond the end of a device")
-            }
-            ranges.append(range)
+        guard changes.ranges.end <= device.size else {
+            throw ControlError(.failed, "the service names changes beyond the end of a device")
         }
-        return (base, ranges)
+        return (base, changes.ranges)
     }
 
     private func confirm(
-        _ place: RestorePlace, _ changes: (base: String, ranges: [ByteRange])?
+        _ place: RestorePlace, _ changes: (base: String, ranges: RangeSpool)?
     ) throws {
         guard !yes, let what = place.whatIsLost else { return }
         guard isatty(STDIN_FILENO) == 1, copy != Self.stream else {
             throw ControlError(.invalid, "\(what) will be overwritten; confirm that with --yes")
         }
         let extent = changes.map {
-            "what changed since \($0.base) (\(sizeText($0.ranges.reduce(0) { $0 + $1.length })))"
+            "what changed since \($0.base) (\(sizeText($0.ranges.byteCount)))"
         }
         FileHandles.error.write("Overwrite \(extent ?? "all") of \(what)? [y/N] ")
         let answer = readLine() ?? ""
@@ -114,7 +110,7 @@ struct RestoreCommand: AsyncParsableCommand {
     }
 
     private func write(
-        _ source: CopyReader?, _ place: RestorePlace, _ ranges: [ByteRange]?,
+        _ source: CopyReader?, _ place: RestorePlace, _ ranges: RangeSpool?,
         _ client: ControlClient, _ result: inout RestoreDocument
     ) async throws {
         guard let source else { return try await writeStream(place, client, &result) }

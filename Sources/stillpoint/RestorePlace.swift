@@ -14,6 +14,12 @@ enum RestorePlace {
     static func find(
         _ target: String, _ client: ControlClient, _ status: StatusDocument
     ) async throws -> RestorePlace {
+        guard !CopyPlace.isRemote(target), !target.hasSuffix(CopyPlace.qcowSuffix) else {
+            throw ControlError(
+                .invalid,
+                "\(target): a restore writes raw bytes onto a device, a file or a block device; name "
+                    + "one of them")
+        }
         guard !target.contains("/") else {
             return .path(try Defaults.absolute(target), CopySource.surroundings(status))
         }

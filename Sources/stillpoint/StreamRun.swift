@@ -11,7 +11,7 @@ struct StreamRun {
     let image: CopySource
     let format: StreamFormat
     /// Nil: everything.
-    let changes: [ByteRange]?
+    let changes: RangeSpool?
 
     /// Whether a target takes a stream: standard output, and what is neither file, directory nor
     /// block device.
@@ -42,7 +42,12 @@ struct StreamRun {
         defer { pool.close() }
         let whole = ByteRange(offset: 0, length: image.cut.size)
         let work = changes.map { CopyWork($0) } ?? CopyWork(wholeImage: image.cut.size)
-        let sink = StreamSink(to: descriptor, format, ranges: changes ?? [whole])
+        let sink: StreamSink
+        do throws(CopyError) {
+            var ranges = changes
+            if ranges == nil { ranges = try RangeSpool([whole]) }
+            sink = try StreamSink(to: descriptor, format, ranges: ranges ?? .none)
+        } catch { throw ControlError(error) }
         let outcome = await pool.run { () -> Result<Void, CopyError> in
             switch image.connect(1) {
             case .failure(let error):

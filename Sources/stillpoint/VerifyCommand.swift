@@ -45,15 +45,19 @@ struct VerifyCommand: AsyncParsableCommand {
                 .invalid,
                 "\"\(image)\" does not name an image: give DEVICE@SNAPSHOT, such as vm1@monday")
         }
-        let path = try Defaults.absolute(copy)
+        let path = try Defaults.place(copy)
         let begun = ContinuousClock.now
         let source = try await CopySource.find(
             name.device, snapshot, with: try options.client())
         let reader = try await reader(path, source)
-        var reported: [ByteRange] = []
+        var reported: RangeSpool?
         var since: String?
         if audit { (since, reported) = try await changes(since: reader, source) }
-        let sink = CompareSink(reader, reported: reported)
+        let ranges = reported
+        let size = source.cut.size
+        let sink = try await SharedWork.run { () throws(CopyError) in
+            try CompareSink(reader, reported: ranges, size: size)
+        }
         let work = CopyWork(wholeImage: source.cut.size)
         let connected = try await connect(source)
         try await SharedWork.perform(
@@ -64,7 +68,7 @@ struct VerifyCommand: AsyncParsableCommand {
         }
         try await source.checkIsHeld()
         var differences = sink.differences
-        if reader.size > source.cut.size, !isBlockDevice(path) {
+        if reader.size > source.cut.size, !keepsSize(path) {
             differences.byteCount += reader.size - source.cut.size
             differences.first.append(
                 ByteRange(offset: source.cut.size, length: reader.size - source.cut.size))
@@ -72,13 +76,16 @@ struct VerifyCommand: AsyncParsableCommand {
         try report(differences, source, since, reported, begun)
     }
 
-    private func isBlockDevice(_ path: String) -> Bool { CopyInventory.isBlockDevice(path) }
+    /// What is larger than its copy from the beginning.
+    private func keepsSize(_ path: String) -> Bool {
+        path.contains("://") || CopyInventory.isBlockDevice(path)
+    }
 
     private func reader(_ path: String, _ source: CopySource) async throws -> CopyReader {
-        let records = source.records
-        let named = try record.map { try Defaults.absolute($0) }
+        let options = CopySource.options(
+            source.status, record: try record.map { try Defaults.absolute($0) })
         return try await SharedWork.run { () throws(CopyError) in
-            try CopyReader(opening: path, records: records, record: named)
+            try CopyReader(opening: path, options: options)
         }
     }
 
@@ -95,7 +102,7 @@ struct VerifyCommand: AsyncParsableCommand {
     /// What the service reports as changed between the cut of the copy and the image.
     private func changes(
         since reader: CopyReader, _ source: CopySource
-    ) async throws -> (String, [ByteRange]) {
+    ) async throws -> (String, RangeSpool) {
         guard let cut = reader.cut else {
             throw ControlError(
                 .historyUnknown,
@@ -116,7 +123,7 @@ struct VerifyCommand: AsyncParsableCommand {
 
     private func report(
         _ differences: CompareSink.Differences, _ source: CopySource, _ since: String?,
-        _ reported: [ByteRange], _ begun: ContinuousClock.Instant
+        _ reported: RangeSpool?, _ begun: ContinuousClock.Instant
     ) throws {
         let image = "\(source.device)@\(source.snapshot)"
         if audit {
@@ -137,7 +144,7 @@ struct VerifyCommand: AsyncParsableCommand {
         let result = VerifyDocument(
             copy: copy, device: source.device, snapshot: source.cut.snapshot,
             size: source.cut.size, differingBytes: differences.byteCount, since: since,
-            reportedBytes: audit ? reported.reduce(0) { $0 + $1.length } : nil,
+            reportedBytes: reported?.byteCount,
             seconds: (ContinuousClock.now - begun) / .seconds(1))
         try options.show(result) { result.text }
     }

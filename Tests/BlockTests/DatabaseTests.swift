@@ -80,6 +80,64 @@ struct `Databases on block devices` {
         try Filesystem.ext4.check(block)
     }
 
+    @Test(.enabled(if: Database.programs != nil, "PostgreSQL is not installed"))
+    func `a database that is restored from a kept copy starts, and is as it was that night`() throws
+    {
+        let nights = isSoak ? 14 : 4
+        let chosen = isSoak ? 9 : 2
+        print("nights of a database: \(nights) of 14; STILLPOINT_SOAK=1 runs all")
+        let origin = try TestOrigin(.sparseFile, byteCount: 1024 * mebibyte)
+        let backup = try TemporaryDirectory()
+        let harness = try BlockHarness(attaching: ["disk": origin.path])
+        var committed: [Int] = []
+        do {
+            let mount = try Mount(try Self.databaseDisk(harness))
+            try Self.letOthersIn(mount)
+            let data = mount.path + "/data"
+            try Database.make(in: data)
+            let database = try Database(on: data)
+            try database.client(
+                "psql", "-q", "-c", "CREATE TABLE seen (n int PRIMARY KEY)", "postgres")
+            try database.client("pgbench", "-q", "-i", "-s", "1", "postgres")
+            let witness = try Witness(database)
+            let witnessing = Background { try witness.run() }
+            for night in 0..<nights {
+                try witness.waitForMore(20)
+                committed.append(witness.lastCommitted)
+                var arguments = ["copy", "disk", backup.path("disk.img"), "--since", "auto"]
+                if night > 0 { arguments += ["--keep", "n\(night - 1)"] }
+                try harness.command(arguments + ["--checkpoint", "n\(night)"])
+            }
+            witness.end()
+            try witnessing.value()
+            committed.append(witness.lastCommitted)
+            try database.stop()
+            try mount.unmount()
+        }
+        try harness.command("block", "detach", "disk")
+        try harness.command("restore", backup.path("disk.img@n\(chosen)"), "disk", "--yes")
+        let block = try harness.attachBlock("disk")
+        let mount = try Mount(block)
+        try Command.check("chmod", ["0755", (mount.path as NSString).deletingLastPathComponent])
+        // That of the server which ran that night.
+        try FileManager.default.removeItem(atPath: mount.path + "/data/postmaster.pid")
+        let database = try Database(on: mount.path + "/data")
+        let found = Int(try database.value("SELECT count(*) FROM seen")) ?? -1
+        #expect(found >= committed[chosen] && found <= committed[chosen + 1], "\(found)")
+        #expect(try database.value("SELECT max(n) - count(*) FROM seen") == "0")
+        try database.client("psql", "-q", "-c", "CREATE EXTENSION amcheck", "postgres")
+        try database.client("pg_amcheck", "--heapallindexed", "postgres")
+        try database.stop()
+        try mount.unmount()
+        try Filesystem.ext4.check(block)
+    }
+
+    private static func databaseDisk(_ harness: BlockHarness) throws -> String {
+        let block = try harness.attachBlock("disk")
+        try Filesystem.ext4.make(on: block)
+        return block
+    }
+
     private static let endOthers = """
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE pid <> pg_backend_pid() AND application_name = 'pgbench'

@@ -65,4 +65,30 @@ struct `The guide to copies` {
             "borg init --encryption none\n" + (try Self.commands("sh borg"))
                 + "borg list >\"$files/list\"; grep -q . \"$files/list\"\n")
     }
+
+    @Test(.enabled(if: Command.exists("qemu-nbd"), "it needs qemu-utils"))
+    func `keeps versions in qcow2 files`() throws {
+        try perform(
+            try Self.commands("sh qcow2") + "qemu-img check -q /backup/vm1-2.qcow2\n")
+    }
+
+    @Test(.enabled(if: Command.exists("nbdkit"), "it needs nbdkit"))
+    func `copies to an NBD server`() throws {
+        try perform(
+            try Self.commands("sh nbdkit") + "cmp \"$files/vm1.img\" \"$files/target\"\n",
+            """
+            truncate -s 64M "$files/target"
+            nbdkit --exit-with-parent -f -U "$files/backup/nbd.sock" file "$files/target" &
+            until [ -S "$files/backup/nbd.sock" ]; do :; done
+            """)
+    }
+
+    @Test(.enabled(if: TestCeph.obstacle == nil, "\(TestCeph.obstacle ?? "")"))
+    func `copies to Ceph`() throws {
+        let ceph = try TestCeph.shared.get()
+        try perform(
+            try Self.commands("sh ceph")
+                + "cmp \"$files/vm1.img\" /restored/vm1-ceph.img\n",
+            "export CEPH_CONF=\(ceph.configuration)")
+    }
 }
