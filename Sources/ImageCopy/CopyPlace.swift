@@ -45,8 +45,8 @@ package enum CopyPlace: Sendable {
         guard case .qcow(let path) = self, let other = QcowChain.overlay(on: path) else { return }
         throw CopyError(
             .busy,
-            "target \(path) is what the copy \(other) lies on, which would be lost with it; name "
-                + "another target")
+            "target \(path) is the backing file of the copy \(other), which would be lost with it; "
+                + "name another target")
     }
 
     /// Opens what is there, or makes it when `creates`. Blocks.
@@ -56,7 +56,7 @@ package enum CopyPlace: Sendable {
         if options.onto != nil {
             guard case .qcow = self else {
                 throw CopyError(
-                    .unsuitable, "only a qcow2 file lies on another copy; name a FILE.qcow2")
+                    .unsuitable, "--onto needs a qcow2 file as the target; name a FILE.qcow2")
             }
         }
         switch self {
@@ -68,8 +68,8 @@ package enum CopyPlace: Sendable {
             guard wish.since == nil || options.onto != nil else {
                 throw CopyError(
                     .busy,
-                    "a qcow2 copy is not brought forward in place: others may lie on it. Name a new "
-                        + "file for what changed, and \(path) with --onto")
+                    "a qcow2 copy is not brought forward in place, because it may be the backing "
+                        + "file of others; name a new file, and \(path) with --onto")
             }
             return try QcowMedium(
                 CopyTarget(

@@ -130,8 +130,7 @@ package enum CopyPlan: Equatable, Sendable {
     /// What can be done with a complete copy.
     private static func waysOn(from equals: CopyCut, _ target: CopyTargetFacts) -> String {
         if target.path.hasSuffix(CopyPlace.qcowSuffix) {
-            return "name a new file for what changed, and this one with --onto, or replace it with "
-                + "--force"
+            return "name a new file, and this one with --onto, or replace it with --force"
         }
         return "bring it forward with --since \(equals.snapshot), "
             + (target.file.isBlockDevice ? "" : "keep it as a version with --keep NAME, ")
@@ -348,8 +347,8 @@ package enum CopyPlan: Equatable, Sendable {
                     else {
                         throw CopyError(
                             .busy,
-                            "target \(target.path) is a complete copy already; name another target "
-                                + "for what changed, and \(target.path) with --onto")
+                            "target \(target.path) is already a complete copy; name another target, "
+                                + "and \(target.path) with --onto")
                     }
                     self = .nothing
                     return
@@ -357,7 +356,7 @@ package enum CopyPlan: Equatable, Sendable {
             }
         }
         if case .record(let record) = formerFound, record.state == .running {
-            throw Self.unfit("\(former.path) is no complete copy", wayOut: "finish it first")
+            throw Self.unfit("\(former.path) is not complete", wayOut: "finish it first")
         }
         self = try Self.increment(wish, former, formerFound)
         // Nothing changed: the overlay is empty, and a copy none the less.

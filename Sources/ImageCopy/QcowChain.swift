@@ -77,7 +77,7 @@ enum QcowChain {
         guard reference.utf8.count <= nameByteCountMax else {
             throw CopyError(
                 .unsuitable,
-                "\(path) is too long a name for a qcow2 file to lie on; put both in one directory")
+                "the name \(path) is too long for a backing file; put both files in one directory")
         }
         return reference
     }
@@ -97,8 +97,8 @@ enum QcowChain {
         guard path.hasSuffix(CopyPlace.qcowSuffix) else {
             throw CopyError(
                 .unsuitable,
-                "\(path) is no qcow2 file: a copy in any other is brought forward in place, and "
-                    + "what lies on it would change with it")
+                "\(path) is not a qcow2 file; any other copy is brought forward in place, so nothing "
+                    + "can use it as its backing file")
         }
         let descriptor = open(path, O_RDONLY | O_CLOEXEC)
         guard descriptor >= 0 else {
@@ -118,7 +118,9 @@ enum QcowChain {
         if case .record(let record) = found, record.state == .complete,
             let doubt = try doubt(path, record, header(descriptor))
         {
-            throw CopyError(.unfit, "\(path) equals no cut: \(doubt); make a full copy")
+            throw CopyError(
+                .unfit,
+                "\(path) does not equal the cut of its record: \(doubt); make a full copy")
         }
         return (facts, found)
     }
@@ -130,32 +132,32 @@ enum QcowChain {
     ) throws(CopyError) -> String? {
         var (path, record, header) = (path, record, header)
         for _ in 0..<depthMax {
-            guard let its = header else { return "\(path) is no qcow2 file" }
+            guard let its = header else { return "\(path) is not a qcow2 file" }
             guard its.onto == record.onto else {
-                return "\(path) lies on \(its.onto ?? "nothing"), and its record says "
-                    + (record.onto ?? "nothing")
+                return "\(path) has the backing file \(its.onto ?? "(none)"), and its record says "
+                    + (record.onto ?? "(none)")
             }
             guard let onto = record.onto else { return nil }
             let lower = resolve(onto, from: path)
             let descriptor = open(lower, O_RDONLY | O_CLOEXEC)
             guard descriptor >= 0 else {
-                return "\(lower), which it lies on, cannot be opened (\(CopyTarget.text(errno)))"
+                return "its backing file \(lower) cannot be opened (\(CopyTarget.text(errno)))"
             }
             defer { close(descriptor) }
             guard case .record(let below) = try CopyRecordFile(besideTarget: lower).load(),
                 below.state == .complete
-            else { return "\(lower), which it lies on, has no record of a complete copy" }
+            else { return "its backing file \(lower) has no record of a complete copy" }
             let file = try file(descriptor, lower)
             guard file.changedNanoseconds == below.target.changedNanoseconds,
                 file.size == below.target.size
-            else { return "\(lower), which it lies on, was changed since it was copied" }
+            else { return "its backing file \(lower) was changed since it was copied" }
             // It was one copy when the upper one was made, and is another now.
             guard record.ontoCut.map({ below.equals?.isSameMoment(as: $0) == true }) ?? true else {
-                return "\(lower), which it lies on, is a copy of another cut now"
+                return "its backing file \(lower) is a copy of another cut now"
             }
             (path, record, header) = (lower, below, Self.header(descriptor))
         }
-        return "it lies on more than \(depthMax) files"
+        return "its chain has more than \(depthMax) files"
     }
 
     /// A copy that lies on the file at `path`, among those in its directory; nil when none does.

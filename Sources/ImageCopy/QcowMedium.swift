@@ -91,7 +91,7 @@ final class QcowMedium: CopyMedium {
             // What was allocated and not used when it was killed is given back.
             try HelperProcess.run(
                 ["qemu-img", "check", "-q", "-f", "qcow2", "-r", "leaks", "--", path],
-                doing: "target \(path) cannot be gone on with")
+                doing: "target \(path) cannot be continued")
         case .full: try make([], size)
         case .increment:
             guard let onto else {

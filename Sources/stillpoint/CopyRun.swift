@@ -106,14 +106,14 @@ struct CopyRun {
         }.get()
     }
 
-    /// How an interrupted copy is gone on with.
+    /// How to continue an interrupted copy.
     private var wayOn: String {
-        if changes != nil { return "the same command again finishes the copy" }
-        // Where it goes on, it needs the very same image.
+        if changes != nil { return "run the same command again to finish the copy" }
+        // To continue, it needs the very same image.
         return isOwn
-            ? "its snapshot goes with this command, so the next full copy begins anew (one of a "
-                + "snapshot that is held, DEVICE@SNAPSHOT, goes on where it was)"
-            : "the same command again goes on there, as long as snapshot \(image.snapshot) is held"
+            ? "its snapshot is destroyed with this command, so the next full copy starts over (a copy "
+                + "of a snapshot that is held, DEVICE@SNAPSHOT, would continue)"
+            : "run the same command again to continue, as long as snapshot \(image.snapshot) is held"
     }
 
     private func copyAll(_ copier: ImageCopier, on pool: BlockingPool) async {

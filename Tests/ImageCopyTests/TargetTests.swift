@@ -45,7 +45,7 @@ struct `Targets of copies` {
         try harness.command("verify", file(3), "disk@now")
         try harness.command("verify", file(1), "disk@now", "--audit")
         try harness.expectRefusal(4, "--onto", ["copy", "disk@now", file(3), "--since", "n3"])
-        try harness.expectRefusal(4, "lies on", ["copy", "disk@now", file(1), "--force"])
+        try harness.expectRefusal(4, "backing file of", ["copy", "disk@now", file(1), "--force"])
         try harness.expectRefusal(2, "--keep", ["copy", "disk@now", file(9), "--keep", "k"])
         // The whole chain counts: the lowest one changed.
         try Command.check("qemu-io", ["-c", "write -P 1 0 512", file(0)])
@@ -226,7 +226,7 @@ struct `Targets of copies` {
         var (harness, generator) = try harness("interrupted")
         try harness.write(generator.bytes(8 * mebibyte), at: 0)
         try harness.take("b")
-        for (source, words) in [("disk@b", "goes on there"), ("disk", "begins anew")] {
+        for (source, words) in [("disk@b", "to continue"), ("disk", "starts over")] {
             let target = harness.files.path("interrupted-\(source)")
             let log = harness.files.path("log-\(source)")
             let process = try ChildProcess(
