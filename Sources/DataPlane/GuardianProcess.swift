@@ -100,8 +100,6 @@ package struct GuardianProcess {
         }
         answer(GuardianMessage.accepted)
         let isDead = serve()
-        // The service is gone in the middle of a takeover: the former guardian holds all there is.
-        guard isResponsible else { return 0 }
         waiting?.begin(held, limitSeconds: options.restartLimitSeconds)
         if isDead {
             thaw()
@@ -109,6 +107,8 @@ package struct GuardianProcess {
         }
         watches = [:]
         close(lock)
+        // The service is gone in the middle of a takeover: the former guardian holds all there is.
+        guard isResponsible else { return 0 }
         guard let waiting else {
             held.letGo()
             return 0

@@ -52,7 +52,7 @@ struct `Changes` {
             (["b", "since=late"], 3, 404, "not of device b"),
             (["b", "until=early"], 3, 404, "not of device b"),
             (["a", "until=none"], 3, 404, "none"),
-            (["a", "since=late", "until=early"], 2, 400, "after"),
+            (["a", "since=late", "until=early"], 2, 400, "later than"),
             (["a", "until=\(gone)"], 4, 409, "not held"),
             (["a", "until=late"], 4, 409, "not held"),
             (["a", "until=ready"], 4, 409, "not taken"),

@@ -263,6 +263,7 @@ struct `Every command and every exit status` {
         ]
         let plain: Set<String> = [
             "status", "events", "device list", "snapshot list", "checkpoint list", "block list",
+            "top",
         ]
         for command in try Walk.commands().subtracting(["serve", "run", "probe", "thaw"])
             .sorted()
