@@ -39,8 +39,8 @@ package enum FileLock {
         return .taken
     }
 
-    /// Whether any process holds a flock on the open file of `descriptor`. Takes none, not even for a
-    /// moment, so nobody is refused because of the question. Blocks.
+    /// Whether any process holds a flock on the open file of `descriptor`. It takes no lock itself, so
+    /// it cannot make another process's attempt fail. Blocks.
     package static func isHeld(_ descriptor: Int32) -> Bool {
         !holders(of: descriptor).isEmpty
     }
