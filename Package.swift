@@ -122,7 +122,7 @@ let package = Package(
         .target(name: "NBDAccess", swiftSettings: strict),
         .target(
             name: "ImageCopy",
-            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess"],
+            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess", "RingIO"],
             swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",

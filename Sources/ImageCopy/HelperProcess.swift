@@ -12,6 +12,10 @@ enum HelperProcess {
         "qcow2 files are written through qemu-nbd and qemu-img, which were not found; install them "
             + "(Debian: qemu-utils), or name a target without .qcow2")
 
+    /// qemu-nbd is started by setpriv.
+    private static let missingSetpriv = CopyError(
+        .failed, "qemu-nbd is started by setpriv, which was not found; install util-linux")
+
     /// Starts a program found in PATH, in a process group of its own: Ctrl-C is for this program,
     /// which ends the other one when it is done with it. What it says goes to `words`; `passing`
     /// is its descriptor 3.
@@ -40,7 +44,7 @@ enum HelperProcess {
         let failure = posix_spawnp(
             &process, arguments[0], &actions, &attributes, &pointers, environ)
         guard failure == 0 else {
-            if failure == ENOENT { throw missing }
+            if failure == ENOENT { throw arguments[0] == "setpriv" ? missingSetpriv : missing }
             throw CopyError(.failed, "\(arguments[0]): \(CopyTarget.text(failure))")
         }
         return process
@@ -54,6 +58,12 @@ enum HelperProcess {
         }
         let signal = status & 0x7F
         return signal == 0 ? status >> 8 & 0xFF : 128 + signal
+    }
+
+    /// Waits until a child has ended. `wait` still gives its exit status.
+    static func awaitEnd(of process: pid_t) {
+        var information = siginfo_t()
+        while waitid(P_PID, id_t(process), &information, WEXITED | WNOWAIT) < 0, errno == EINTR {}
     }
 
     /// What a program has said, in a line.

@@ -1,15 +1,18 @@
 internal import CLinux
+internal import Dispatch
 internal import Glibc
 internal import NBDAccess
+internal import RingIO
 internal import Synchronization
 
 // A qemu-nbd that serves one file to this process and nobody else, and ends with it.
 //
 //   socket bound, listening -> connected to by ourselves -> passed to qemu-nbd as its only socket
 //
-// It ends when its last client has gone, and we are a client of it before it starts: whatever
-// becomes of this process, none is left behind. The socket's name is removed before that; later
-// connections find it by a descriptor.
+// It ends when its last client has gone, and we are a client of it before it starts. It does not
+// count a client that goes before its handshake, so the kernel ends it with the thread that started
+// it as well. That thread lives until qemu-nbd has ended, so none is left behind when this process
+// is killed. The socket's name is removed before that; later connections find it by a descriptor.
 
 /// A qemu-nbd of our own; see the head of this file. Everything blocks.
 final class QEMUServer: Sendable {
@@ -82,7 +85,8 @@ final class QEMUServer: Sendable {
             return QEMUServer(
                 path, socketPlace: place, words: words, process: process, First(export: export))
         } catch {
-            kill(process, SIGTERM)
+            // It forgets a SIGTERM that comes before it serves, and has nothing to write.
+            kill(process, SIGKILL)
             throw meaning(HelperProcess.wait(for: process), words, path, "\(error)")
         }
     }
@@ -129,14 +133,42 @@ final class QEMUServer: Sendable {
     private static func start(
         _ path: String, _ format: String, _ isReadOnly: Bool, _ socket: Int32, _ words: Int32
     ) throws(CopyError) -> pid_t {
-        // Only the program itself knows its number, which the protocol of passing sockets asks for.
+        // qemu-nbd forgets a SIGTERM that comes before it serves. What a record names was flushed, so
+        // SIGKILL loses nothing. No signal comes if this process ends before it is asked for, so the
+        // shell looks who its parent is afterwards. Only the program itself knows its number, which the protocol of
+        // passing sockets asks for.
         var arguments = [
-            "sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec qemu-nbd \"$@\"", "sh",
+            "setpriv", "--pdeathsig", "KILL", "sh", "-c",
+            "[ \"$PPID\" = \"$0\" ] || exit; LISTEN_PID=$$ LISTEN_FDS=1 exec qemu-nbd \"$@\"",
+            "\(getpid())",
             "--format=\(format)", "--shared=\(connectionsMax)", "--discard=unmap",
         ]
         if isReadOnly { arguments.append("--read-only") }
         arguments += ["--", path]
-        return try HelperProcess.start(arguments, words: words, passing: socket)
+        let start = Start()
+        do throws(RingError) {
+            try ServiceThread.start("qemu-nbd") { [arguments] in
+                let outcome: Result<pid_t, CopyError>
+                do throws(CopyError) {
+                    outcome = .success(
+                        try HelperProcess.start(arguments, words: words, passing: socket))
+                } catch { outcome = .failure(error) }
+                start.outcome.withLock { $0 = outcome }
+                start.isKnown.signal()
+                if case .success(let process) = outcome { HelperProcess.awaitEnd(of: process) }
+            }
+        } catch { throw failure(path, "\(error)") }
+        start.isKnown.wait()
+        guard let outcome = start.outcome.withLock({ $0 }) else {
+            preconditionFailure("a start without its outcome")
+        }
+        return try outcome.get()
+    }
+
+    /// How its start went, told by the thread that started it.
+    private final class Start: Sendable {
+        let outcome = Mutex<Result<pid_t, CopyError>?>(nil)
+        let isKnown = DispatchSemaphore(value: 0)
     }
 
     /// Ends it, so that all it took is in the file. Returns its exit status.

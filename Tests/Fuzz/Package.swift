@@ -65,7 +65,7 @@ let package = Package(
         .target(name: "NBDAccess", swiftSettings: instrumented),
         .target(
             name: "ImageCopy",
-            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess"],
+            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess", "RingIO"],
             swiftSettings: instrumented),
         // With the configuration file's reader, which the program alone has otherwise.
         .executableTarget(
