@@ -38,9 +38,7 @@ package struct LiveCopyMachine: Sendable {
         case writeHeld
         /// Bring the targets to their disks, and record that they equal the last cut.
         case complete
-        /// Delete all unfrozen cuts.
-        case forgetAll
-        /// The copy is made.
+        /// The copy is made. Nobody needs the unfrozen cuts any longer.
         case finished
         /// The copy cannot be made now.
         case giveUp(LiveCopyObstacle)
@@ -108,7 +106,7 @@ package struct LiveCopyMachine: Sendable {
         case idle, firstCut, firstCopy
         case cut, copying, recording, forgetting
         case freezing, readingFrozen, releasing
-        case writing, completing, forgettingAll, over
+        case writing, completing, over
     }
 
     private let limits: Limits
@@ -226,12 +224,6 @@ package struct LiveCopyMachine: Sendable {
     /// Records say that the targets equal the last cut.
     package mutating func completed() -> Effect {
         expect(.completing)
-        return enter(.forgettingAll, .forgetAll)
-    }
-
-    /// No unfrozen cut is left.
-    package mutating func allForgotten() -> Effect {
-        expect(.forgettingAll)
         return enter(.over, .finished)
     }
 

@@ -108,7 +108,16 @@ struct LiveCopyLeftovers {
             if snapshots.contains(where: { $0.name == name }) { throw Self.isTaken(name) }
             return
         }
-        guard let token = other.snapshot, tokens.contains(token) else { throw Self.isTaken(name) }
+        guard let token = other.snapshot, tokens.contains(token) else {
+            let isEqual = parts.values.allSatisfy { part in
+                part.complete?.equals.map { $0.snapshotId == other.snapshot } ?? false
+            }
+            guard isEqual else { throw Self.isTaken(name) }
+            throw ControlError(
+                .nameTaken,
+                "the copy of checkpoint \(name) is complete already; choose another name with "
+                    + "--checkpoint for a new copy")
+        }
         try await LiveCopyCuts.delete(name, client)
     }
 
@@ -119,20 +128,33 @@ struct LiveCopyLeftovers {
                 + "--checkpoint, or delete it first")
     }
 
-    /// Names of the checkpoints that nobody needs when the copy is made.
-    var names: [String] {
+    /// Names of the checkpoints that nobody needs when the copy is made, but those of its own passes.
+    /// Those by which `finishedRecords` knows a run that was killed come last. The service is asked
+    /// again: what a killed run asked for last may have come after the copy began.
+    func unneededNames(
+        besidePassesOf own: UniqueID?, _ client: ControlClient
+    ) async throws -> [String] {
         let equalled = Set(parts.values.compactMap { $0.complete?.equals?.snapshotId })
         let known = tokens.union(equalled)
         let passPrefix = LiveCopyCuts.passPrefix(of: name)
-        return checkpoints.filter { checkpoint in
+        let unneeded = try await client.call(
+            .GET, "/v1/checkpoints", as: [CheckpointDocument].self
+        ).filter { checkpoint in
             // By now that is the copy's own.
             guard checkpoint.name != name else { return false }
+            if let own, checkpoint.name.contains(LiveCopyCuts.mark(of: own.description)) {
+                return false
+            }
             if let token = checkpoint.snapshot, tokens.contains(token), !equalled.contains(token) {
                 return true
             }
             return checkpoint.name.hasPrefix(passPrefix)
                 || known.contains { checkpoint.name.contains(LiveCopyCuts.mark(of: $0)) }
         }.map(\.name)
+        func isSign(_ name: String) -> Bool {
+            equalled.contains { name.contains(LiveCopyCuts.mark(of: $0)) }
+        }
+        return unneeded.filter { !isSign($0) } + unneeded.filter(isSign)
     }
 
     /// Cuts that the former copies made for themselves and their targets have left.

@@ -70,8 +70,10 @@ final class LiveCopyRun {
             await cuts.forget(but: isFull ? cuts.recorded : nil)
             throw error
         }
-        try await forget(found.names)
+        try await forget(found.unneededNames(besidePassesOf: cuts.token, client))
         if wish.keep == nil { try await forget(found.ownedNames) }
+        // Last: by these cuts the same command knows that this one was killed before its end.
+        await cuts.forget(but: nil)
         return parts.map { document(of: $0, machine) }
     }
 
@@ -114,9 +116,6 @@ final class LiveCopyRun {
             case .complete:
                 for (part, cut) in zip(parts, heldCuts) { try await part.complete(cut) }
                 effect = machine.completed()
-            case .forgetAll:
-                await cuts.forget(but: nil)
-                effect = machine.allForgotten()
             case .finished: return
             case .giveUp(let obstacle): throw Self.error(obstacle, wish)
             }
@@ -242,7 +241,7 @@ final class LiveCopyRun {
     /// The copy was made by a run that was killed before it could say so.
     private func finished(_ found: LiveCopyLeftovers) async throws -> [CopyDocument]? {
         guard let records = found.finishedRecords(wish) else { return nil }
-        try await forget(found.names)
+        try await forget(found.unneededNames(besidePassesOf: nil, client))
         return zip(wish.targets, records).map { target, record in
             CopyDocument(alreadyEqual: record, target: target, seconds: begun.elapsedSeconds)
         }

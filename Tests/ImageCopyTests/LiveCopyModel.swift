@@ -209,7 +209,6 @@ struct LiveCopyModel {
                 }
                 effect = machine.heldWritten()
             case .complete: effect = machine.completed()
-            case .forgetAll: effect = machine.allForgotten()
             case .finished: return .finished
             case .giveUp: return .gaveUp
             }

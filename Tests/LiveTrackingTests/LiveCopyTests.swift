@@ -107,7 +107,11 @@ struct `A copy of a live device` {
             #expect(try live.isWritable())
             if killsService { try harness.service.restart() }
             let outcome = try harness.command(Array(arguments.prefix(7)))
-            #expect(outcome.status == 0, "round \(round): \(outcome.diagnostics)")
+            // A run that is killed after its last step, and before it has ended, has made the copy.
+            #expect(
+                outcome.status == 0
+                    || outcome.status == 4 && outcome.diagnostics.contains("is complete already"),
+                "round \(round): \(outcome.diagnostics)")
             let wrong = try harness.wrongBlocks(copy, of: live, "d", since: "k\(round)")
             #expect(wrong.isEmpty, "round \(round): \(wrong.sorted())")
             #expect(try live.complaints(ofCopy: copy) == "", "round \(round)")
