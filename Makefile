@@ -94,7 +94,7 @@ bench-snapshots: bench-build ## The part of it with snapshots
 bench-block: bench-build ## The part of it with local block devices
 	@Scripts/bench $(PROGRAM) --only blocks $(BENCH)
 
-BENCH = $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+BENCH = $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(FORMER),--former $(FORMER))
 
 # The build that marks nothing goes first and is moved aside: one directory, so that dependencies
 # are compiled once.

@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 
-from . import blocks, copies, cuts, discards, images, increments, machine, overwrites, plain, report, tracking
+from . import (
+    blocks, copies, cuts, discards, former, images, increments, machine, overwrites, plain, report, tracking)
 from .context import Context
 from .loads import Loads
 from .results import Results
@@ -27,6 +28,7 @@ SECTIONS = {
     "increments": [increments.run],
     "copies": [lambda bench: copies.run(bench, "tmpfs"), lambda bench: copies.run(bench, "disk")],
     "blocks": [lambda bench: blocks.run(bench, "tmpfs"), lambda bench: blocks.run(bench, "disk")],
+    "former": [lambda bench: former.run(bench, "tmpfs"), lambda bench: former.run(bench, "disk")],
 }
 TOOLS = ["fio", "nbdkit", "nbd-server", "qemu-nbd", "qemu-storage-daemon", "qemu-img", "nbdinfo", "nbdcopy"]
 
@@ -35,6 +37,7 @@ def main():
     parser = argparse.ArgumentParser(prog="bench", description="Measures Stillpoint beside its peers.")
     parser.add_argument("stillpoint", help="the program; nbd-load and bench-tracking lie beside it")
     parser.add_argument("--untracked", help="a build of the program that marks nothing")
+    parser.add_argument("--former", help="an earlier build of the program, for the section of that name")
     parser.add_argument("--quick", action="store_true", help="3 pairs of short runs")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas")
     parser.add_argument("--tmpfs", default="/dev/shm", help="a directory in memory")
@@ -59,11 +62,14 @@ def main():
     facts = machine.describe(program)
     bench = Context(
         program, Loads(load, results), results, arguments.quick, arguments.tmpfs, arguments.disk,
-        map_program, arguments.untracked and os.path.abspath(arguments.untracked))
+        map_program, arguments.untracked and os.path.abspath(arguments.untracked),
+        arguments.former and os.path.abspath(arguments.former))
     begin = time.monotonic()
     for name in wanted:
         if name == "tracking" and not bench.untracked:
             results.failure(name, "tracking off", "no --untracked build was given")
+            continue
+        if name == "former" and not bench.former:
             continue
         # The short form has no time for these on the disk too.
         is_partial = bench.is_quick and name in ("images", "blocks")

@@ -65,14 +65,19 @@ def run(bench, place="tmpfs"):
 
 
 @contextlib.contextmanager
-def _stillpoint(bench, directory, image):
-    with servers.Stillpoint(bench.program, directory, {"disk": image}) as server:
+def attached(bench, directory, image, program):
+    """The image as a local block device of the program."""
+    with servers.Stillpoint(program, directory, {"disk": image}) as server:
         bench.results.command("stillpoint", server.command)
-        path = server.call("block", "attach", "disk")["node"]
+        path = server.call("block", "attach", "disk")["path"]
         try:
-            yield path
+            yield os.path.realpath(path)
         finally:
             server.call("block", "detach", path)
+
+
+def _stillpoint(bench, directory, image):
+    return attached(bench, directory, image, bench.program)
 
 
 @contextlib.contextmanager

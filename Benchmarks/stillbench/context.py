@@ -9,7 +9,8 @@ from .machine import GIBIBYTE, MEBIBYTE
 class Context:
     """One run of the benchmark."""
 
-    def __init__(self, program, loads, results, is_quick, tmpfs, disk, map_program, untracked=None):
+    def __init__(self, program, loads, results, is_quick, tmpfs, disk, map_program, untracked=None,
+                 former=None):
         self.program, self.loads, self.results = program, loads, results
         self.is_quick = is_quick
         self.parents = {"tmpfs": tmpfs, "disk": disk}
@@ -17,6 +18,8 @@ class Context:
         self.map_program = map_program
         # A build of the program that marks nothing, to see what marking costs.
         self.untracked = untracked
+        # An earlier build of the program.
+        self.former = former
         self.rounds = 3 if is_quick else 9
         # Of contenders that a target compares, where a run takes a second or so.
         self.judged_rounds = self.rounds if is_quick else 15
