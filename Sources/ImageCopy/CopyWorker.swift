@@ -13,10 +13,12 @@ internal import Synchronization
 package final class CopyWorker: @unchecked Sendable {
     // Used by one thread at a time: whoever runs `work`.
 
-    /// Reads under way.
-    private static let slotCount = 16
+    /// Most reads in flight.
+    private static let slotCount = 64
     /// Most bytes of a read.
     private static let readByteCount = 256 << 10
+    /// Most bytes in flight. Of the buffer only what large reads use becomes resident.
+    private static let inFlightByteCountMax: UInt64 = 4 << 20
     /// From this length on it pays to ask how a piece lies before it is read.
     private static let statusByteCountMin: UInt64 = 1 << 20
     private static let statusCookie = UInt64.max
@@ -68,6 +70,8 @@ package final class CopyWorker: @unchecked Sendable {
     private let buffer: UnsafeMutableRawPointer
     private var slots = Array(repeating: Slot(), count: slotCount)
     private var free = Array(0..<slotCount)
+    /// Bytes of reads in flight.
+    private var inFlightByteCount: UInt64 = 0
 
     /// Connects to an image.
     package convenience init(
@@ -159,14 +163,27 @@ package final class CopyWorker: @unchecked Sendable {
     private func read(_ range: ByteRange, _ share: Share) throws(CopyError) {
         var offset = range.offset
         while offset < range.end {
-            while free.isEmpty { try came(try receive(), share) }
-            guard let place = free.popLast() else {
-                preconditionFailure("a slot was just found free")
-            }
             let length = min(range.end - offset, UInt64(Self.readByteCount))
+            if free.isEmpty || inFlightByteCount + length > Self.inFlightByteCountMax {
+                try makeRoom(share)
+            }
+            guard let place = free.popLast() else {
+                preconditionFailure("room was made for a read")
+            }
             slots[place] = Slot(ByteRange(offset: offset, length: length))
+            inFlightByteCount += length
             reader.requestRead(cookie: UInt64(place), offset: offset, length: Int(length))
             offset += length
+        }
+    }
+
+    /// Receives until half of what may be in flight has come. New requests are sent when the next reply
+    /// is waited for, so many of them go in one call.
+    private func makeRoom(_ share: Share) throws(CopyError) {
+        while free.count < slots.count / 2
+            || inFlightByteCount > Self.inFlightByteCountMax / 2
+        {
+            try came(try receive(), share)
         }
     }
 
@@ -207,6 +224,7 @@ package final class CopyWorker: @unchecked Sendable {
         try store(range, slotAddress(place), share)
         share.target.finished(range, of: share.pieces)
         slots[place] = Slot()
+        inFlightByteCount -= range.length
         free.append(place)
     }
 
