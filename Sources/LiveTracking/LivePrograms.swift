@@ -8,6 +8,8 @@ internal import Glibc
 // Invariants
 // - Pinned programs are taken over only when each is there, with its link and the maps; else all
 //   pins are removed and everything is loaded anew.
+// - Programs on bios are attached while a mapped device is tracked, all of them or none: each costs every
+//   write of the machine some 0.1 us.
 
 /// Programs that are loaded, attached and pinned.
 final class LivePrograms: @unchecked Sendable {
@@ -18,12 +20,14 @@ final class LivePrograms: @unchecked Sendable {
     private let variablesMap: Int32
     private let programs: [Int32]
     private let links: [Int32]
+    /// Of the programs on bios; empty while they are not attached.
+    private var bioLinks: [Int32]
     private let variables: UnsafeMutablePointer<clt_variables>
     private let directory: String
 
     private init?(
-        devices: Int32, inFlight: Int32, variables map: Int32, programs: [Int32], links: [Int32],
-        directory: String
+        devices: Int32, inFlight: Int32, variables map: Int32, programs: [Int32],
+        links: [Int32], bioLinks: [Int32], directory: String
     ) {
         let memory = mmap(nil, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0)
         guard let memory, memory != MAP_FAILED else { return nil }
@@ -32,16 +36,20 @@ final class LivePrograms: @unchecked Sendable {
         variablesMap = map
         self.programs = programs
         self.links = links
+        self.bioLinks = bioLinks
         self.directory = directory
         variables = memory.bindMemory(to: clt_variables.self, capacity: 1)
     }
 
     deinit {
         munmap(variables, 4096)
-        for descriptor in [devices, inFlight, variablesMap] + programs + links { close(descriptor) }
+        let maps = [devices, inFlight, variablesMap]
+        for descriptor in maps + programs + links + bioLinks { close(descriptor) }
     }
 
     private static let count = Int32(CLT_PROGRAM_COUNT)
+    private static let requestIndexes = 0..<Int32(CLT_PROGRAM_BIO_QUEUE)
+    private static let bioIndexes = Int32(CLT_PROGRAM_BIO_QUEUE)..<count
     private static func program(_ index: Int32) -> String {
         "program-" + String(cString: clt_program_name(index))
     }
@@ -65,21 +73,28 @@ final class LivePrograms: @unchecked Sendable {
                 let variables = open("variables")
             else { return nil }
             var programs: [Int32] = []
-            var links: [Int32] = []
             for index in 0..<count {
-                guard let program = open(program(index)), let link = open(link(index)) else {
-                    return nil
-                }
-                var (misses, id, linked) = (UInt64(0), UInt32(0), UInt32(0))
-                guard clt_program_misses(program, &misses, &id) == 0,
-                    clt_link_program(link, &linked) == 0, linked == id
-                else { return nil }
+                guard let program = open(program(index)) else { return nil }
                 programs.append(program)
-                links.append(link)
             }
+            func links(_ indexes: Range<Int32>) -> [Int32]? {
+                var links: [Int32] = []
+                for index in indexes {
+                    guard let link = open(link(index)) else { return nil }
+                    var (misses, id, linked) = (UInt64(0), UInt32(0), UInt32(0))
+                    guard clt_program_misses(programs[Int(index)], &misses, &id) == 0,
+                        clt_link_program(link, &linked) == 0, linked == id
+                    else { return nil }
+                    links.append(link)
+                }
+                return links
+            }
+            guard let requestLinks = links(requestIndexes) else { return nil }
+            let hasBioLinks = bioIndexes.contains { access("\(directory)/\(link($0))", F_OK) == 0 }
+            guard let bioLinks = hasBioLinks ? links(bioIndexes) : [] else { return nil }
             return LivePrograms(
                 devices: devices, inFlight: inFlight, variables: variables, programs: programs,
-                links: links, directory: directory)
+                links: requestLinks, bioLinks: bioLinks, directory: directory)
         }
         if let found = find() { return found }
         for descriptor in opened { close(descriptor) }
@@ -92,23 +107,18 @@ final class LivePrograms: @unchecked Sendable {
         let failure = clt_load(&loaded)
         guard failure == 0 else { throw refusal(of: -failure) }
         let programs = withUnsafeBytes(of: loaded.programs) { Array($0.bindMemory(to: Int32.self)) }
-        var links: [Int32] = []
-        for program in programs {
-            let link = clt_attach(program)
-            guard link >= 0 else {
-                for descriptor in programs + links { close(descriptor) }
-                for map in [loaded.devices, loaded.in_flight, loaded.variables] { close(map) }
-                throw LiveError(
-                    .failed,
-                    "the programs that mark writes cannot be attached to the kernel's tracepoints "
-                        + "(\(SystemFile.errorText(-link)))")
-            }
-            links.append(link)
+        let links: [Int32]
+        do throws(LiveError) {
+            links = try attach(programs[..<Int(CLT_PROGRAM_BIO_QUEUE)])
+        } catch {
+            for descriptor in programs { close(descriptor) }
+            for map in [loaded.devices, loaded.in_flight, loaded.variables] { close(map) }
+            throw error
         }
         guard
             let made = LivePrograms(
                 devices: loaded.devices, inFlight: loaded.in_flight, variables: loaded.variables,
-                programs: programs, links: links, directory: directory)
+                programs: programs, links: links, bioLinks: [], directory: directory)
         else {
             let reason = errno
             for descriptor in programs + links { close(descriptor) }
@@ -120,23 +130,65 @@ final class LivePrograms: @unchecked Sendable {
         return made
     }
 
+    /// Attaches programs to their tracepoints: the descriptors of the links, in the same order.
+    private static func attach(_ programs: ArraySlice<Int32>) throws(LiveError) -> [Int32] {
+        var links: [Int32] = []
+        for program in programs {
+            let link = clt_attach(program)
+            guard link >= 0 else {
+                for descriptor in links { close(descriptor) }
+                throw LiveError(
+                    .failed,
+                    "the programs that mark writes cannot be attached to the kernel's tracepoints "
+                        + "(\(SystemFile.errorText(-link)))")
+            }
+            links.append(link)
+        }
+        return links
+    }
+
     private func pin() throws(LiveError) {
         var pins: [(Int32, String)] = [
             (devices, "devices"), (inFlight, "in_flight"), (variablesMap, "variables"),
         ]
-        for index in 0..<Self.count {
-            pins.append((programs[Int(index)], Self.program(index)))
-            pins.append((links[Int(index)], Self.link(index)))
+        for index in 0..<Self.count { pins.append((programs[Int(index)], Self.program(index))) }
+        for index in Self.requestIndexes { pins.append((links[Int(index)], Self.link(index))) }
+        do throws(LiveError) { try pin(pins) } catch {
+            Self.removePins(in: directory)
+            throw error
         }
+    }
+
+    private func pin(_ pins: [(Int32, String)]) throws(LiveError) {
         for (descriptor, name) in pins {
             let failure = clt_pin(descriptor, "\(directory)/\(name)")
             guard failure == 0 else {
-                Self.removePins(in: directory)
                 throw LiveError(
                     .failed,
                     "\(directory)/\(name) cannot be pinned (\(SystemFile.errorText(-failure)))")
             }
         }
+    }
+
+    // MARK: Bios
+
+    /// Attaches the programs that mapped devices need, unless they are attached.
+    func attachBios() throws(LiveError) {
+        guard bioLinks.isEmpty else { return }
+        bioLinks = try Self.attach(programs[Int(CLT_PROGRAM_BIO_QUEUE)...])
+        do throws(LiveError) {
+            try pin(zip(bioLinks, Self.bioIndexes).map { ($0, Self.link($1)) })
+        } catch {
+            detachBios()
+            throw error
+        }
+    }
+
+    /// Detaches them, when no mapped device is tracked any more.
+    func detachBios() {
+        for index in Self.bioIndexes { unlink("\(directory)/\(Self.link(index))") }
+        for descriptor in bioLinks { close(descriptor) }
+        bioLinks = []
     }
 
     static func refusal(of failure: Int32) -> LiveError {
@@ -175,7 +227,7 @@ final class LivePrograms: @unchecked Sendable {
         var (found, own) = (UInt32(0), UInt32(0))
         guard variables.pointee.wanted >> (bitmap.sequence & 63) & 1 != 0,
             clt_disk_bitmap_id(devices, bitmap.sequence, &found) == 0,
-            clt_map_id(bitmap.descriptor, &own) == 0
+            clt_map_id(bitmap.descriptor, &own) == 0, !bitmap.isMapped || !bioLinks.isEmpty
         else { return false }
         return found == own
     }

@@ -54,6 +54,7 @@ package final class LiveTracker: Sendable {
             disk.windowCount += 1
             return LiveWindow(place, of: disk, tracker: self)
         }
+        if !place.facts.hasRequests { Self.awaitWritesInFlight(place) }
         // Pinned by an earlier service for a disk that grew meanwhile.
         if let error = window.grow(to: place.diskSectorCount) {
             untrack(window)
@@ -61,6 +62,22 @@ package final class LiveTracker: Sendable {
         }
         return window
     }
+
+    /// Waits for writes that a mapped device had in flight before it was tracked, for nothing marks those
+    /// when they complete: until a moment at which none is in flight, or for as long as hardly any write
+    /// takes where they never stop.
+    private static func awaitWritesInFlight(_ place: LivePlace) {
+        let folder = "/sys/dev/block/\(place.diskNumber)"
+        let isCounted = SystemFile.line(of: "\(folder)/queue/iostats") == "1"
+        for _ in 0..<(writesInFlightMilliseconds / 2) {
+            // Counted: reads, then writes.
+            let counts = SystemFile.line(of: "\(folder)/inflight")?.split(separator: " ")
+            if isCounted, counts?.last == "0" { return }
+            usleep(2000)
+        }
+    }
+
+    private static let writesInFlightMilliseconds = 3000
 
     /// Ends the tracking of a device; its marks are gone.
     package func untrack(_ window: LiveWindow) {
@@ -87,6 +104,7 @@ package final class LiveTracker: Sendable {
             preconditionFailure("programs are loaded before a disk is tracked")
         }
         let sequence = place.facts.diskSequence
+        if !place.facts.hasRequests { try programs.attachBios() }
         guard state.disks.count < CLT_DISK_COUNT_MAX else {
             throw LiveError(
                 .failed, "\(CLT_DISK_COUNT_MAX) disks are tracked, the most there may be")
@@ -120,6 +138,7 @@ package final class LiveTracker: Sendable {
         _ = clt_disk_remove(programs.devices, sequence)
         programs.want(state.disks.keys)
         unlink(Self.pin(sequence, in: directory))
+        if !state.disks.values.contains(where: { $0.bitmap.isMapped }) { programs.detachBios() }
     }
 
     private func end(_ state: inout State) {
@@ -246,6 +265,8 @@ package final class LiveTracker: Sendable {
             disk.renew(.otherDisk)
         } else if !programs.marks(disk.bitmap) {
             disk.renew(.detached)
+            // Refused: the next look finds it again.
+            if disk.bitmap.isMapped { try? programs.attachBios() }
             programs.want(Array(disks.keys) + [disk.bitmap.sequence])
             // Refused: the next look finds it again.
             _ = clt_disk_put(programs.devices, disk.bitmap.sequence, disk.bitmap.descriptor)
