@@ -25,8 +25,8 @@ final class RBDMedium: CopyMedium {
     /// The snapshot that an interrupted copy may have made already.
     private let own = Mutex<String?>(nil)
 
-    /// A client that was killed is still taken for one for this long, in seconds.
-    private static let watcherSecondsMax = 45
+    /// Ceph drops a client that was killed after half a minute, and later when it is busy: seconds.
+    private static let watcherSecondsMax = 90
     private static let watcherInterval: UInt32 = 200_000
     private static let pieceByteCount: UInt64 = 1 << 20
 
