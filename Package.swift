@@ -23,16 +23,21 @@ let tracking: [SwiftSetting] =
 // The program carries the Swift runtime, so it runs where no toolchain is. Only its link differs, so
 // everything is still compiled once: the linker is told what the static FoundationEssentials needs,
 // which modules that were compiled against the shared one do not say. Tests must not depend on the
-// target, or they would be linked with two runtimes.
-let selfContained: [LinkerSetting] = [
-    .unsafeFlags(["-static-stdlib"]),
-    // The static runtime asks the linker to export every symbol of the program. Nothing looks them up,
-    // and each is kept although nobody calls it: 3.4 MB.
-    .unsafeFlags(["-Xlinker", "--no-export-dynamic"]),
-    .linkedLibrary("_FoundationCShims"),
-    .linkedLibrary("_FoundationCollections"),
-    .linkedLibrary("swiftSynchronization"),
-]
+// target, or they would be linked with two runtimes. A program with the address sanitizer, which
+// Scripts/sanitize builds, uses the shared runtime: linked statically, the sanitizer's functions that
+// manage memory are hidden from the C library.
+let selfContained: [LinkerSetting] =
+    Context.environment["STILLPOINT_SANITIZED"] != nil
+    ? []
+    : [
+        .unsafeFlags(["-static-stdlib"]),
+        // The static runtime asks the linker to export every symbol of the program. Nothing looks them
+        // up, and each is kept although nobody calls it: 3.4 MB.
+        .unsafeFlags(["-Xlinker", "--no-export-dynamic"]),
+        .linkedLibrary("_FoundationCShims"),
+        .linkedLibrary("_FoundationCollections"),
+        .linkedLibrary("swiftSynchronization"),
+    ]
 
 let package = Package(
     name: "stillpoint",
