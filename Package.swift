@@ -197,7 +197,7 @@ let package = Package(
             name: "PageTests", dependencies: ["CTestSupport", "TestSupport", "nbd-load"],
             swiftSettings: strictTests),
         .testTarget(
-            name: "HistoryTests",
+            name: "GenerationTests",
             dependencies: [
                 "BlockModel", "CTestSupport", "ChangeTracking", "TestSupport",
             ],

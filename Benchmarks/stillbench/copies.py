@@ -29,12 +29,12 @@ def _timed(command):
     """Seconds that a command takes, and the bytes it had resident at most."""
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    complaint = process.stderr.read()
+    diagnostics = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stderr.close()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {complaint.decode().strip()}")
+        raise RuntimeError(f"{' '.join(command)}: {diagnostics.decode().strip()}")
     return time.monotonic() - begin, usage.ru_maxrss * 1024
 
 

@@ -175,7 +175,7 @@ open class RequestOwner {
 
 /// Something that serves requests: a device or an image. Confined to one loop.
 open class BlockTarget {
-    /// Bytes. May change between two turns of the loop, to less too.
+    /// Bytes. May change between two iterations of the loop, to less too.
     package final var size: UInt64
     /// A power of two. The buffer of a read or write request must cover the request's range
     /// rounded outward to this, and `BlockRequest.buffer` must lie `offset % alignment` bytes

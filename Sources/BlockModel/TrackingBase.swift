@@ -1,6 +1,6 @@
 /// A cut of one device that is remembered: what later queries of changes name as their base.
 package struct TrackingBase: Hashable, Sendable {
-    /// The history the cut belongs to: in another one nothing is known about it.
+    /// The generation the cut belongs to: in another one nothing is known about it.
     package var generation: Generation
     /// The epoch that ended at the cut.
     package var epoch: Epoch

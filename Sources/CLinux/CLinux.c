@@ -108,7 +108,7 @@ int cl_allocate(int fd, uint64_t offset, uint64_t length) {
 int cl_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
 
 
-int cl_spawn_companion(const char *path, char *const arguments[], int socket, int32_t *pid) {
+int cl_spawn_helper(const char *path, char *const arguments[], int socket, int32_t *pid) {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t signals;

@@ -42,7 +42,7 @@ int cl_spawn_group(const char *path, char *const *arguments, char *const *enviro
 }
 
 // struct sched_attr of linux/sched/types.h as of its first version; glibc 2.36 has no wrapper.
-struct turns {
+struct attributes {
     uint32_t size, policy;
     uint64_t flags;
     int32_t nice;
@@ -51,11 +51,11 @@ struct turns {
 };
 
 int cl_take_short_turns(uint64_t nanoseconds) {
-    struct turns turns = {0};
-    if (syscall(SYS_sched_getattr, 0, &turns, sizeof turns, 0) < 0) return -1;
+    struct attributes attributes = {0};
+    if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) < 0) return -1;
     // Whoever chose a real-time policy for the service meant it.
-    if (turns.policy != SCHED_OTHER) return 0;
-    turns.size = sizeof turns;
-    turns.runtime = nanoseconds;
-    return (int)syscall(SYS_sched_setattr, 0, &turns, 0);
+    if (attributes.policy != SCHED_OTHER) return 0;
+    attributes.size = sizeof attributes;
+    attributes.runtime = nanoseconds;
+    return (int)syscall(SYS_sched_setattr, 0, &attributes, 0);
 }

@@ -1,6 +1,6 @@
 package import BlockModel
 
-// Turns changed blocks, given chunk by chunk in device order, into maximal byte ranges, one page
+// Merges changed blocks, given chunk by chunk in device order, into maximal byte ranges, one page
 // of an answer at a time.
 //
 // Invariants

@@ -22,7 +22,7 @@ extension BlockRegistry {
     ) async throws {
         for device in held { await adopt(device) }
         if !waitingForDevice.isEmpty { letGoLater() }
-        try await removeLeftovers()
+        try await removeStale()
         await guardian.finishThawing()
         for block in remembered where !wanted.contains(where: { $0.device == block.device }) {
             do {
@@ -41,7 +41,7 @@ extension BlockRegistry {
         guard !isThere else { return }
         _ = try await attach(
             try BlockTargetName(block.device),
-            Wish(isReadOnly: block.readOnly, scansPartitions: block.partitions))
+            AttachOptions(isReadOnly: block.readOnly, scansPartitions: block.partitions))
     }
 
     /// The device is there again: so is its block device, if one is remembered.
@@ -58,14 +58,14 @@ extension BlockRegistry {
     }
 
     /// Takes away what a dead service left in the runtime directory.
-    private func removeLeftovers() async throws {
+    private func removeStale() async throws {
         let path = directory
         let isThere = await blocking.run { access(path, F_OK) == 0 } ?? false
         guard isThere else { return }
         let place = try await madePlace()
         let kept = entries.values.map(\.directory) + waitingForDevice.map(\.note.directory)
         do throws(BlockExportError) {
-            let found = try await BlockErrand.removeLeftovers(place, keeping: kept)
+            let found = try await BlockErrand.removeStale(place, keeping: kept)
                 .run(on: try poolsOrFail().waiting)
             for sentence in found { logger.warning("\(sentence)") }
         } catch {
@@ -154,7 +154,7 @@ extension BlockRegistry {
                 """)
             await guardian.release(held.key)
         }
-        do { try await removeLeftovers() } catch { logger.error("\(error)") }
+        do { try await removeStale() } catch { logger.error("\(error)") }
     }
 
     private func adopt(
@@ -165,7 +165,7 @@ extension BlockRegistry {
         }
         var plan = try await plan(
             try BlockTargetName(note.device),
-            Wish(
+            AttachOptions(
                 isReadOnly: note.readOnly, scansPartitions: note.partitions,
                 isTemporary: note.temporary))
         guard plan.sectorBytes == note.sectorSize, plan.isReadOnly == note.readOnly else {

@@ -107,7 +107,7 @@ package actor BlockRegistry {
     }
 
     /// What is asked for.
-    struct Wish: Sendable {
+    struct AttachOptions: Sendable {
         var isReadOnly = false
         var scansPartitions = false
         var isTemporary = false
@@ -181,9 +181,9 @@ package actor BlockRegistry {
     package func attach(
         _ name: BlockTargetName, isReadOnly: Bool, scansPartitions: Bool, isTemporary: Bool
     ) async throws -> BlockDocument {
-        let wish = Wish(
+        let options = AttachOptions(
             isReadOnly: isReadOnly, scansPartitions: scansPartitions, isTemporary: isTemporary)
-        let (number, entry) = try await attach(name, wish)
+        let (number, entry) = try await attach(name, options)
         if entry.remembered != nil {
             do {
                 try await save()
@@ -197,11 +197,11 @@ package actor BlockRegistry {
 
     /// Makes it and does not yet remember it.
     func attach(
-        _ name: BlockTargetName, _ wish: Wish
+        _ name: BlockTargetName, _ options: AttachOptions
     ) async throws -> (number: UInt64, entry: Entry) {
         guard !isStopping else { throw ControlError.stopping }
         await adoptWaiting(of: name.device)
-        var plan = try await plan(name, wish)
+        var plan = try await plan(name, options)
         try checkUnused(plan)
         guard entries.count < Self.capacity else {
             throw ControlError(
@@ -226,7 +226,7 @@ package actor BlockRegistry {
             throw error
         }
         entry.isBusy = false
-        tellAttached(entry)
+        reportAttached(entry)
         return (number, entry)
     }
 
@@ -235,7 +235,7 @@ package actor BlockRegistry {
         return lastNumber
     }
 
-    private func tellAttached(_ entry: Entry) {
+    private func reportAttached(_ entry: Entry) {
         let path = entry.link ?? entry.export?.path ?? ""
         events.record(
             .blockAttached, device: entry.device,
@@ -244,7 +244,7 @@ package actor BlockRegistry {
             "attached \(entry.target) as block device \(path) (\(entry.export?.path ?? ""))")
     }
 
-    func plan(_ name: BlockTargetName, _ wish: Wish) async throws -> Plan {
+    func plan(_ name: BlockTargetName, _ options: AttachOptions) async throws -> Plan {
         guard let device = ObjectName(name.device) else {
             throw ControlError.noSuchDevice(name.device)
         }
@@ -253,7 +253,7 @@ package actor BlockRegistry {
         if let snapshot = name.snapshot {
             target += "@\(try await snapshots.label(of: snapshot))"
         }
-        let isWritableImage = name.snapshot != nil && !wish.isReadOnly
+        let isWritableImage = name.snapshot != nil && !options.isReadOnly
         guard let export = exports.export(named: target + (isWritableImage ? ":rw" : "")) else {
             guard name.snapshot != nil else {
                 throw ControlError(.noSuchDevice, "device \(device) is being detached")
@@ -265,8 +265,8 @@ package actor BlockRegistry {
         }
         return Plan(
             target: target, device: device, export: export, sectorBytes: sectorBytes,
-            isReadOnly: wish.isReadOnly || export.isReadOnly,
-            scansPartitions: wish.scansPartitions, isTemporary: wish.isTemporary)
+            isReadOnly: options.isReadOnly || export.isReadOnly,
+            scansPartitions: options.scansPartitions, isTemporary: options.isTemporary)
     }
 
     private func checkUnused(_ plan: Plan) throws(ControlError) {

@@ -36,7 +36,7 @@ extension ChangeQueries {
         let base: TrackingBase
     }
 
-    /// The cuts of a device that are remembered, the newest first; those of former histories too.
+    /// The cuts of a device that are remembered, the newest first; those of former generations too.
     func cuts(of device: ObjectName) -> [DeviceCut] {
         checkpoints.store.all.reversed().compactMap { checkpoint in
             checkpoint.base(of: device).map { DeviceCut(checkpoint: checkpoint, base: $0) }

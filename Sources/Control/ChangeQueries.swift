@@ -127,14 +127,14 @@ struct ChangeQueries: Sendable {
         let since = request.since ?? "the begin"
         let until = request.until ?? "now"
         return switch refusal {
-        case .historyUnknown:
+        case .generationUnknown:
             ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "what changed on device \(device) since \(since) until \(until) is not known: a new "
                     + "tracking history has begun; make a full backup")
         case .damaged:
             ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "what changed on device \(device) is not known: its change map is damaged and a "
                     + "new history begins; make a full backup")
         case .changed:

@@ -8,7 +8,7 @@ internal import DataPlane
 struct NewestCheckpoint: Sendable {
     /// Seconds since 1970.
     let madeAtSeconds: Double
-    /// Nil: it belongs to a former history, so that a full backup is due.
+    /// Nil: it belongs to a former generation, so that a full backup is due.
     let changedByteCount: UInt64?
 }
 

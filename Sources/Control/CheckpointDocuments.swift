@@ -29,7 +29,7 @@ package struct CheckpointDocument: Codable, Equatable, Sendable {
         package var epoch: UInt32
         /// Bytes at the cut.
         package var size: UInt64
-        /// Queries can name it: the device is attached and its history still the same.
+        /// Queries can name it: the device is attached and its generation still the same.
         package var usable: Bool
     }
 }

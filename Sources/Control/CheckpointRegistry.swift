@@ -21,7 +21,7 @@ package actor CheckpointRegistry {
     private let blocking: BlockingPool
     let cuts: CutThread
     /// Nothing is written while filesystems are frozen.
-    private let quiet: Turns
+    private let freezeLock: AsyncReadWriteLock
     private let logger: Logger
     /// Makes cuts with live devices; there once snapshots are.
     var liveCuts: LiveCuts?
@@ -32,13 +32,13 @@ package actor CheckpointRegistry {
 
     init(
         store: CheckpointStore, devices: DeviceRegistry, blocking: BlockingPool, cuts: CutThread,
-        quiet: Turns, logger: Logger
+        freezeLock: AsyncReadWriteLock, logger: Logger
     ) {
         self.store = store
         self.devices = devices
         self.blocking = blocking
         self.cuts = cuts
-        self.quiet = quiet
+        self.freezeLock = freezeLock
         self.logger = logger
     }
 
@@ -62,7 +62,7 @@ package actor CheckpointRegistry {
                 return (checkpoint, live)
             }
             var answer = await document(of: checkpoint)
-            if let live { answer.tell(live) }
+            if let live { answer.apply(live) }
             return answer
         } catch {
             store.names.release(request.name, of: .checkpoint)
@@ -107,8 +107,8 @@ package actor CheckpointRegistry {
 
     /// All checkpoints, the oldest first.
     func list() async -> [CheckpointDocument] {
-        let histories = await devices.histories()
-        return store.all.map { Self.document(of: $0, histories) }
+        let generations = await devices.currentGenerations()
+        return store.all.map { Self.document(of: $0, generations) }
     }
 
     /// The cut that a question names: by the name of a checkpoint, or by the id or a unique prefix
@@ -156,8 +156,8 @@ package actor CheckpointRegistry {
 
     private func commit(_ change: CheckpointStore.Change, otherwise failed: String) async throws {
         let store = store
-        await quiet.takeShared()
-        defer { quiet.giveBack() }
+        await freezeLock.lockShared()
+        defer { freezeLock.unlock() }
         let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
             do throws(SystemFailure) {
                 return .success(try store.write(change))
@@ -187,11 +187,11 @@ package actor CheckpointRegistry {
     // -- helpers
 
     func document(of checkpoint: Checkpoint) async -> CheckpointDocument {
-        Self.document(of: checkpoint, await devices.histories())
+        Self.document(of: checkpoint, await devices.currentGenerations())
     }
 
     private static func document(
-        of checkpoint: Checkpoint, _ histories: [ObjectName: Generation]
+        of checkpoint: Checkpoint, _ generations: [ObjectName: Generation]
     ) -> CheckpointDocument {
         CheckpointDocument(
             name: checkpoint.name.text, createdAt: checkpoint.createdAt,
@@ -200,7 +200,7 @@ package actor CheckpointRegistry {
                 CheckpointDocument.Device(
                     device: part.device.text, generation: part.base.generation.description,
                     epoch: part.base.epoch.rawValue, size: part.base.size,
-                    usable: histories[part.device] == part.base.generation)
+                    usable: generations[part.device] == part.base.generation)
             })
     }
 

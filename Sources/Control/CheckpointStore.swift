@@ -86,7 +86,7 @@ final class CheckpointStore: Sendable {
         }
     }
 
-    /// The epoch that ended at the newest cut of a device in a history; 0 when none is remembered.
+    /// The epoch that ended at the newest cut of a device in a generation; 0 when none is remembered.
     func newestBase(of device: ObjectName, in generation: Generation) -> UInt32 {
         state.withLock { entries in
             entries.values.reduce(0) { newest, entry in
@@ -97,7 +97,7 @@ final class CheckpointStore: Sendable {
         }
     }
 
-    /// The cuts of a device in a history, as its exports name them.
+    /// The cuts of a device in a generation, as its exports name them.
     func exportBases(of device: ObjectName, in generation: Generation) -> ExportBases {
         let entries = state.withLock { entries in
             entries.values.compactMap { entry in

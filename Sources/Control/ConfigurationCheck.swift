@@ -9,26 +9,26 @@ extension ServiceConfiguration {
     package func problems() -> [String] {
         var problems: [String] = []
         for (option, path) in [("state-dir", stateDirectory), ("runtime-dir", runtimeDirectory)] {
-            if let reason = Self.whyNotDirectory(path) { problems.append("\(option): \(reason)") }
+            if let reason = Self.directoryProblem(path) { problems.append("\(option): \(reason)") }
         }
         let sockets = nbd.compactMap { address -> String? in
             if case .unix(let path) = address { path } else { nil }
         }
         for path in (passed.control == nil ? [control] : []) + sockets {
-            if let reason = Self.whyNotSocket(path) { problems.append(reason) }
+            if let reason = Self.socketProblem(path) { problems.append(reason) }
         }
         for request in attach {
-            if let reason = Self.whyNotOrigin(request) { problems.append(reason) }
+            if let reason = Self.originProblem(request) { problems.append(reason) }
         }
         for address in nbd {
-            if let reason = NBDServer.whyNot(address.endpoint, exposureRefusal) {
+            if let reason = NBDServer.listenProblem(address.endpoint, exposureRefusal) {
                 problems.append(reason)
             }
         }
         return problems + (page?.problems(encryption) ?? [])
     }
 
-    private static func whyNotDirectory(_ path: String) -> String? {
+    private static func directoryProblem(_ path: String) -> String? {
         var facts = stat()
         var nearest = path
         // What is missing is made at the start, so what counts is the nearest that is there.
@@ -46,14 +46,14 @@ extension ServiceConfiguration {
         return nil
     }
 
-    private static func whyNotSocket(_ path: String) -> String? {
-        if let reason = whyNotDirectory(parent(of: path)) { return "socket \(path): \(reason)" }
+    private static func socketProblem(_ path: String) -> String? {
+        if let reason = directoryProblem(parent(of: path)) { return "socket \(path): \(reason)" }
         var facts = stat()
         guard lstat(path, &facts) == 0, facts.st_mode & S_IFMT != S_IFSOCK else { return nil }
         return "socket \(path) exists and is not a socket; remove it or name another"
     }
 
-    private static func whyNotOrigin(_ request: AttachRequest) -> String? {
+    private static func originProblem(_ request: AttachRequest) -> String? {
         var facts = stat()
         guard stat(request.path, &facts) == 0 else {
             return "device \(request.name): origin \(request.path): \(errnoText(errno))"

@@ -33,7 +33,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         private enum Value: String, CaseIterable {
             case invalid, notFound = "not_found", busy, unsuitable, failed
             case notAllowed = "not_allowed", tooLarge = "too_large", tooSlow = "too_slow"
-            case noSpace = "no_space", historyUnknown = "history_unknown", corrupted, changed
+            case noSpace = "no_space", generationUnknown = "history_unknown", corrupted, changed
             case unauthorized, forbidden
         }
 
@@ -59,7 +59,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
         /// There is no room for what was asked for.
         package static let noSpace = Code(value: .noSpace)
         /// What changed is not known: a full backup is due.
-        package static let historyUnknown = Code(value: .historyUnknown)
+        package static let generationUnknown = Code(value: .generationUnknown)
         /// The snapshot's image lost data.
         package static let corrupted = Code(value: .corrupted)
         /// A page of an answer that other pages do not belong to any more: begin again.
@@ -92,7 +92,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .notAllowed: 405
             case .tooSlow: 408
             case .busy, .corrupted: 409
-            case .historyUnknown, .changed: 410
+            case .generationUnknown, .changed: 410
             case .tooLarge: 413
             case .unsuitable: 422
             case .failed: 500
@@ -106,7 +106,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
             case .invalid: .wrongUsage
             case .notFound: .notFound
             case .busy, .changed: .busy
-            case .historyUnknown: .historyUnknown
+            case .generationUnknown: .generationUnknown
             case .corrupted: .corrupted
             case .unsuitable, .failed, .notAllowed, .tooLarge, .tooSlow, .noSpace, .unauthorized,
                 .forbidden:
@@ -162,7 +162,7 @@ package enum ExitStatus: Int32, Sendable {
     case wrongUsage = 2
     case notFound = 3
     case busy = 4
-    case historyUnknown = 5
+    case generationUnknown = 5
     case corrupted = 6
     case notReachable = 7
 }

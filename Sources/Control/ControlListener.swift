@@ -22,7 +22,7 @@ struct ListenerBounds: Sendable {
     /// The first of each connection's pipeline, TLS, if there is any.
     var security: (@Sendable () -> any ChannelHandler)?
     /// Behind the HTTP codec of each connection.
-    var patience: @Sendable () -> [any RemovableChannelHandler] = { [] }
+    var timeoutHandlers: @Sendable () -> [any RemovableChannelHandler] = { [] }
 
     /// Those of the control socket: connections that are too many wait.
     static func control(logger: Logger) -> ListenerBounds {
@@ -98,7 +98,7 @@ where Responder.Context == ControlContext {
                 try await respond(to: request, writer, channel)
             },
             configuration: .init(
-                additionalChannelHandlers: bounds.patience(),
+                additionalChannelHandlers: bounds.timeoutHandlers(),
                 idleTimeout: .seconds(ControlLimits.idleSeconds),
                 httpDecoderConfiguration: limits))
     }

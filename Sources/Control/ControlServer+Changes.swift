@@ -19,14 +19,14 @@ extension ControlServer {
         router.post("v1/checkpoints") { request, context in
             let document = try await Self.decode(
                 CheckpointCreateDocument.self, keys: CheckpointCreateDocument.keys, from: request)
-            let wish = try CheckpointRequest(document)
+            let checkpoint = try CheckpointRequest(document)
             if let milliseconds = document.holdMilliseconds {
                 return try Answer(
-                    try await checkpoints.hold(wish, milliseconds: milliseconds),
+                    try await checkpoints.hold(checkpoint, milliseconds: milliseconds),
                     status: .accepted
                 ).response(from: request, context: context)
             }
-            return try Answer(try await checkpoints.create(wish), status: .created)
+            return try Answer(try await checkpoints.create(checkpoint), status: .created)
                 .response(from: request, context: context)
         }
         router.post("v1/checkpoints/{name}/release") { _, context in
@@ -101,28 +101,28 @@ extension ControlServer {
     private static func changesRequest(
         _ request: Request, device: String
     ) throws -> ChangesRequest {
-        var wish = ChangesRequest(device: device)
-        wish.since = try text("since", of: request)
-        wish.until = try text("until", of: request)
-        wish.offset = try number("offset", of: request) ?? 0
-        wish.length = try number("length", of: request)
+        var query = ChangesRequest(device: device)
+        query.since = try text("since", of: request)
+        query.until = try text("until", of: request)
+        query.offset = try number("offset", of: request) ?? 0
+        query.length = try number("length", of: request)
         if let limit = try number("limit", of: request) {
             guard (1...UInt64(ChangesRequest.rangeCountMax)).contains(limit) else {
                 throw ControlError(
                     .invalid, "limit=\(limit): use 1 to \(ChangesRequest.rangeCountMax)")
             }
-            wish.limit = Int(limit)
+            query.limit = Int(limit)
         }
         if let generation = try text("generation", of: request) {
             guard let id = UniqueID(generation) else {
                 throw ControlError(
                     .invalid, "generation=\(generation): use the one the page before named")
             }
-            wish.generation = Generation(id: id)
+            query.generation = Generation(id: id)
         }
-        wish.sinceEpoch = try epoch("since_epoch", of: request)
-        wish.untilEpoch = try epoch("until_epoch", of: request)
-        return wish
+        query.sinceEpoch = try epoch("since_epoch", of: request)
+        query.untilEpoch = try epoch("until_epoch", of: request)
+        return query
     }
 
     private static func text(_ name: String, of request: Request) throws -> String? {

@@ -39,11 +39,11 @@ extension ControlServer {
         router.post("v1/snapshots/{id}/storage") { request, context in
             let document = try await Self.decode(
                 StorageAppendDocument.self, keys: StorageAppendDocument.keys, from: request)
-            let wish = try StorageWish(
+            let selection = try StorageSelection(
                 texts: document.storage, limit: document.limit, isForced: document.force ?? false)
             return Answer(
                 try await snapshots.appendStorage(
-                    wish, to: try context.parameters.require("id")))
+                    selection, to: try context.parameters.require("id")))
         }
     }
 
@@ -51,40 +51,41 @@ extension ControlServer {
     /// what has happened; with a `timeout` in seconds it waits so long for the first one.
     func addEvents(to router: Router<ControlContext>) {
         router.get("v1/events") { request, _ in
-            let wish = try await eventWish(of: request)
+            let query = try await eventQuery(of: request)
             guard let place = FollowerPlace(taking: counts) else {
                 throw ControlError(
                     .limitReached,
                     "\(counts.followersMax) clients wait for events, the most that the "
                         + "service allows; end one")
             }
-            return Self.stream(wish, keeping: place, answering: request)
+            return Self.stream(query, keeping: place, answering: request)
         }
     }
 
     private static func stream(
-        _ wish: EventWish, keeping place: FollowerPlace, answering request: Request
+        _ query: EventQuery, keeping place: FollowerPlace, answering request: Request
     ) -> Response {
         Response(
             status: .ok,
             headers: [.contentType: "text/event-stream", .cacheControl: "no-store"],
             body: ResponseBody { writer in
                 try await request.body.consumeWithCancellationOnInboundClose { _ in
-                    try await wish.write(to: &writer)
+                    try await query.write(to: &writer)
                 }
                 withExtendedLifetime(place) {}
                 try await writer.finish(nil)
             })
     }
 
-    private func eventWish(of request: Request) async throws -> EventWish {
+    private func eventQuery(of request: Request) async throws -> EventQuery {
         let timeout = try Self.number("timeout", of: request)
-        if let timeout, timeout > EventWish.timeoutSecondsMax {
+        if let timeout, timeout > EventQuery.timeoutSecondsMax {
             throw ControlError(
-                .invalid, "timeout=\(timeout): use at most \(EventWish.timeoutSecondsMax) s, a week"
+                .invalid,
+                "timeout=\(timeout): use at most \(EventQuery.timeoutSecondsMax) s, a week"
             )
         }
-        return EventWish(
+        return EventQuery(
             events: registries.events,
             snapshot: try await snapshotID(request.uri.queryParameters.get("snapshot")),
             after: try after(request),
@@ -117,7 +118,7 @@ extension ControlServer {
 }
 
 /// What a client wants to hear of, and for how long.
-private struct EventWish: Sendable {
+private struct EventQuery: Sendable {
     let events: EventLog
     let snapshot: UniqueID?
     let after: UInt64

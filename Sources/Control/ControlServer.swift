@@ -50,7 +50,7 @@ struct Answer<Document: Encodable & Sendable>: ResponseGenerator {
     }
 }
 
-/// Turns every error into a document that says why.
+/// Converts every error into a document that says why.
 struct ErrorDocuments: RouterMiddleware {
     typealias Context = ControlContext
     let user: ServiceUser?

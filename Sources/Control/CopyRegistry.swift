@@ -59,9 +59,9 @@ package actor CopyRegistry {
     }
 
     /// A program begins a copy.
-    func begin(_ wish: CopyBeginDocument) async throws -> CopyJobDocument {
-        for text in [wish.snapshot, wish.target, wish.since ?? ""] { try Self.check(text) }
-        _ = try await devices.show(wish.device)
+    func begin(_ request: CopyBeginDocument) async throws -> CopyJobDocument {
+        for text in [request.snapshot, request.target, request.since ?? ""] { try Self.check(text) }
+        _ = try await devices.show(request.device)
         endSilent()
         guard running.count < Self.runningMax else {
             throw ControlError(
@@ -71,8 +71,8 @@ package actor CopyRegistry {
         }
         let now = Date()
         let copy = CopyJobDocument(
-            id: UniqueID.random().description, device: wish.device, snapshot: wish.snapshot,
-            target: wish.target, since: wish.since, state: "running", bytes: wish.bytes,
+            id: UniqueID.random().description, device: request.device, snapshot: request.snapshot,
+            target: request.target, since: request.since, state: "running", bytes: request.bytes,
             copiedBytes: 0, startedAt: now, updatedAt: now, endedAt: nil, error: nil)
         running[copy.id] = copy
         return copy

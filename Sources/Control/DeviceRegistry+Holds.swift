@@ -83,19 +83,19 @@ extension DeviceRegistry {
     func publishBases(of names: [ObjectName]) async {
         for name in names {
             guard let device = entries[name]?.device else { continue }
-            let history = await device.history()
+            let generation = await device.currentGeneration()
             // Detached meanwhile, or attached again, which published them too.
             guard entries[name]?.device === device else { continue }
             // Nothing is waited for from here on, so a later call never loses against this one.
-            exports.setBases(history.map { checkpoints.exportBases(of: name, in: $0) }, of: name)
+            exports.setBases(generation.map { checkpoints.exportBases(of: name, in: $0) }, of: name)
         }
     }
 
-    /// The histories of the attached devices that queries can name now.
-    func histories() async -> [ObjectName: Generation] {
-        var histories: [ObjectName: Generation] = [:]
-        for (name, entry) in entries { histories[name] = await entry.device.history() }
-        return histories
+    /// The generations of the attached devices that queries can name now.
+    func currentGenerations() async -> [ObjectName: Generation] {
+        var generations: [ObjectName: Generation] = [:]
+        for (name, entry) in entries { generations[name] = await entry.device.currentGeneration() }
+        return generations
     }
 
     /// The device of that name, if it is attached.

@@ -63,11 +63,11 @@ extension DeviceRegistry {
 
     /// What the origins stand on: no filesystem of theirs is frozen. Those of live devices are the
     /// very ones that cuts freeze.
-    func grounds() -> [ProtectedGround] {
+    func freezeExclusions() -> [FreezeExclusion] {
         entries.filter { !$0.value.device.isLive }.map { name, entry in
-            ProtectedGround(
+            FreezeExclusion(
                 what: "the origin of device \(name), \(entry.device.facts.path)",
-                devices: entry.device.ground)
+                devices: entry.device.underlyingDevices)
         }
     }
 

@@ -43,7 +43,7 @@ package actor DeviceRegistry {
     private let loops: [LoopThread]
     nonisolated let blocking: BlockingPool
     let cuts: CutThread
-    let places: HistoryPlaces
+    let places: TrackingPlaces
     private let state: StateDirectory
     let exports: ExportTable
     let events: EventLog
@@ -66,7 +66,7 @@ package actor DeviceRegistry {
     var renewedAt: [ObjectName: ContinuousClock.Instant] = [:]
 
     init(
-        loops: [LoopThread], blocking: BlockingPool, cuts: CutThread, histories: HistoryPlaces,
+        loops: [LoopThread], blocking: BlockingPool, cuts: CutThread, tracking: TrackingPlaces,
         state: StateDirectory, exports: ExportTable, events: EventLog,
         checkpoints: CheckpointStore, logger: Logger
     ) {
@@ -74,7 +74,7 @@ package actor DeviceRegistry {
         self.loops = loops
         self.blocking = blocking
         self.cuts = cuts
-        places = histories
+        places = tracking
         self.state = state
         self.exports = exports
         self.events = events
@@ -89,7 +89,7 @@ package actor DeviceRegistry {
     }
 
     /// A device has another size: what shows it to others follows.
-    func tellSize(of name: ObjectName) async { await sizeFollower?(name) }
+    func sizeChanged(of name: ObjectName) async { await sizeFollower?(name) }
 
     // -- attach
 
@@ -194,11 +194,11 @@ package actor DeviceRegistry {
     }
 
     private func published(_ entry: Entry) {
-        exports.publish(entry.export, history: .device(entry.request.name))
+        exports.publish(entry.export, changes: .device(entry.request.name))
         events.record(
             .deviceAttached, device: entry.request.name,
             "device \(entry.request.name) attached, origin \(entry.device.facts.path)")
-        tellHistory(of: entry)
+        reportGeneration(of: entry)
     }
 
     private func open(_ request: AttachRequest) async throws -> Entry {
@@ -217,11 +217,11 @@ package actor DeviceRegistry {
             throw ControlError(error)
         }
         // Before anybody can write: marks are exact for the newest checkpoint.
-        if let history = await device.history() {
+        if let generation = await device.currentGeneration() {
             await device.setNewestBase(
-                checkpoints.newestBase(of: request.name, in: history), of: history)
+                checkpoints.newestBase(of: request.name, in: generation), of: generation)
             exports.setBases(
-                checkpoints.exportBases(of: request.name, in: history), of: request.name)
+                checkpoints.exportBases(of: request.name, in: generation), of: request.name)
         }
         let facts = device.facts
         let export = ExportDescription(
@@ -235,13 +235,13 @@ package actor DeviceRegistry {
     }
 
     private func tracking(_ request: AttachRequest) -> TrackingRequest {
-        let (name, guardian, quiet) = (request.name, places.guardian, state.quiet)
+        let (name, guardian, freezeLock) = (request.name, places.guardian, state.freezeLock)
         return TrackingRequest(
             name: name, stateDirectory: state.path, runtimeDirectory: places.runtimeDirectory,
             bootID: places.bootID, isExclusive: request.isExclusive,
             watch: { await guardian.watch($0) },
             notify: { notice in Task { await self.noticed(notice, of: name) } },
-            writing: { await quiet.takeShared() }, wrote: { quiet.giveBack() })
+            writing: { await freezeLock.lockShared() }, wrote: { freezeLock.unlock() })
     }
 
     /// The data plane refuses a second attach too, by its locks; this names who has it.
@@ -347,7 +347,7 @@ package actor DeviceRegistry {
         exports.withdraw(name)
         let last = await document(of: entry)
         if last.connections > 0 && !isForced {
-            exports.publish(entry.export, history: .device(entry.request.name))
+            exports.publish(entry.export, changes: .device(entry.request.name))
             throw ControlError(
                 .inUse,
                 "device \(name) has \(last.connections) connection(s) open; close them, or detach "
@@ -360,7 +360,7 @@ package actor DeviceRegistry {
             try await save()
         } catch {
             entries[checked] = entry
-            exports.publish(entry.export, history: .device(entry.request.name))
+            exports.publish(entry.export, changes: .device(entry.request.name))
             throw error
         }
         let fault = await entry.device.detach()
@@ -472,8 +472,8 @@ package actor DeviceRegistry {
             snapshots: (holders[entry.request.name] ?? []).map(\.id.description),
             exclusive: entry.request.isExclusive, mode: entry.request.isLive ? "live" : "served",
             granularity: entry.device.granularity ?? blockByteCount,
-            history: progress.map { $0.history.isContinued ? "continued" : "new" },
-            historyReason: progress?.history.reason,
+            history: progress.map { $0.generationStatus.isContinued ? "continued" : "new" },
+            historyReason: progress?.generationStatus.reason,
             generation: progress?.generation.description, epoch: progress?.epoch.rawValue,
             lastCut: progress.flatMap { progress in
                 progress.lastCutSeconds == 0

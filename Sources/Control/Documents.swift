@@ -62,7 +62,7 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var generation: String?
     /// In which its changes are marked now.
     package var epoch: UInt32?
-    /// Null when the history has no cut yet, too.
+    /// Null when the generation has no cut yet, too.
     @OrNull package var lastCut: Date?
     package var counters: CountersDocument?
     /// How the origin stands: `present`, `gone`, `replaced` or `deleted`.

@@ -3,7 +3,7 @@ internal import ExportNBD
 internal import Logging
 internal import Synchronization
 
-/// What `--tls` and its companions ask for, checked against each other.
+/// What `--tls` and the options that go with it ask for, checked against each other.
 package struct EncryptionSettings: Sendable, Equatable {
     /// Clients over TCP get nothing without TLS; else they may ask for it.
     package let isRequired: Bool
@@ -106,8 +106,8 @@ package struct EncryptionSettings: Sendable, Equatable {
         let limit = LogLimit()
         do throws(EncryptionError) {
             return try TLSGateway(credentials, threadCount: threadCount) { reason in
-                guard let unsaid = limit.admit() else { return }
-                let more = unsaid == 0 ? "" : " (and \(unsaid) more before)"
+                guard let suppressedCount = limit.admit() else { return }
+                let more = suppressedCount == 0 ? "" : " (and \(suppressedCount) more before)"
                 logger.notice("NBD: \(reason)\(more)")
             }
         } catch {
@@ -125,7 +125,7 @@ extension TLSGateway: SocketEncryption {}
 private final class LogLimit: Sendable {
     private struct State {
         var last: ContinuousClock.Instant?
-        var unsaid = 0
+        var suppressedCount = 0
     }
 
     private let state = Mutex(State())
@@ -135,11 +135,11 @@ private final class LogLimit: Sendable {
         state.withLock { state in
             let now = ContinuousClock.now
             if let last = state.last, now - last < .seconds(1) {
-                state.unsaid += 1
+                state.suppressedCount += 1
                 return nil
             }
             defer { state = State(last: now) }
-            return state.unsaid
+            return state.suppressedCount
         }
     }
 }

@@ -8,17 +8,18 @@ internal import Synchronization
 // The errands of the service: what may wait for its own block devices. See `ErrandProcess`.
 
 /// The word of thawing.
-private let thawWord = "thaw"
+private let thawCommand = "thaw"
 
 /// An errand's own process, from its words on: returns its exit status.
 package func runErrand(_ words: [String]) -> Int32 {
     ErrandProcess.begin()
     switch (words.first, words.count) {
-    case (BlockErrand.word, 2...):
+    case (BlockErrand.command, 2...):
         guard let errand = BlockErrand(Array(words.dropFirst())) else { return 2 }
         ErrandProcess.answer(errand.perform())
-    case (FreezeErrand.word, 2...): FreezeErrand.run(Array(words.dropFirst()))
-    case (thawWord, 2): ErrandProcess.answer(["done"] + FrozenFilesystems.thaw(listedIn: words[1]))
+    case (FreezeErrand.command, 2...): FreezeErrand.run(Array(words.dropFirst()))
+    case (thawCommand, 2):
+        ErrandProcess.answer(["done"] + FrozenFilesystems.thaw(listedIn: words[1]))
     case (_, _): return 2
     }
     return 0
@@ -32,7 +33,7 @@ extension ErrandProcess {
             // On a thread of its own: it may take until block devices are served again.
             do throws(RingError) {
                 try ServiceThread.start("thaw") {
-                    continuation.resume(returning: thawed(run([thawWord, path])))
+                    continuation.resume(returning: thawed(run([thawCommand, path])))
                 }
             } catch { continuation.resume(returning: []) }
         }
@@ -45,7 +46,7 @@ extension ErrandProcess {
         let ended = Semaphore()
         do throws(RingError) {
             try ServiceThread.start("thaw") {
-                let fields = thawed(run([thawWord, path]))
+                let fields = thawed(run([thawCommand, path]))
                 found.withLock { $0 = fields }
                 ended.signal()
             }

@@ -11,7 +11,7 @@ extension EventKind {
         case .storageGrown: .info
         case .taken, .destroyed, .hookFailed, .freezeFailed, .deviceAttached, .deviceDetached,
             .blockAttached, .blockDetached, .deviceResized, .deviceGone, .originReplaced,
-            .historyNew:
+            .generationNew:
             nil
         }
     }

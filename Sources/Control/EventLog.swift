@@ -28,7 +28,7 @@ package enum EventKind: String, CaseIterable, Sendable {
     case deviceResized = "device-resized"
     case deviceGone = "device-gone"
     case originReplaced = "origin-replaced"
-    case historyNew = "history-new"
+    case generationNew = "history-new"
 }
 
 /// A snapshot's id and its name, if it has one.

@@ -60,12 +60,12 @@ final class EventNumbers: Sendable {
 
     /// Reserves more when `number` comes near the end of what is reserved.
     func cover(
-        _ number: UInt64, on blocking: BlockingPool, quiet: Turns
+        _ number: UInt64, on blocking: BlockingPool, freezeLock: AsyncReadWriteLock
     ) async throws(ControlError) {
         let isNear = covered.withLock { number + Self.reserve / 2 > $0 }
         guard isNear else { return }
-        await quiet.takeShared()
-        defer { quiet.giveBack() }
+        await freezeLock.lockShared()
+        defer { freezeLock.unlock() }
         try await replace(number + Self.reserve, on: blocking)
     }
 

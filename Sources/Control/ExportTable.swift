@@ -16,7 +16,7 @@ internal import Synchronization
 //   NAME:since=BASE            the export NAME with the bitmap of BASE and no other
 
 /// Which changes an export tells.
-enum ExportHistory: Sendable {
+enum ExportedChanges: Sendable {
     /// None: what is written through the export is no change of the device.
     case none
     /// Those of the device until now.
@@ -29,7 +29,7 @@ enum ExportHistory: Sendable {
 package final class ExportTable: ExportDirectory {
     private struct Entry {
         var export: ExportDescription
-        var history: ExportHistory
+        var changes: ExportedChanges
         /// Of an image.
         var snapshot: SnapshotLabel?
         /// The snapshot's id as text: handshakes look many of them through.
@@ -43,7 +43,7 @@ package final class ExportTable: ExportDirectory {
 
         func described(_ entry: Entry) -> ExportDescription {
             var export = entry.export
-            switch entry.history {
+            switch entry.changes {
             case .none: break
             case .device(let device): export.bases = bases[device]?.all
             case .image(let device, let cut):
@@ -81,14 +81,14 @@ package final class ExportTable: ExportDirectory {
 
     /// Enters an export, of an image of `snapshot` or of a device; from here on clients find it.
     func publish(
-        _ export: ExportDescription, history: ExportHistory, snapshot: SnapshotLabel? = nil
+        _ export: ExportDescription, changes: ExportedChanges, snapshot: SnapshotLabel? = nil
     ) {
         state.withLock { state in
             let place =
                 state.entries.firstIndex { $0.export.name > export.name } ?? state.entries.endIndex
             state.entries.insert(
                 Entry(
-                    export: export, history: history, snapshot: snapshot,
+                    export: export, changes: changes, snapshot: snapshot,
                     snapshotID: snapshot?.id.description ?? ""), at: place)
         }
     }

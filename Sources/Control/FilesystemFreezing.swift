@@ -10,10 +10,10 @@ internal import Synchronization
 // Freezes filesystems around a cut, for the snapshot registry.
 //
 // Invariants
-// - One take at a time freezes (`turn`), from the first call on its filesystems to the last.
+// - One take at a time freezes (`takeLock`), from the first call on its filesystems to the last.
 // - The list of frozen filesystems is written before the first freeze, and a filesystem leaves it
 //   when its thread has gone, that is when its thaw is back.
-// - While filesystems may be frozen the take has `quiet` alone: who writes files or starts programs
+// - While filesystems may be frozen the take has `freezeLock` alone: who writes files or starts programs
 //   shares it, and messages of the log wait.
 
 /// The local block devices of each device at this moment, partitions not needed: those that block
@@ -40,24 +40,25 @@ struct FreezeSummary: Sendable {
 /// Freezes filesystems; see the head of this file.
 actor FilesystemFreezing {
     private let listPath: String
-    private let quiet: Turns
-    private let log: QuietLog
+    private let freezeLock: AsyncReadWriteLock
+    private let log: PausableLog
     private let blocking: BlockingPool
     private let cuts: CutThread
     private let limits: FreezeLimits
     private let localBlockDevices: LocalBlockDevices
     private let logger: Logger
-    private let turn = Turns()
+    private let takeLock = AsyncReadWriteLock()
     /// Filesystems whose threads are stuck in a call, by number: where those are mounted that may
     /// be frozen when they come back, nothing for others.
     private var stuck: [DeviceNumber: [UInt8]?] = [:]
 
     init(
-        listPath: String, quiet: Turns, log: QuietLog, blocking: BlockingPool, cuts: CutThread,
+        listPath: String, freezeLock: AsyncReadWriteLock, log: PausableLog, blocking: BlockingPool,
+        cuts: CutThread,
         limits: FreezeLimits, localBlockDevices: @escaping LocalBlockDevices, logger: Logger
     ) {
         self.listPath = listPath
-        self.quiet = quiet
+        self.freezeLock = freezeLock
         self.log = log
         self.blocking = blocking
         self.cuts = cuts
@@ -68,7 +69,7 @@ actor FilesystemFreezing {
 
     /// Chooses what to freeze, or refuses.
     func plan(
-        _ wish: FreezeWish, devices: [ObjectName], protected: [ProtectedGround]
+        _ selection: FreezeSelection, devices: [ObjectName], protected: [FreezeExclusion]
     ) async throws -> FreezePlan {
         let local = await localBlockDevices()
         let blockDevices = devices.map { local[$0] ?? [] }
@@ -76,25 +77,26 @@ actor FilesystemFreezing {
         return try await blocking.runOnNamedPath(.surveys, "the list of mounted filesystems") {
             () -> Result<FreezePlan, ControlError> in
             do throws(ControlError) {
-                return .success(try Self.plan(wish, blockDevices, protected))
+                return .success(try Self.plan(selection, blockDevices, protected))
             } catch { return .failure(error) }
         }.get()
     }
 
     private static func plan(
-        _ wish: FreezeWish, _ blockDevices: [Set<DeviceNumber>], _ protected: [ProtectedGround]
+        _ selection: FreezeSelection, _ blockDevices: [Set<DeviceNumber>],
+        _ protected: [FreezeExclusion]
     ) throws(ControlError) -> FreezePlan {
-        var wish = wish
-        for index in wish.mountPoints.indices {
+        var selection = selection
+        for index in selection.mountPoints.indices {
             do throws(SystemFailure) {
-                wish.mountPoints[index] = try resolvedPath(wish.mountPoints[index])
+                selection.mountPoints[index] = try resolvedPath(selection.mountPoints[index])
             } catch {
                 throw ControlError(
                     error.errnoValue == ENOENT ? .notFound : .failed,
                     "mount point \(error); name a mounted filesystem with --freeze")
             }
         }
-        let isIdle = wish.mountPoints.isEmpty && blockDevices.allSatisfy(\.isEmpty)
+        let isIdle = selection.mountPoints.isEmpty && blockDevices.allSatisfy(\.isEmpty)
         var filesystems: [MountedFilesystem] = []
         var elsewhere: [ForeignFilesystem] = []
         if !isIdle {
@@ -105,7 +107,8 @@ actor FilesystemFreezing {
         }
         do throws(FreezeRefusal) {
             return try FreezePlan(
-                wish, filesystems: filesystems, elsewhere: elsewhere, blockDevices: blockDevices,
+                selection, filesystems: filesystems, elsewhere: elsewhere,
+                blockDevices: blockDevices,
                 protected: protected)
         } catch { throw refusal(of: error) }
     }
@@ -142,8 +145,8 @@ actor FilesystemFreezing {
     /// not be written back.
     func writeBack(_ plan: FreezePlan) async throws -> [String] {
         guard !plan.targets.isEmpty else { return [] }
-        await turn.takeAlone()
-        defer { turn.giveBack() }
+        await takeLock.lockExclusive()
+        defer { takeLock.unlock() }
         var summary = FreezeSummary()
         for (_, freezer) in try await prepare(plan, isBestEffort: true, &summary) {
             await gone(freezer)
@@ -158,15 +161,15 @@ actor FilesystemFreezing {
         holding hold: CutHold? = nil
     ) async throws -> (outcome: CutOutcome, summary: FreezeSummary) {
         var summary = FreezeSummary()
-        summary.errors = plan.outOfReach.map(Self.complaint)
+        summary.errors = plan.outOfReach.map(Self.error)
         for error in summary.errors { logger.warning("\(error)") }
         guard !plan.targets.isEmpty else {
             return (
                 await cuts.makeCut(members, isBase: isBase, holding: hold), summary
             )
         }
-        await turn.takeAlone()
-        defer { turn.giveBack() }
+        await takeLock.lockExclusive()
+        defer { takeLock.unlock() }
         let prepared = try await prepare(plan, isBestEffort: isBestEffort, &summary)
         let outcome: CutOutcome
         do {
@@ -196,7 +199,7 @@ actor FilesystemFreezing {
                 summary.frozen.append(target.name)
             case .notTried, .failed, .tooSlow, .thawedByOthers: break
             }
-            guard let error = Self.complaint(of: result, target.name, limits) else { continue }
+            guard let error = Self.error(of: result, target.name, limits) else { continue }
             logger.warning("\(error)")
             summary.errors.append(error.message)
             if Self.callsOff(result) { reason = reason ?? error }
@@ -217,15 +220,15 @@ actor FilesystemFreezing {
             freezers, isBestEffort: isBestEffort,
             freezeLimitNanoseconds: limits.freezeMilliseconds * 1_000_000,
             thawLimitNanoseconds: limits.freezeMilliseconds * 1_000_000)
-        await quiet.takeAlone()
-        defer { quiet.giveBack() }
+        await freezeLock.lockExclusive()
+        defer { freezeLock.unlock() }
         try await replaceList(
             stuck.values.compactMap(\.self)
                 + freezers.compactMap { $0.target.mounts.first?.path })
-        log.begin()
+        log.pause()
         let outcome = await cuts.makeCut(
             members, isBase: isBase, freezing: job, holding: hold)
-        let dropped = log.end()
+        let dropped = log.resume()
         if dropped > 0 { logger.warning("\(dropped) message(s) of a freeze were dropped") }
         for (index, freezer) in freezers.enumerated() {
             let result = outcome.freeze.results.isEmpty ? .notTried : outcome.freeze.results[index]
@@ -336,8 +339,8 @@ actor FilesystemFreezing {
     }
 
     private func cameBack(_ freezer: FilesystemFreezer) async {
-        await quiet.takeAlone()
-        defer { quiet.giveBack() }
+        await freezeLock.lockExclusive()
+        defer { freezeLock.unlock() }
         stuck[freezer.target.device] = nil
         logger.info("the filesystem at \(freezer.target.name) has answered again and is thawed")
         do {

@@ -14,7 +14,7 @@ internal import Synchronization
 //   what it watched, and the next service waits for it before it starts its own.
 // - What a guardian holds is held by the next one before the former lets go, and only then told to
 //   the service.
-// - Without a guardian the service works; a kill then costs the histories of its devices, and its
+// - Without a guardian the service works; a kill then costs the generations of its devices, and its
 //   block devices end with it.
 // - A service that ends cleanly outlives its guardian, unless block devices wait for the next one.
 
@@ -27,7 +27,7 @@ actor Guardian {
 
     private let options: GuardianOptions
     /// Shared while a process is started: none is while filesystems are frozen.
-    private let quiet: Turns
+    private let freezeLock: AsyncReadWriteLock
     private let blocking: BlockingPool
     private let logger: Logger
     private var link: GuardianLink?
@@ -40,14 +40,14 @@ actor Guardian {
 
     init(
         stateDirectory: String, runtimeDirectory: String, restartLimitSeconds: UInt64,
-        quiet: Turns, blocking: BlockingPool, logger: Logger
+        freezeLock: AsyncReadWriteLock, blocking: BlockingPool, logger: Logger
     ) {
         options = GuardianOptions(
             lockPath: stateDirectory + "/guardian.lock",
             frozenListPath: runtimeDirectory + "/" + FrozenFilesystems.listName,
             stateDirectory: stateDirectory, runtimeDirectory: runtimeDirectory,
             restartLimitSeconds: restartLimitSeconds)
-        self.quiet = quiet
+        self.freezeLock = freezeLock
         self.blocking = blocking
         self.logger = logger
     }
@@ -108,7 +108,7 @@ actor Guardian {
         guard own >= 0 else { return false }
         let device = HeldDevice(key: key, descriptor: own, isDrained: false, note: note)
         held[key] = device
-        return await tell(device)
+        return await handOver(device)
     }
 
     /// Notes something else of a block device that is held.
@@ -116,10 +116,10 @@ actor Guardian {
         guard var device = held[key] else { return false }
         device.note = note
         held[key] = device
-        return await tell(device)
+        return await handOver(device)
     }
 
-    private func tell(_ device: HeldDevice) async -> Bool {
+    private func handOver(_ device: HeldDevice) async -> Bool {
         let message = GuardianMessage.hold(
             device.key, isDrained: device.isDrained, note: device.note)
         guard let answer = await ask(message, with: device.descriptor) else { return false }
@@ -219,7 +219,7 @@ actor Guardian {
                 logger.error("the guardian did not start: \(greeting ?? "it does not answer")")
                 return false
             }
-            return await tellAll()
+            return await handOverAll()
         case .failure(let failure):
             logger.error("the guardian did not start: \(failure)")
         case nil: logger.error("the guardian did not start: too many operations wait")
@@ -227,12 +227,12 @@ actor Guardian {
         return false
     }
 
-    private func tellAll() async -> Bool {
+    private func handOverAll() async -> Bool {
         for origin in watched.values.sorted(by: { $0.name < $1.name }) {
             await watch(origin)
         }
         var isWhole = true
-        for device in held.values where await !tell(device) { isWhole = false }
+        for device in held.values where await !handOver(device) { isWhole = false }
         guard isWhole else { return false }
         guard let answer = await ask(.adopted) else { return false }
         guard answer != GuardianMessage.accepted else { return true }
@@ -267,7 +267,7 @@ actor Guardian {
         arguments.append(nil)
         defer { for argument in arguments { free(argument) } }
         var processID: Int32 = 0
-        let failure = cl_spawn_companion("/proc/self/exe", &arguments, ends[1], &processID)
+        let failure = cl_spawn_helper("/proc/self/exe", &arguments, ends[1], &processID)
         guard failure == 0 else {
             close(ends[0])
             return .failure(SystemFailure(subject: "/proc/self/exe", errnoValue: failure))
@@ -288,8 +288,8 @@ actor Guardian {
         }
         restartCount += 1
         logger.error("the guardian has ended and is started again")
-        await quiet.takeShared()
-        defer { quiet.giveBack() }
+        await freezeLock.lockShared()
+        defer { freezeLock.unlock() }
         guard !isDismissed else { return }
         _ = await spawn()
     }

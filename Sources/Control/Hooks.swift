@@ -11,13 +11,13 @@ struct HookRunner: Sendable {
     enum Phase: String, Sendable { case pre, post }
 
     /// Held while a program is being started: none is while filesystems are frozen.
-    let quiet: Turns
+    let freezeLock: AsyncReadWriteLock
     let blocking: BlockingPool
     let control: String
 
     /// Refuses what is no program, before anything depends on it.
-    func check(_ wish: HookWish) async throws {
-        for path in [wish.pre, wish.post].compactMap(\.self) {
+    func check(_ options: HookOptions) async throws {
+        for path in [options.pre, options.post].compactMap(\.self) {
             let failure = try await blocking.runOnNamedPath(.surveys, "hook \(path)") {
                 () -> Int32 in
                 var facts = stat()
@@ -52,14 +52,14 @@ struct HookRunner: Sendable {
             environment["STILLPOINT_ERROR"] = failure.map { "\($0)" } ?? ""
         }
         let process = HookProcess(path, environment: environment, limitSeconds: limitSeconds)
-        await quiet.takeShared()
+        await freezeLock.lockShared()
         await process.start()
-        quiet.giveBack()
-        return Self.complaint(
+        freezeLock.unlock()
+        return Self.error(
             of: await process.outcome(), "\(phase.rawValue) hook \(path)", limitSeconds)
     }
 
-    private static func complaint(
+    private static func error(
         of outcome: HookProcess.Outcome, _ hook: String, _ limitSeconds: UInt64
     ) -> String? {
         let text =

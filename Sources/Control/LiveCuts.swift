@@ -33,7 +33,8 @@ struct LiveCuts: Sendable {
         var summary = FreezeSummary()
         do {
             let plan = try await freezing.plan(
-                .standard, devices: names, protected: try await snapshots.groundOfLiveCuts())
+                .standard, devices: names,
+                protected: try await snapshots.freezeExclusionsOfLiveCuts())
             summary.errors = try await freezing.writeBack(plan)
         } catch let error as ControlError where error.code == .unsuitable {
             summary.errors.append(error.message)
@@ -48,20 +49,21 @@ struct LiveCuts: Sendable {
         _ names: [ObjectName], _ devices: [AttachedDevice], holding hold: CutHold? = nil
     ) async throws -> LiveCut {
         let members = devices.map { CutMember(device: $0, snapshot: nil) }
-        var complaints: [String] = []
+        var errors: [String] = []
         let plan: FreezePlan
         do {
             plan = try await freezing.plan(
-                .standard, devices: names, protected: try await snapshots.groundOfLiveCuts())
+                .standard, devices: names,
+                protected: try await snapshots.freezeExclusionsOfLiveCuts())
         } catch let error as ControlError where error.code == .unsuitable {
             // It holds what must stay writable: the cut is made without, and says so.
-            complaints.append(error.message)
+            errors.append(error.message)
             plan = try await freezing.plan(
-                FreezeWish(isAutomatic: false), devices: names, protected: [])
+                FreezeSelection(isAutomatic: false), devices: names, protected: [])
         }
         var (outcome, summary) = try await freezing.makeCut(
             members, isBase: true, plan, isBestEffort: true, holding: hold)
-        summary.errors = complaints + summary.errors
+        summary.errors = errors + summary.errors
         return LiveCut(outcome: outcome, summary: summary)
     }
 }
@@ -72,8 +74,8 @@ extension SnapshotRegistry {
 
     /// What must stay writable while filesystems of live devices are frozen. The state directory need
     /// not: nothing is written to it meanwhile. That is what lets a root filesystem be frozen.
-    func groundOfLiveCuts() async throws -> [ProtectedGround] {
-        try await protectedGround(sparing: ["the state directory"])
+    func freezeExclusionsOfLiveCuts() async throws -> [FreezeExclusion] {
+        try await freezeExclusions(sparing: ["the state directory"])
     }
 }
 
@@ -187,7 +189,7 @@ extension CheckpointRegistry {
                 if byteCount > 0 { found[name.text] = "\(byteCount)" }
             case .failure(let refusal):
                 return ControlError(
-                    refusal == .busy ? .busy : .historyUnknown,
+                    refusal == .busy ? .busy : .generationUnknown,
                     "whether device \(name) was written to while its cut was held is not known, so "
                         + "nothing is remembered")
             }
@@ -241,7 +243,7 @@ extension CheckpointRegistry {
             }
             heldCuts[request.name] = nil
             var document = await self.document(of: checkpoint)
-            document.tell(cut)
+            document.apply(cut)
             document.heldMilliseconds = hold.heldNanoseconds / 1_000_000
             return document
         } catch {
@@ -270,7 +272,7 @@ package struct HeldCutDocument: Codable, Equatable, Sendable {
 
 extension CheckpointDocument {
     /// Says how the filesystems fared.
-    mutating func tell(_ cut: LiveCut) {
+    mutating func apply(_ cut: LiveCut) {
         consistency = cut.consistency
         frozen = cut.summary.frozen
         freezeErrors = cut.summary.errors.isEmpty ? nil : cut.summary.errors

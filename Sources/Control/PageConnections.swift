@@ -43,7 +43,7 @@ final class PageAdmission: ChannelInboundHandler {
 }
 
 /// Closes a connection whose client is too slow; see the head of this file.
-final class PagePatience: ChannelInboundHandler, RemovableChannelHandler {
+final class PageTimeouts: ChannelInboundHandler, RemovableChannelHandler {
     typealias InboundIn = HTTPRequestPart
     typealias InboundOut = HTTPRequestPart
 

@@ -31,8 +31,8 @@ final class PageLogin: Sendable {
 
     /// Throws unless the request shows the token, or the cookie of a browser that has.
     func check(_ request: Request) async throws {
-        if let word = Self.bearer(of: request) {
-            if token.matches(word) { return }
+        if let given = Self.bearer(of: request) {
+            if token.matches(given) { return }
             throw try await refusal()
         }
         guard let session = session(of: request), isLoggedIn(session) else {

@@ -41,7 +41,7 @@ struct PageServer: Sendable {
         routes.sharedAnswers = SharedAnswers()
         let router = Self.router(settings, login, routes, counts)
         var bounds = ListenerBounds(admission: { PageAdmission() })
-        bounds.patience = { [PagePatience()] }
+        bounds.timeoutHandlers = { [PageTimeouts()] }
         if let security { bounds.security = { security.handler() } }
         return PageServer(
             descriptors: descriptors,

@@ -2,7 +2,7 @@ internal import Encryption
 internal import ExportNBD
 internal import Glibc
 
-/// What `--http` and its companions ask for.
+/// What `--http` and the options that go with it ask for.
 package struct PageSettings: Sendable, Equatable {
     /// Where the page is served: TCP.
     package let addresses: [ListenAddress]

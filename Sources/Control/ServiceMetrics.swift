@@ -13,7 +13,7 @@ struct ServiceMetrics: Sendable {
     var devices: [(document: DeviceDocument, activity: DeviceActivity)]
     var missingCount: Int
     var snapshots: [SnapshotDocument]
-    var cuts: CutHistory
+    var cuts: CutStatistics
     var events: [(kind: String, count: UInt64)]
     var requests: [(status: Int, count: UInt64)]
     var pageRequests: [(status: Int, count: UInt64)]
@@ -26,7 +26,7 @@ struct ServiceMetrics: Sendable {
         var text = MetricsText()
         addService(to: &text)
         addDevices(to: &text)
-        addHistories(to: &text)
+        addGenerations(to: &text)
         addCopies(to: &text)
         addBlocks(to: &text)
         addRequests(to: &text)

@@ -44,7 +44,7 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
     /// One device's part of a snapshot.
     package struct Device: Codable, Equatable, Sendable {
         package var device: String
-        /// The history that the epoch belongs to.
+        /// The generation that the epoch belongs to.
         @OrNull package var generation: String?
         /// The epoch that ended at the cut.
         @OrNull package var epoch: UInt32?

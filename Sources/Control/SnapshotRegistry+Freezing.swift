@@ -9,18 +9,20 @@ internal import SnapshotCore
 extension SnapshotRegistry {
     func freezePlan(of entry: HeldSnapshot) async throws -> FreezePlan {
         try await freezing.plan(
-            entry.take.freeze, devices: entry.parts.map(\.name), protected: await protectedGround())
+            entry.take.freeze, devices: entry.parts.map(\.name), protected: await freezeExclusions()
+        )
     }
 
     /// What must stay writable while filesystems are frozen: origins, storage, what is the
     /// service's own but what `spared` names.
-    func protectedGround(sparing spared: [String] = []) async throws -> [ProtectedGround] {
-        var grounds = await devices.grounds()
+    func freezeExclusions(sparing spared: [String] = []) async throws -> [FreezeExclusion] {
+        var exclusions = await devices.freezeExclusions()
         for entry in entries.values {
             for storage in entry.storages.all {
-                grounds.append(
-                    ProtectedGround(
-                        what: "storage of snapshot \(entry.label)", devices: storage.ground))
+                exclusions.append(
+                    FreezeExclusion(
+                        what: "storage of snapshot \(entry.label)",
+                        devices: storage.underlyingDevices))
             }
         }
         let directories = ownDirectories.filter { own in
@@ -28,16 +30,17 @@ extension SnapshotRegistry {
         }
         let own = await blocking.run {
             directories.map { directory in
-                ProtectedGround(
-                    what: directory.what, devices: MountSurvey.ground(ofPath: directory.path))
+                FreezeExclusion(
+                    what: directory.what,
+                    devices: MountSurvey.underlyingDevices(ofPath: directory.path))
             }
                 + [STDOUT_FILENO, STDERR_FILENO].map { descriptor in
-                    ProtectedGround(
+                    FreezeExclusion(
                         what: "the service's log",
-                        devices: MountSurvey.ground(ofDescriptor: descriptor))
+                        devices: MountSurvey.underlyingDevices(ofDescriptor: descriptor))
                 }
         }
         guard let own else { throw ControlError.tooManyOperations }
-        return own + grounds
+        return own + exclusions
     }
 }

@@ -9,14 +9,14 @@ internal import SnapshotCore
 extension SnapshotRegistry {
     /// More room for a snapshot.
     package func appendStorage(
-        _ wish: StorageWish, to text: String
+        _ selection: StorageSelection, to text: String
     ) async throws -> SnapshotDocument {
-        guard !wish.requests.isEmpty else {
+        guard !selection.requests.isEmpty else {
             throw ControlError(.invalid, "give the storage to append")
         }
         let entry = try begin(text)
         defer { entry.operationEnded() }
-        let storage = try await open(wish, for: entry.parts.map(\.device), of: entry)
+        let storage = try await open(selection, for: entry.parts.map(\.device), of: entry)
         defer { storage.release() }
         var refusing: [String] = []
         for part in entry.parts where !(await part.snapshot.append(storage)) {
@@ -43,13 +43,13 @@ extension SnapshotRegistry {
     /// Opens what a snapshot of `devices` asks for. Without a limit files may grow to what the
     /// devices can need at most. A limit beyond what is free is warned about.
     func open(
-        _ wish: StorageWish, for devices: [AttachedDevice], of entry: HeldSnapshot
+        _ selection: StorageSelection, for devices: [AttachedDevice], of entry: HeldSnapshot
     ) async throws -> SnapshotStorage {
         let holder = entry.label
-        let requests = wish.requests.isEmpty ? [.path(defaultStorage)] : wish.requests
-        let limit = wish.limit ?? StorageNeed.byteCount(of: devices.map(\.facts.size))
+        let requests = selection.requests.isEmpty ? [.path(defaultStorage)] : selection.requests
+        let limit = selection.limit ?? StorageNeed.byteCount(of: devices.map(\.facts.size))
         // The service's own directory waits for no path that somebody named.
-        let lane = wish.requests.isEmpty ? BlockingLane.housekeeping : .storagePaths
+        let lane = selection.requests.isEmpty ? BlockingLane.housekeeping : .storagePaths
         var warnings: [String] = []
         for case .path(let path) in requests {
             let room = try await blocking.runOnNamedPath(lane, "storage \(path)") {
@@ -59,14 +59,15 @@ extension SnapshotRegistry {
             guard room.usable >= StorageNeed.sourceLeast else {
                 throw ControlError(.noSpace, StorageTexts.noRoom(path, room))
             }
-            guard wish.limit != nil else { continue }
+            guard selection.limit != nil else { continue }
             if let warning = StorageTexts.limitWarning(path, limit: limit, room: room) {
                 warnings.append(warning)
             }
         }
         do throws(AttachError) {
             let storage = try await SnapshotStorage.open(
-                requests, limit: limit, isForced: wish.isForced, for: devices, blocking: blocking,
+                requests, limit: limit, isForced: selection.isForced, for: devices,
+                blocking: blocking,
                 lane: lane, notify: storageNotices(of: holder))
             for warning in warnings { logger.warning("snapshot \(holder): \(warning)") }
             entry.warnings += warnings

@@ -148,30 +148,30 @@ package actor SnapshotRegistry {
     private func takeWithHooks(_ entry: HeldSnapshot) async throws {
         // What will be refused is refused before a hook stops a database for it.
         _ = try await freezePlan(of: entry)
-        let wish = entry.take.hooks
+        let options = entry.take.hooks
         let names = entry.parts.map(\.name)
         var failure: (any Error)?
         do {
-            if let hook = wish.pre {
-                let complaint = await hooks.run(
-                    hook, .pre, limitSeconds: wish.limitSeconds, snapshot: entry.label,
+            if let hook = options.pre {
+                let failure = await hooks.run(
+                    hook, .pre, limitSeconds: options.limitSeconds, snapshot: entry.label,
                     devices: names)
-                if let complaint {
+                if let failure {
                     throw ControlError(
                         .failed,
-                        "snapshot \(entry.label) was not taken: \(complaint); nothing was changed")
+                        "snapshot \(entry.label) was not taken: \(failure); nothing was changed")
                 }
             }
             try await cut(entry)
         } catch { failure = error }
-        if let hook = wish.post {
-            let complaint = await hooks.run(
-                hook, .post, limitSeconds: wish.limitSeconds, snapshot: entry.label,
+        if let hook = options.post {
+            let failure = await hooks.run(
+                hook, .post, limitSeconds: options.limitSeconds, snapshot: entry.label,
                 devices: names, failure: failure)
-            if let complaint {
-                logger.warning("snapshot \(entry.label): \(complaint)")
+            if let failure {
+                logger.warning("snapshot \(entry.label): \(failure)")
                 events.record(
-                    .hookFailed, snapshot: entry.label, "snapshot \(entry.label): \(complaint)")
+                    .hookFailed, snapshot: entry.label, "snapshot \(entry.label): \(failure)")
             }
         }
         if let failure { throw failure }
@@ -192,15 +192,15 @@ package actor SnapshotRegistry {
         entry.outcome = outcome
         entry.freeze = freeze
         try await leaveCheckpoint(entry, outcome)
-        let published: [(export: ExportDescription, history: ExportHistory)]
+        let published: [(export: ExportDescription, changes: ExportedChanges)]
         do throws(ControlError) {
             published = try await imageExports(of: entry, outcome)
         } catch {
             await withdrawCheckpoint(of: entry)
             throw error
         }
-        for (export, history) in published {
-            exports.publish(export, history: history, snapshot: entry.label)
+        for (export, changes) in published {
+            exports.publish(export, changes: changes, snapshot: entry.label)
         }
         events.record(
             .taken, snapshot: entry.label,
@@ -211,8 +211,8 @@ package actor SnapshotRegistry {
     /// The images of a snapshot that was taken, to be published.
     private func imageExports(
         of entry: HeldSnapshot, _ outcome: CutOutcome
-    ) async throws(ControlError) -> [(export: ExportDescription, history: ExportHistory)] {
-        var published: [(export: ExportDescription, history: ExportHistory)] = []
+    ) async throws(ControlError) -> [(export: ExportDescription, changes: ExportedChanges)] {
+        var published: [(export: ExportDescription, changes: ExportedChanges)] = []
         for index in entry.parts.indices {
             let part = entry.parts[index]
             guard let images = await part.snapshot.images() else {
@@ -230,9 +230,9 @@ package actor SnapshotRegistry {
                     size: outcome.sizes[index], isReadOnly: suffix.isEmpty,
                     isRotational: part.device.facts.isRotational, canDiscard: false,
                     loop: part.device.loop, target: target)
-                let history: ExportHistory =
+                let changes: ExportedChanges =
                     suffix.isEmpty ? .image(part.name, cut: outcome.base(at: index)) : .none
-                published.append((export, history))
+                published.append((export, changes))
             }
             entry.parts[index].exports = [name, name + ":rw"]
         }

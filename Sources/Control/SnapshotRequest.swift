@@ -8,7 +8,7 @@ package import SnapshotCore
 // What a client asks for, checked: names, sizes, storage, overflow policy.
 
 /// Storage for a snapshot, as asked for.
-package struct StorageWish: Equatable, Sendable {
+package struct StorageSelection: Equatable, Sendable {
     package let requests: [StorageRequest]
     /// Bytes each source that grows may reach; nil: what follows from the devices' sizes.
     package let limit: UInt64?
@@ -73,17 +73,17 @@ package struct StorageWish: Equatable, Sendable {
 
 /// What happens around the cut of a snapshot.
 package struct TakeOptions: Equatable, Sendable {
-    package let freeze: FreezeWish
+    package let freeze: FreezeSelection
     /// What cannot be frozen is told and does not keep the cut from being made.
     package let isBestEffort: Bool
-    package let hooks: HookWish
+    package let hooks: HookOptions
 }
 
 /// How a snapshot is asked for.
 package struct SnapshotRequest: Equatable, Sendable {
     package let devices: [ObjectName]
     package let name: ObjectName?
-    package let storage: StorageWish
+    package let storage: StorageSelection
     package let policy: OverflowPolicy
     package let take: TakeOptions
     /// Only make it; `take` makes the cut.
@@ -104,7 +104,7 @@ package struct SnapshotRequest: Equatable, Sendable {
             }
             return try CheckpointRequest.baseName(text, of: "snapshot")
         }
-        storage = try StorageWish(
+        storage = try StorageSelection(
             texts: document.storage ?? [], limit: document.limit,
             isForced: document.force ?? false)
         policy = try document.onOverflow.map(Self.policy) ?? .standard
@@ -112,7 +112,7 @@ package struct SnapshotRequest: Equatable, Sendable {
             freeze: try Self.freeze(document.freeze ?? []),
             isBestEffort: document.freezeBestEffort ?? false,
             hooks: try document.hooks.map { document throws(ControlError) in
-                try HookWish(document)
+                try HookOptions(document)
             } ?? .none)
         preparesOnly = document.prepare ?? false
     }
@@ -136,13 +136,13 @@ package struct SnapshotRequest: Equatable, Sendable {
         return devices
     }
 
-    private static func freeze(_ texts: [String]) throws(ControlError) -> FreezeWish {
+    private static func freeze(_ texts: [String]) throws(ControlError) -> FreezeSelection {
         if texts.isEmpty { return .standard }
         if texts.contains("none") {
             guard texts.allSatisfy({ $0 == "none" }) else {
                 throw ControlError(.invalid, "freeze none cannot be combined with anything else")
             }
-            return FreezeWish(isAutomatic: false)
+            return FreezeSelection(isAutomatic: false)
         }
         let mountPoints = texts.filter { $0 != "auto" }
         for text in mountPoints {
@@ -158,7 +158,7 @@ package struct SnapshotRequest: Equatable, Sendable {
                 "\(mountPoints.count) mount points to freeze: give at most "
                     + "\(FreezePlan.targetCountMax)")
         }
-        return FreezeWish(isAutomatic: texts.contains("auto"), mountPoints: mountPoints)
+        return FreezeSelection(isAutomatic: texts.contains("auto"), mountPoints: mountPoints)
     }
 
     static func name(_ text: String, of kind: String) throws(ControlError) -> ObjectName {

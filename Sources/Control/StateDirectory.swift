@@ -7,7 +7,7 @@ internal import RingIO
 //
 // Invariants
 // - The directory is locked (flock) from `open` until the object goes or the process dies.
-// - Nothing is written while filesystems are frozen (`quiet`).
+// - Nothing is written while filesystems are frozen (`freezeLock`).
 // - `devices.json` is replaced as a whole, durably, before the command that changed it answers; so
 //   are `blocks.json` and `checkpoints.json` (`CheckpointStore`).
 
@@ -29,7 +29,7 @@ final class StateDirectory: Sendable {
     let path: String
     /// Shared by whoever writes a file or starts a program, taken alone while filesystems are
     /// frozen.
-    let quiet = Turns()
+    let freezeLock = AsyncReadWriteLock()
     /// Most bytes of a state file that are read.
     static let fileByteCountMax = 16 << 20
 
@@ -82,8 +82,8 @@ final class StateDirectory: Sendable {
     /// Replaces a file of the state, durably.
     func replace(_ name: String, with bytes: [UInt8], on blocking: BlockingPool) async throws {
         let file = path + "/" + name
-        await quiet.takeShared()
-        defer { quiet.giveBack() }
+        await freezeLock.lockShared()
+        defer { freezeLock.unlock() }
         let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
             do throws(SystemFailure) {
                 return .success(try writeDurably(bytes, to: file))

@@ -160,16 +160,16 @@ package final class StillpointService: Service {
         let events = EventLog(after: numbers.base)
         let guardian = Guardian(
             stateDirectory: state.path, runtimeDirectory: configuration.runtimeDirectory,
-            restartLimitSeconds: configuration.restartLimitSeconds, quiet: state.quiet,
+            restartLimitSeconds: configuration.restartLimitSeconds, freezeLock: state.freezeLock,
             blocking: blocking,
             logger: logger)
         var remembered = remembered
         remembered.held = try await guardian.start()
-        await tellLetGo(isTakenOver: !remembered.held.isEmpty, on: blocking)
+        await reportReleasedDevices(isTakenOver: !remembered.held.isEmpty, on: blocking)
         let cuts = try startCutThread()
         let registry = DeviceRegistry(
             loops: loops, blocking: blocking, cuts: cuts,
-            histories: HistoryPlaces(
+            tracking: TrackingPlaces(
                 runtimeDirectory: configuration.runtimeDirectory, bootID: BootID.current,
                 guardian: guardian,
                 live: LiveTracker(runtimeDirectory: configuration.runtimeDirectory)),
@@ -180,7 +180,7 @@ package final class StillpointService: Service {
             await registry.forgetUnusedMarks()
             let checkpoints = CheckpointRegistry(
                 store: store, devices: registry, blocking: blocking, cuts: cuts,
-                quiet: state.quiet, logger: logger)
+                freezeLock: state.freezeLock, logger: logger)
             let snapshots = snapshotRegistry(
                 devices: registry, checkpoints: checkpoints, state: state, cuts: cuts,
                 blocking: blocking, exports: exports, events: events)
@@ -202,7 +202,7 @@ package final class StillpointService: Service {
                 exports, remembered, socket: socket, loops: loops
             ) { [logger] last in
                 do {
-                    try await numbers.cover(last, on: blocking, quiet: state.quiet)
+                    try await numbers.cover(last, on: blocking, freezeLock: state.freezeLock)
                 } catch { logger.error("\(error)") }
             }
         } catch { outcome = .failure(error) }
@@ -229,7 +229,8 @@ package final class StillpointService: Service {
         if let limit = configuration.freezeLimitMilliseconds { limits.freezeMilliseconds = limit }
         let freezing = FilesystemFreezing(
             listPath: configuration.runtimeDirectory + "/" + FrozenFilesystems.listName,
-            quiet: state.quiet, log: .shared, blocking: blocking, cuts: cuts, limits: limits,
+            freezeLock: state.freezeLock, log: .shared, blocking: blocking, cuts: cuts,
+            limits: limits,
             localBlockDevices: {
                 ServedBlockDevices.byDevice().merging(await devices.liveBlockDevices()) {
                     $0.union($1)
@@ -239,7 +240,7 @@ package final class StillpointService: Service {
             devices: devices, checkpoints: checkpoints, blocking: blocking, exports: exports,
             events: events, freezing: freezing,
             hooks: HookRunner(
-                quiet: state.quiet, blocking: blocking, control: configuration.control),
+                freezeLock: state.freezeLock, blocking: blocking, control: configuration.control),
             ownDirectories: [
                 ("the state directory \(state.path)", state.path),
                 (
@@ -257,7 +258,7 @@ package final class StillpointService: Service {
     }
 
     /// Tells of block devices that no service answered in time.
-    private func tellLetGo(isTakenOver: Bool, on blocking: BlockingPool) async {
+    private func reportReleasedDevices(isTakenOver: Bool, on blocking: BlockingPool) async {
         let directory = configuration.runtimeDirectory
         let notes = await blocking.run { () -> (WaitingNote?, WaitingNote?) in
             defer {
@@ -374,7 +375,7 @@ package final class StillpointService: Service {
         let whenRunning: @Sendable () async -> Void = {
             do {
                 try self.giveUpRoot()
-                self.tellReady()
+                self.reportReady()
             } catch { failed.yield(error) }
         }
         try await withThrowingTaskGroup(of: Void.self) { group in
@@ -435,7 +436,7 @@ package final class StillpointService: Service {
         logger.info("continues as user \(user.name)")
     }
 
-    private func tellReady() {
+    private func reportReady() {
         if let address = configuration.notifySocket {
             do throws(SystemFailure) {
                 try ServiceManager.notify("READY=1", address: address)

@@ -10,7 +10,8 @@ private let thawSeconds: UInt64 = 10
 ///
 /// It keeps services from starting on that directory while it is at work, so that none is disturbed
 /// in a freeze of its own. Blocks, at most for the time in which a freeze may still come back.
-package func thawLeftovers(ofServiceIn runtimeDirectory: String) throws(ControlError) -> [String] {
+package func thawFilesystems(ofServiceIn runtimeDirectory: String) throws(ControlError) -> [String]
+{
     var facts = stat()
     guard stat(runtimeDirectory, &facts) == 0 else {
         let reason = errno

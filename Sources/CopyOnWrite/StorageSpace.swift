@@ -15,7 +15,7 @@ package import BlockModel
 // - Preserving may use everything; an overlay leaves a tenth of what there is to be had alone.
 // - At most one growth step and one erasure are under way. Low space is announced once until it
 //   is over.
-// - A refusal of growth holds until the next wish that finds nothing: then growth is tried again.
+// - A refusal of growth holds until the next request that finds nothing: then growth is tried again.
 
 /// Who wants the space.
 package enum StoragePurpose: UInt8, Sendable {
@@ -27,7 +27,7 @@ package enum StoragePurpose: UInt8, Sendable {
 
 /// Decides who gets the extents of a source, when it grows and what is erased. Pure.
 package struct StorageSpace {
-    /// Answer to a wish for an extent.
+    /// Answer to a request for an extent.
     package enum Answer: Equatable, Sendable {
         /// The extent at this offset.
         case granted(byteOffset: UInt64)

@@ -6,7 +6,7 @@ internal import SnapshotCore
 // the loop, one message each, so that requests pass in between.
 //
 // Invariants
-// - All slices of an answer belong to one history; one that ends meanwhile ends the question.
+// - All slices of an answer belong to one generation; one that ends meanwhile ends the question.
 // - A page is full only between two ranges: putting pages together gives maximal ranges.
 
 extension AttachedDevice {
@@ -38,7 +38,7 @@ extension AttachedDevice {
             }
             var collector = page ?? PageCollector(slice, query)
             guard slice.generation == collector.page.generation else {
-                return .failure(.historyUnknown)
+                return .failure(.generationUnknown)
             }
             buffer.withRanges(slice.count) { collector.add($0) }
             position = slice.resumeOffset

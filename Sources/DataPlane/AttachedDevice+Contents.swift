@@ -123,8 +123,8 @@ private final class StatusReader: RequestOwner {
     override func requestFinished(_ index: RequestIndex) {
         let request = requests[index]
         requests.release(index)
-        let keeper = request.owner.takeRetainedValue()
-        withExtendedLifetime(keeper) {
+        let reader = request.owner.takeRetainedValue()
+        withExtendedLifetime(reader) {
             let finish = finish
             self.finish = nil
             if let fault = request.fault {

@@ -63,7 +63,7 @@ extension OriginOpener {
     }
 }
 
-extension OriginSighting {
+extension OriginInspector {
     /// A live origin: its marks tell of writes, and counters need not.
     static func record(of descriptor: Int32, live: LiveWindow) -> OriginRecord? {
         guard let found = record(of: descriptor, probe: nil) else { return nil }
@@ -146,7 +146,7 @@ extension AttachedDevice {
     private func refused(_ refusal: ChangesRefusal) async -> LiveTake {
         switch refusal {
         case .noMemory: await lose(.mapMemoryShort(ENOMEM))
-        case .historyUnknown: await adoptMarks()
+        case .generationUnknown: await adoptMarks()
         case .damaged: await lose(.mapDamaged)
         case .busy, .changed, .sinceIsLater, .notTaken, .notHeld, .corrupted, .failed, .beyondEnd,
             .tooManyForSnapshot:
@@ -155,11 +155,11 @@ extension AttachedDevice {
         return .lost
     }
 
-    private func lose(_ reason: NewHistoryReason) async {
+    private func lose(_ reason: NewGenerationReason) async {
         let (device, token) = (device, live?.token)
         _ = await loop.mailbox.run { loop in
             let device = device.get(on: loop)
-            if let token { device.keeper.marksRenewed(token) }
+            if let token { device.running.marksRenewed(token) }
             device.trackingLost(reason)
             device.engineTouched()
         }
@@ -169,7 +169,7 @@ extension AttachedDevice {
     private func adoptMarks() async {
         guard let live, await blocking.run({ live.examine() }) != nil else { return }
         let (device, token) = (device, live.token)
-        _ = await loop.mailbox.run { device.get(on: $0).keeper.marksRenewed(token) }
+        _ = await loop.mailbox.run { device.get(on: $0).running.marksRenewed(token) }
     }
 
     /// Before a question about changes until now.
@@ -180,7 +180,7 @@ extension AttachedDevice {
         let length = min(query.length ?? .max, size - query.offset)
         switch await takeMarks(in: ByteRange(offset: query.offset, length: length)) {
         case .taken: return nil
-        case .lost: return .historyUnknown
+        case .lost: return .generationUnknown
         case .busy: return .busy
         }
     }

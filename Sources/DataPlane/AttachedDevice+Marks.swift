@@ -54,7 +54,7 @@ extension AttachedDevice {
                     pages.formUnion(
                         device.engine.unreservedPages(of: range, countMax: Self.pagesPerJob))
                 }
-                return (pages.sorted(), device.keeper.memory, device.generation)
+                return (pages.sorted(), device.running.memory, device.generation)
             }
             guard let (pages, memory, generation) = wanted else { return .busy }
             guard !pages.isEmpty else { return nil }
@@ -63,16 +63,16 @@ extension AttachedDevice {
             }
             guard let isReserved else { return .busy }
             guard isReserved else { return .noMemory }
-            let told: Void? = await loop.mailbox.run { loop in
+            let done: Void? = await loop.mailbox.run { loop in
                 let device = device.get(on: loop)
                 // Pages of a map that is not the device's any more are of no use.
-                guard device.keeper.memory === memory, device.generation == generation else {
+                guard device.running.memory === memory, device.generation == generation else {
                     return
                 }
                 for page in pages { device.engine.mapPageReserved(page) }
                 device.engineTouched()
             }
-            guard told != nil else { return .busy }
+            guard done != nil else { return .busy }
         }
     }
 
@@ -81,7 +81,7 @@ extension AttachedDevice {
         let chunkCount = ranges.reduce(UInt64(0)) { $0 + UInt64(chunks(touching: $1).count) }
         let outcome = await loop.mailbox.run { loop -> Result<Void, ChangesRefusal> in
             let engine = device.get(on: loop).engine
-            guard !engine.isTrackingLost else { return .failure(.historyUnknown) }
+            guard !engine.isTrackingLost else { return .failure(.generationUnknown) }
             guard engine.hasRoomForMarks(chunkCount: chunkCount) else {
                 return .failure(.tooManyForSnapshot)
             }
@@ -149,13 +149,13 @@ extension Device {
     fileprivate func markSlice(
         from start: MarkCursor, chunkCount: UInt64
     ) -> Result<(Epoch, MarkCursor), ChangesRefusal> {
-        guard !engine.isTrackingLost else { return .failure(.historyUnknown) }
+        guard !engine.isTrackingLost else { return .failure(.generationUnknown) }
         var cursor = start
         var left = max(1, chunkCount / UInt64(1 + engine.heldCount * 16))
         while left > 0, !cursor.isDone {
             let part = cursor.next(chunkCount: left)
             guard part.end <= size else { return .failure(.beyondEnd(size: size)) }
-            // A new history began since the pages were reserved: its map has others.
+            // A new generation began since the pages were reserved: its map has others.
             guard engine.unreservedPages(of: part, countMax: 1).isEmpty else {
                 return .failure(.busy)
             }

@@ -45,7 +45,7 @@ extension AttachedDevice {
             count += 1
             return count
         }
-        let memory = await loop.mailbox.run { device.get(on: $0).keeper.memory }
+        let memory = await loop.mailbox.run { device.get(on: $0).running.memory }
         guard let memory else { return .failure(.unreadable(EBUSY)) }
         let outcome = await blocking.run(
             .origins, limitNanoseconds: Self.lookNanosecondsMax

@@ -7,16 +7,16 @@ internal import SnapshotCore
 // millisecond on the loop, one message each, so that requests pass in between.
 //
 // Invariants
-// - All slices belong to one history; one that ends meanwhile ends the question.
+// - All slices belong to one generation; one that ends meanwhile ends the question.
 // - A change that comes meanwhile is counted or not; one that was there before is counted.
 
 /// What a picture of changes is asked for.
 package struct SummaryQuery: Sendable {
     /// Most cells.
     package var cellCountMax: Int
-    /// The cut that cells are about; nil: the begin of the history.
+    /// The cut that cells are about; nil: the begin of the generation.
     package var since: TrackingBase?
-    /// Cuts that changed bytes are counted since; those of another history are left out.
+    /// Cuts that changed bytes are counted since; those of another generation are left out.
     package var cuts: [TrackingBase]
     /// Of a live device the marks are taken first, so that what was written before is counted.
     package var takesMarks: Bool
@@ -43,7 +43,7 @@ package struct SummaryAnswer: Sendable {
     package var cells: [ChangeSummary.Cell]
     /// Bytes changed since the cut that cells are about.
     package var changedByteCount: UInt64
-    /// Bytes changed since each cut that was asked for and is of this history.
+    /// Bytes changed since each cut that was asked for and is of this generation.
     package var cuts: [(base: TrackingBase, changedByteCount: UInt64)]
 }
 
@@ -100,11 +100,11 @@ extension AttachedDevice {
             guard !device.engine.isTrackingLost else { return nil }
             return SummaryFrame(
                 generation: device.generation, epoch: device.engine.epoch.rawValue,
-                size: device.size, firstSize: device.keeper.header.firstSize)
+                size: device.size, firstSize: device.running.header.firstSize)
         }
         guard let found else { return .failure(.busy) }
         guard let frame = found, query.since.map({ $0.generation == frame.generation }) ?? true
-        else { return .failure(.historyUnknown) }
+        else { return .failure(.generationUnknown) }
         let bases = query.cuts.filter {
             $0.generation == frame.generation && $0.epoch.rawValue < frame.epoch
         }
@@ -138,7 +138,7 @@ extension AttachedDevice {
             }
             switch step {
             case .none: return .busy
-            case .some(.none): return .historyUnknown
+            case .some(.none): return .generationUnknown
             case .some(.damaged): return .damaged
             case .some(.finished): return nil
             case .some(.goesOn(let next)): chunk = next

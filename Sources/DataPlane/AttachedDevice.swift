@@ -14,9 +14,9 @@ package final class AttachedDevice: Sendable {
     /// The origin as the kernel identifies it: difference storage may not stand on it.
     let foundations: Set<Foundation>
     /// All that the origin stands on.
-    let groundwork: Set<Foundation>
-    /// Why the history of its changes began anew at the attach; nil: it was continued.
-    package let newHistoryReason: NewHistoryReason?
+    let allFoundations: Set<Foundation>
+    /// Why the generation of its changes began anew at the attach; nil: it was continued.
+    package let newGenerationReason: NewGenerationReason?
     /// Of a device that is tracked in use: its marks.
     let live: LiveWindow?
     private let origin: OpenedOrigin
@@ -30,13 +30,13 @@ package final class AttachedDevice: Sendable {
     let isNameLookedAt = Mutex(false)
 
     private init(
-        _ origin: OpenedOrigin, _ history: OpenedHistory, loop: LoopThread,
+        _ origin: OpenedOrigin, _ generation: OpenedGeneration, loop: LoopThread,
         device: LoopConfined<Device>, blocking: BlockingPool
     ) {
         self.origin = origin
-        newHistoryReason = history.reason
-        request = history.request
-        groundwork = origin.groundwork
+        newGenerationReason = generation.reason
+        request = generation.request
+        allFoundations = origin.allFoundations
         self.loop = loop
         self.device = device
         self.blocking = blocking
@@ -56,7 +56,7 @@ package final class AttachedDevice: Sendable {
     // MARK: Attach
 
     /// Opens an origin for exclusive use and brings it on its loop. `sectorBytes`: 512 or 4096,
-    /// nil for what the origin says (files: 512). `tracking`: where the history of its changes is
+    /// nil for what the origin says (files: 512). `tracking`: where the generation of its changes is
     /// kept; nil when nobody will ask for it. `live`: it stays in use, and this tracks its writes.
     /// Waits at most `limitNanoseconds` for what `path` names.
     package static func attach(
@@ -72,21 +72,22 @@ package final class AttachedDevice: Sendable {
             })
         await tracking?.writing()
         defer { tracking?.wrote() }
-        let history = try await history(
+        let generation = try await openGeneration(
             of: origin, tracking, blocking, limitNanoseconds: limitNanoseconds)
         let device = await loop.mailbox.run { loop -> LoopConfined<Device>? in
-            let device = Device(origin, history, loop: loop, blocking: blocking)
+            let device = Device(origin, generation, loop: loop, blocking: blocking)
             return device.register() ? LoopConfined(device, on: loop) : nil
         }
         guard let device, let device else {
             await end(
-                origin, history.header, history.memory, tracking, nil, blocking, isWriting: true)
+                origin, generation.header, generation.memory, tracking, nil, blocking,
+                isWriting: true)
             if let live = origin.live { await blocking.run { live.end() } }
             throw AttachError(
                 .busy, "origin \(path): the loop has as many devices as it may; detach one")
         }
         let attached = AttachedDevice(
-            origin, history, loop: loop, device: device, blocking: blocking)
+            origin, generation, loop: loop, device: device, blocking: blocking)
         await attached.beginTaking()
         return attached
     }
@@ -97,27 +98,27 @@ package final class AttachedDevice: Sendable {
 
     /// Finds out what is known of the origin's changes and puts the map in force that those to come are
     /// marked in. Closes the origin where that fails.
-    private static func history(
+    private static func openGeneration(
         of origin: OpenedOrigin, _ tracking: TrackingRequest?, _ blocking: BlockingPool,
         limitNanoseconds: UInt64
-    ) async throws(AttachError) -> OpenedHistory {
+    ) async throws(AttachError) -> OpenedGeneration {
         let path = origin.facts.path
         let outcome = await blocking.run(
             .origins, limitNanoseconds: limitNanoseconds,
-            whenLate: { (late: Result<OpenedHistory, AttachError>) in
-                guard case .success(let history) = late else { return }
-                history.abandon()
+            whenLate: { (late: Result<OpenedGeneration, AttachError>) in
+                guard case .success(let generation) = late else { return }
+                generation.abandon()
                 origin.giveUp()
             },
-            { () -> Result<OpenedHistory, AttachError> in
+            { () -> Result<OpenedGeneration, AttachError> in
                 do throws(AttachError) {
-                    return .success(try OpenedHistory.open(origin, tracking))
+                    return .success(try OpenedGeneration.open(origin, tracking))
                 } catch {
                     origin.giveUp()
                     return .failure(error)
                 }
             })
-        let opened: OpenedHistory
+        let opened: OpenedGeneration
         switch outcome {
         case .done(let result): opened = try result.get()
         case .late: throw AttachError.late("origin \(path)", limitNanoseconds)
@@ -127,15 +128,15 @@ package final class AttachedDevice: Sendable {
         }
         if let watched = opened.watched(origin) { await tracking?.watch(watched) }
         return try await onPool(blocking, path) { () throws(AttachError) in
-            var history = opened
+            var generation = opened
             do throws(AttachError) {
-                try history.admit()
+                try generation.admit()
             } catch {
-                history.abandon()
+                generation.abandon()
                 origin.giveUp()
                 throw error
             }
-            return history
+            return generation
         }
     }
 
@@ -165,9 +166,9 @@ package final class AttachedDevice: Sendable {
     package struct Progress: Sendable {
         /// What it has done since it was attached.
         package var counters: DeviceCounters
-        /// The history its changes belong to, and what became of the one before.
+        /// The generation its changes belong to, and what became of the one before.
         package var generation: Generation
-        package var history: DeviceHistory
+        package var generationStatus: GenerationStatus
         /// In which changes are marked now.
         package var epoch: Epoch
         /// Bytes of the device when the generation began.
@@ -183,10 +184,10 @@ package final class AttachedDevice: Sendable {
         let device = device
         return await loop.mailbox.run { loop in
             let device = device.get(on: loop)
-            let header = device.keeper.header
+            let header = device.running.header
             return Progress(
                 counters: device.currentCounters, generation: device.generation,
-                history: device.keeper.history, epoch: device.engine.epoch,
+                generationStatus: device.running.status, epoch: device.engine.epoch,
                 firstSize: header.firstSize, lastCutSeconds: header.lastCutSeconds,
                 isTrackingLost: device.engine.isTrackingLost)
         }
@@ -202,14 +203,14 @@ package final class AttachedDevice: Sendable {
     package func canTrackAgain() async -> Bool {
         let device = device
         let found = await loop.mailbox.run { loop in
-            (device.get(on: loop).keeper.memory, device.get(on: loop).lossPage)
+            (device.get(on: loop).running.memory, device.get(on: loop).lossPage)
         }
         guard let (memory, page) = found else { return false }
         return await blocking.run(.pages) { memory.reserve(page: page) } ?? false
     }
 
-    /// The history that queries can name now; nil when it was lost.
-    package func history() async -> Generation? {
+    /// The generation that queries can name now; nil when it was lost.
+    package func currentGeneration() async -> Generation? {
         let device = device
         return await loop.mailbox.run { loop in
             let device = device.get(on: loop)
@@ -238,7 +239,7 @@ package final class AttachedDevice: Sendable {
                 let device = device.get(on: loop)
                 device.close { fault in
                     continuation.resume(
-                        returning: (fault, device.keeper.header, device.keeper.memory))
+                        returning: (fault, device.running.header, device.running.memory))
                 }
             }
             precondition(accepted, "a loop does not stop while it has devices")
@@ -257,7 +258,7 @@ package final class AttachedDevice: Sendable {
         defer { if !isWriting { request?.wrote() } }
         let work = { @Sendable in
             if let request,
-                let failure = OpenedHistory.end(
+                let failure = OpenedGeneration.end(
                     header, memory, request, origin: origin, fault: fault)
             {
                 request.notify(.mapNotSaved(failure))

@@ -6,7 +6,7 @@ package struct ChangesQuery: Sendable {
     package enum Since: Sendable {
         /// No cut: all that a full backup has to read.
         case everything
-        /// The begin of the present history.
+        /// The begin of the present generation.
         case generation
         case base(TrackingBase)
     }
@@ -68,9 +68,9 @@ package struct ChangesPage: Sendable {
 
 /// Why a question about changes, or a mark, is refused.
 package enum ChangesRefusal: Error, Equatable, Sendable {
-    /// Another history, or one that was lost.
-    case historyUnknown
-    /// The change map holds what cannot be: its history ends.
+    /// Another generation, or one that was lost.
+    case generationUnknown
+    /// The change map holds what cannot be: its generation ends.
     case damaged
     /// The device passed to another epoch since the page before.
     case changed

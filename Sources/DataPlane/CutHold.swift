@@ -20,7 +20,7 @@ package final class CutHold: Sendable {
     /// `limitNanoseconds`: longest time after the cut.
     package init(limitNanoseconds: UInt64) { self.limitNanoseconds = limitNanoseconds }
 
-    /// The cut was made, or could not be: whoever waits hears of it. Returns when it is released or
+    /// The cut was made, or could not be: the waiter is informed. Returns when it is released or
     /// the limit has passed. On the thread that makes cuts.
     func made(_ outcome: CutOutcome) {
         let start = cl_now_nanoseconds()
@@ -53,7 +53,7 @@ package final class CutHold: Sendable {
         }
     }
 
-    /// The cut is not made: whoever waits for it hears that.
+    /// The cut is not made: the waiter is informed.
     package func calledOff() {
         let waiter = state.withLock { state in
             state.isOver = true

@@ -30,7 +30,7 @@ package struct CutOutcome: Sendable {
     package var closedMicroseconds: UInt64 = 0
     /// The epoch that ended, by device.
     package var epochs: [Epoch] = []
-    /// The history that epoch belongs to, by device.
+    /// The statistics that epoch belongs to, by device.
     package var generations: [Generation] = []
     /// Bytes at the cut, by device.
     package var sizes: [UInt64] = []
@@ -49,7 +49,7 @@ package struct CutOutcome: Sendable {
 
 /// The thread that makes cuts.
 package final class CutThread: Sendable {
-    private struct CutWish: Sendable {
+    private struct CutRequest: Sendable {
         var members: [CutMember]
         var isBase: Bool
         var resizes: [DeviceResize?]
@@ -59,14 +59,14 @@ package final class CutThread: Sendable {
     }
 
     private struct Job: Sendable {
-        var wish: CutWish
+        var request: CutRequest
         var finish: @Sendable (CutOutcome) -> Void
     }
 
     private let jobs = Mutex<[Job]?>([])
     private let available = Semaphore()
     private let thread = Mutex<pthread_t?>(nil)
-    private let history = Mutex(CutHistory())
+    private let statistics = Mutex(CutStatistics())
 
     package init() throws(RingError) {
         var handle = pthread_t()
@@ -111,7 +111,7 @@ package final class CutThread: Sendable {
                 obstacles.append(obstacle)
             }
         }
-        let job = CutWish(
+        let job = CutRequest(
             members: members, isBase: isBase, resizes: resizes,
             limitNanoseconds: limitNanoseconds, freeze: freeze, hold: hold)
         var outcome = await perform(job)
@@ -119,10 +119,10 @@ package final class CutThread: Sendable {
         return outcome
     }
 
-    private func perform(_ wish: CutWish) async -> CutOutcome {
+    private func perform(_ request: CutRequest) async -> CutOutcome {
         await withCheckedContinuation { continuation in
-            let job = Job(wish: wish) { outcome in
-                self.history.withLock { $0.add(outcome) }
+            let job = Job(request: request) { outcome in
+                self.statistics.withLock { $0.add(outcome) }
                 continuation.resume(returning: outcome)
             }
             let accepted = jobs.withLock { jobs in
@@ -139,7 +139,7 @@ package final class CutThread: Sendable {
     }
 
     /// How the cuts so far went.
-    package var cuts: CutHistory { history.withLock { $0 } }
+    package var cuts: CutStatistics { statistics.withLock { $0 } }
 
     /// Finishes the cuts that wait and ends the thread.
     package func close() {
@@ -163,23 +163,23 @@ package final class CutThread: Sendable {
             }
             guard let job else { return }
             var run = CutRun(
-                job.wish.members, isBase: job.wish.isBase, resizes: job.wish.resizes,
-                limitNanoseconds: job.wish.limitNanoseconds)
-            if let freeze = job.wish.freeze {
+                job.request.members, isBase: job.request.isBase, resizes: job.request.resizes,
+                limitNanoseconds: job.request.limitNanoseconds)
+            if let freeze = job.request.freeze {
                 var freezing = FreezeRun(freeze)
                 job.finish(
                     freezing.perform {
-                        let members = job.wish.members
-                        guard LiveTaking.takeFrozen(members, job.wish.limitNanoseconds) else {
+                        let members = job.request.members
+                        guard LiveTaking.takeFrozen(members, job.request.limitNanoseconds) else {
                             return CutOutcome(fault: Fault(errnoValue: ETIMEDOUT))
                         }
                         let outcome = run.perform()
-                        job.wish.hold?.made(outcome)
+                        job.request.hold?.made(outcome)
                         return outcome
                     })
             } else {
                 let outcome = run.perform()
-                job.wish.hold?.made(outcome)
+                job.request.hold?.made(outcome)
                 job.finish(outcome)
             }
         }

@@ -12,9 +12,9 @@ final class DeathWatch {
     private let map: Int32
     let isBlockDevice: Bool
     /// Opened, and locked once no request of the dead service is left.
-    private var quiet: Int32 = -1
+    private var descriptor: Int32 = -1
     private var lockWait: LockWait?
-    private var sight: OriginRecord?
+    private var inspected: OriginRecord?
 
     /// Nil with errno when the origin or the map cannot be opened.
     init?(_ origin: WatchedOrigin) {
@@ -35,31 +35,31 @@ final class DeathWatch {
     deinit {
         close(place)
         close(map)
-        if quiet >= 0 { close(quiet) }
+        if descriptor >= 0 { close(descriptor) }
     }
 
-    // Quiet is an origin once the last request of the dead service has left the kernel: then its
-    // lock, or its exclusive use, has gone with it. This one keeps others out until the end.
+    // An origin is idle once the last request of the dead service has left the kernel: its lock, or its
+    // exclusive use, is released then. The lock taken here keeps others out until the end.
 
     /// Of a file: begins to wait for its lock.
     func beginLocking() {
-        quiet = reopen()
-        guard quiet >= 0 else { return }
-        lockWait = LockWait(origin.isReadOnly ? LOCK_SH : LOCK_EX, on: quiet)
+        descriptor = reopen()
+        guard descriptor >= 0 else { return }
+        lockWait = LockWait(origin.isReadOnly ? LOCK_SH : LOCK_EX, on: descriptor)
     }
 
-    /// Whether the file became quiet before `deadline`.
+    /// Whether the file became idle before `deadline`.
     func endLocking(until deadline: UInt64) -> Bool {
         lockWait?.wait(until: deadline) ?? false
     }
 
-    /// Of a block device: whether it is quiet now.
+    /// Of a block device: whether it is idle now.
     func claimDevice() -> Bool {
-        quiet = reopen(O_EXCL | Int32(cl_o_direct))
-        guard quiet >= 0 else { return false }
+        descriptor = reopen(O_EXCL | Int32(cl_o_direct))
+        guard descriptor >= 0 else { return false }
         // What is left in the page cache is counted when it reaches the device. The writers are
         // gone who would care for a failure.
-        _ = fsync(quiet)
+        _ = fsync(descriptor)
         return true
     }
 
@@ -67,15 +67,16 @@ final class DeathWatch {
         open("/proc/self/fd/\(place)", O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags)
     }
 
-    /// Looks at the quiet origin.
-    func look() { sight = OriginSighting.record(of: quiet, probe: quiet) }
+    /// Looks at the idle origin.
+    func look() { inspected = OriginInspector.record(of: descriptor, probe: descriptor) }
 
     /// Looks again, and records what was seen if it has not changed.
     func record(bootID: UniqueID) {
-        guard let sight, let again = OriginSighting.record(of: quiet, probe: quiet) else {
+        guard let inspected, let again = OriginInspector.record(of: descriptor, probe: descriptor)
+        else {
             return record(failure: "it could not be looked at", bootID: bootID)
         }
-        guard sight == again else {
+        guard inspected == again else {
             return record(
                 failure: "somebody else changed it while it was looked at", bootID: bootID)
         }

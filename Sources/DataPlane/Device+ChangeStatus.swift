@@ -107,7 +107,7 @@ extension Device {
         return count + found - 1
     }
 
-    /// Turns changed ranges into extents that cover `start ..< end`; returns how many.
+    /// Converts changed ranges into extents that cover `start ..< end`; returns how many.
     private static func describe(
         _ ranges: Slice<UnsafeMutableBufferPointer<ByteRange>>, from start: UInt64, to end: UInt64,
         into extents: UnsafeMutablePointer<StatusExtent>

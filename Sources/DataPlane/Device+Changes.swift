@@ -52,8 +52,10 @@ extension Device {
             case .held: break
             }
             let cut = engine.cut(of: part.index)
-            // A full listing needs no history, its image is as good as ever.
-            if query.sinceEpoch != nil, !cut.isOfThisHistory { return .failure(.historyUnknown) }
+            // A full listing needs no generation, its image is as good as ever.
+            if query.sinceEpoch != nil, !cut.isOfThisGeneration {
+                return .failure(.generationUnknown)
+            }
             slice.untilEpoch = cut.epoch.rawValue
             slice.size = engine.imageSize(of: part.index)
         }
@@ -67,11 +69,11 @@ extension Device {
         _ query: ChangesQuery, until part: SnapshotPart?, from position: UInt64,
         chunkBudget: UInt64, into buffer: RangeBuffer
     ) -> Result<ChangesSlice, ChangesRefusal> {
-        if engine.isTrackingLost { return .failure(.historyUnknown) }
+        if engine.isTrackingLost { return .failure(.generationUnknown) }
         var base: UInt32 = 0
-        var baseSize = keeper.header.firstSize
+        var baseSize = running.header.firstSize
         if case .base(let named) = query.since {
-            guard named.generation == generation else { return .failure(.historyUnknown) }
+            guard named.generation == generation else { return .failure(.generationUnknown) }
             base = named.epoch.rawValue
             baseSize = named.size
         }
@@ -98,7 +100,7 @@ extension Device {
             slice.count = count
             slice.resumeOffset = resumeOffset
             return .success(slice)
-        case .unknown: return .failure(.historyUnknown)
+        case .unknown: return .failure(.generationUnknown)
         case .damaged:
             mapFoundDamaged()
             return .failure(.damaged)

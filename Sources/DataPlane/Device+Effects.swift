@@ -187,13 +187,13 @@ extension Device {
         let answer = source(index).extentWanted(
             for: purpose, isFirst: engine.extentCount(of: index) == 0
         ) { answer in
-            let isHeard = mailbox.postWhenRoom { loop in
+            let isPosted = mailbox.postWhenRoom { loop in
                 let device = back.get(on: loop)
                 device.awaitedExtentCount -= 1
                 device.extentAnswered(index, purpose, answer)
                 device.engineTouched()
             }
-            precondition(isHeard, "a loop does not stop while a device waits for an extent")
+            precondition(isPosted, "a loop does not stop while a device waits for an extent")
         }
         guard let answer else {
             awaitedExtentCount += 1
@@ -208,21 +208,21 @@ extension Device {
     /// No thread could be had for what the source has to do first: it is asked again in a moment,
     /// and nothing is called full.
     private func askAgainSoon(_ index: SourceIndex, _ purpose: StoragePurpose) {
-        if wishesPutOff.isEmpty {
+        if deferredExtentRequests.isEmpty {
             _ = loop.schedule(
                 at: loop.now + Self.askAgainNanoseconds, preserver,
                 token: PreserverTimer.extents.rawValue)
         }
-        wishesPutOff.append((index, purpose))
+        deferredExtentRequests.append((index, purpose))
         awaitedExtentCount += 1
     }
 
     /// The moment is over.
     func askForExtentsAgain() {
-        let wishes = wishesPutOff
-        wishesPutOff = []
-        awaitedExtentCount -= wishes.count
-        for (index, purpose) in wishes { requestExtent(index, purpose) }
+        let deferred = deferredExtentRequests
+        deferredExtentRequests = []
+        awaitedExtentCount -= deferred.count
+        for (index, purpose) in deferred { requestExtent(index, purpose) }
     }
 
     private func extentAnswered(

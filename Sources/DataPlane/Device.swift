@@ -20,20 +20,20 @@ final class Device: BlockTarget {
     let blocking: BlockingPool
     let engine: SnapshotEngine
     let preservation: LoopPreservation
-    let keeper: HistoryKeeper
+    let running: RunningGeneration
     let notify: (DeviceNotice) -> Void
     /// Why tracking was lost the last time, and the page of the map that could not be had.
-    var lossReason = NewHistoryReason.mapDamaged
+    var lossReason = NewGenerationReason.mapDamaged
     var lossPage: UInt64 = 0
     /// The snapshots of this device by their index in the engine.
     var parts: [SnapshotPart?]
-    /// Those that are gone, to be told once the effects that came with it are performed: whoever
-    /// hears of it expects the storage to be given back.
+    /// Those that are gone, reported once the effects that came with it are performed: the
+    /// receiver expects the storage to be given back.
     var goneParts: [SnapshotPart] = []
     /// The storage sources by their index in the engine.
     var sources: [StorageSource?]
     /// Pages of the change map that are wanted, and the job that makes some of them resident.
-    var pageWishes = PageWishes()
+    var pageQueue = PageReservationQueue()
     var pageWork: MapPageWork?
     /// The newest look at the origin's size that a cut took over.
     var lastLookNumber: UInt64 = 0
@@ -49,7 +49,7 @@ final class Device: BlockTarget {
     /// Extents asked for whose storage must grow first: the answer comes to the loop.
     var awaitedExtentCount = 0
     /// Those of them that are asked for again in a moment.
-    var wishesPutOff: [(SourceIndex, StoragePurpose)] = []
+    var deferredExtentRequests: [(SourceIndex, StoragePurpose)] = []
     var timer: TimerID?
     private var statusesStorage: StatusQueue?
     private var originStorage: Origin?
@@ -70,21 +70,22 @@ final class Device: BlockTarget {
     }
 
     init(
-        _ opened: OpenedOrigin, _ history: OpenedHistory, loop: EventLoop, blocking: BlockingPool
+        _ opened: OpenedOrigin, _ generation: OpenedGeneration, loop: EventLoop,
+        blocking: BlockingPool
     ) {
-        keeper = HistoryKeeper(history)
-        notify = history.request?.notify ?? { _ in }
+        running = RunningGeneration(generation)
+        notify = generation.request?.notify ?? { _ in }
         self.loop = loop
         self.blocking = blocking
         requests = loop.requests
         preservation = LoopPreservation.of(loop)
         let limits = EngineLimits(requestCount: loop.requests.capacity)
         engine = SnapshotEngine(
-            size: opened.facts.size, map: keeper.changeMap, buffers: preservation.buffers,
+            size: opened.facts.size, map: running.changeMap, buffers: preservation.buffers,
             limits: limits)
         parts = Array(repeating: nil, count: limits.snapshotCount)
         sources = Array(repeating: nil, count: limits.sourceCount)
-        engine.originTellsHoles = !opened.facts.isBlockDevice
+        engine.originReportsHoles = !opened.facts.isBlockDevice
         super.init(size: opened.facts.size, alignment: UInt64(opened.facts.offsetAlignment))
         originStorage = Origin(opened, device: self, loop: loop, blocking: blocking)
         preserverStorage = Preserver(device: self, loop: loop, limits: limits)
@@ -229,7 +230,7 @@ final class Device: BlockTarget {
             epoch: engine.epoch, mapByteCount: engine.mapByteCount, userCount: userCount)
     }
 
-    // MARK: Turns
+    // MARK: Loop iterations
 
     /// Has `turnEnded` called once at the end of this turn.
     func callAtEndOfTurn() { loop.callAtEndOfTurn(preserver) }
@@ -267,7 +268,7 @@ final class Device: BlockTarget {
     private func continueClosing() {
         guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
             origin.scanCount == 0, statuses.isEmpty, awaitedExtentCount == 0,
-            !pageWishes.hasJob, !isCheckingOrigin,
+            !pageQueue.hasJob, !isCheckingOrigin,
             !hasSnapshots, preserver.operationsInFlight == 0, !engine.hasWork
         else { return }
         let finish = current.finish

@@ -9,13 +9,13 @@ internal import SnapshotCore
 /// errno value. When no order will come any more it thaws what it froze, and ends.
 package enum FreezeErrand {
     /// The first word.
-    package static let word = "freeze"
+    package static let command = "freeze"
     static let freeze = "freeze"
     static let thaw = "thaw"
 
     /// The words that start it: each mount as its id and its path in hexadecimal digits.
     static func words(_ mounts: [Mount], _ lockPath: String) -> [String] {
-        [word, lockPath]
+        [command, lockPath]
             + mounts.map { mount in
                 "\(mount.id):"
                     + mount.path.map { byte in

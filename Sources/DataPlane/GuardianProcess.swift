@@ -205,28 +205,28 @@ package struct GuardianProcess {
         let (devices, files) = Self.split(Array(watches.values)) { $0.isBlockDevice }
         // All at once, so that none is free without being locked while another is waited for.
         for watch in files { watch.beginLocking() }
-        var quiet: [DeathWatch] = []
+        var free: [DeathWatch] = []
         var late = devices
         while !late.isEmpty {
-            let (free, held) = Self.split(late) { $0.claimDevice() }
-            quiet += free
+            let (claimed, held) = Self.split(late) { $0.claimDevice() }
+            free += claimed
             late = held
             if late.isEmpty || cl_now_nanoseconds() > deadline { break }
             // The kernel offers no event for the end of another's exclusive use of a device.
             usleep(2000)
         }
         let (locked, lateFiles) = Self.split(files) { $0.endLocking(until: deadline) }
-        quiet += locked
+        free += locked
         late += lateFiles
         for watch in late {
             watch.record(
                 failure: "after \(Self.waitSeconds) s its requests had not left the kernel, or "
                     + "somebody else had locked it", bootID: bootID)
         }
-        OriginSighting.waitForNextStamp()
-        for watch in quiet { watch.look() }
-        OriginSighting.waitForNextStamp()
-        for watch in quiet { watch.record(bootID: bootID) }
+        OriginInspector.waitForNextStamp()
+        for watch in free { watch.look() }
+        OriginInspector.waitForNextStamp()
+        for watch in free { watch.record(bootID: bootID) }
     }
 
     private static func split(

@@ -39,9 +39,9 @@ final class LoopPreservation {
 
     /// The loop's own; made at first use.
     static func of(_ loop: EventLoop) -> LoopPreservation {
-        if let existing = loop.companion as? LoopPreservation { return existing }
+        if let existing = loop.loopLocal as? LoopPreservation { return existing }
         let made = LoopPreservation()
-        loop.companion = made
+        loop.loopLocal = made
         return made
     }
 

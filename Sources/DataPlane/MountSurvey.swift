@@ -55,16 +55,16 @@ package enum MountSurvey {
 
     /// Numbers of all that a file, directory or block device stands on; empty when it cannot be
     /// opened.
-    package static func ground(ofPath path: String) -> Set<DeviceNumber> {
+    package static func underlyingDevices(ofPath path: String) -> Set<DeviceNumber> {
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
         guard descriptor >= 0 else { return [] }
         defer { close(descriptor) }
-        return ground(ofDescriptor: descriptor)
+        return underlyingDevices(ofDescriptor: descriptor)
     }
 
     /// Numbers of all that an open file stands on; empty for what is no file: pipes, sockets,
     /// terminals.
-    package static func ground(ofDescriptor descriptor: Int32) -> Set<DeviceNumber> {
+    package static func underlyingDevices(ofDescriptor descriptor: Int32) -> Set<DeviceNumber> {
         var facts = stat()
         guard fstat(descriptor, &facts) == 0,
             [S_IFREG, S_IFDIR, S_IFBLK].contains(facts.st_mode & S_IFMT)
@@ -134,12 +134,12 @@ package enum MountSurvey {
 
 extension AttachedDevice {
     /// Numbers of all that the origin stands on, itself included.
-    package var ground: Set<DeviceNumber> { MountSurvey.numbers(groundwork) }
+    package var underlyingDevices: Set<DeviceNumber> { MountSurvey.numbers(allFoundations) }
 }
 
 extension SnapshotStorage {
     /// Numbers of all that its sources stand on.
-    package var ground: Set<DeviceNumber> {
+    package var underlyingDevices: Set<DeviceNumber> {
         sources.reduce(into: []) { $0.formUnion(MountSurvey.numbers($1.foundations)) }
     }
 }

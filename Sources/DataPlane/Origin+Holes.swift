@@ -22,7 +22,7 @@ extension Origin {
     ) {
         freeHoleSearches.append(search)
         scanCount -= 1
-        if !isCertain { device.engine.originTellsHoles = false }
+        if !isCertain { device.engine.originReportsHoles = false }
         device.engine.originScanned(index, isHole: isHole, length: length)
         device.engineTouched()
         // It may be what a closing device waits for.
@@ -59,7 +59,7 @@ final class HoleSearch: BlockingWork, @unchecked Sendable {
     }
 
     override func perform() {
-        guard Self.tellsHolesForCertain(descriptor) else {
+        guard Self.reportsHolesReliably(descriptor) else {
             length = range.length
             isCertain = false
             return
@@ -84,7 +84,7 @@ final class HoleSearch: BlockingWork, @unchecked Sendable {
 
     /// Filesystems that never call a hole what has data, written back or not. Of others, networked
     /// ones among them, nobody knows; a snapshot would lose what they forget.
-    private static func tellsHolesForCertain(_ descriptor: Int32) -> Bool {
+    private static func reportsHolesReliably(_ descriptor: Int32) -> Bool {
         var type = 0
         guard cl_filesystem_type(descriptor, &type) == 0 else { return false }
         return [cl_ext_magic, cl_xfs_magic, cl_btrfs_magic, cl_f2fs_magic, cl_tmpfs_magic]

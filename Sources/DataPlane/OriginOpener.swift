@@ -21,7 +21,7 @@ struct OpenedOrigin: Sendable {
     /// The device or file itself: what difference storage may not stand on.
     let foundations: Set<Foundation>
     /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
-    let groundwork: Set<Foundation>
+    let allFoundations: Set<Foundation>
     /// Of a device that is tracked in use: its marks.
     var live: LiveWindow?
 
@@ -36,8 +36,8 @@ struct OpenedOrigin: Sendable {
 
     /// Which one it is and how it stands, while nobody writes to it. Blocks.
     func record() -> OriginRecord? {
-        if let live { return OriginSighting.record(of: descriptor, live: live) }
-        return OriginSighting.record(
+        if let live { return OriginInspector.record(of: descriptor, live: live) }
+        return OriginInspector.record(
             of: descriptor, probe: facts.accessMode == .direct ? descriptor : nil)
     }
 }
@@ -166,7 +166,7 @@ enum OriginOpener {
                         device: cl_device_number(found.device_major, found.device_minor),
                         inode: found.inode)
             ],
-            groundwork: BlockTopology.foundations(of: descriptor))
+            allFoundations: BlockTopology.foundations(of: descriptor))
     }
 
     private static func chooseSector(

@@ -51,7 +51,7 @@ final class RunningMapFile: Sendable {
 
     deinit { close(descriptor) }
 
-    /// A file without a name, for a device whose history nobody asked to keep.
+    /// A file without a name, for a device whose generation nobody asked to keep.
     static func unnamed() -> RunningMapFile? {
         let descriptor = cl_memory_file("change-map")
         return descriptor < 0 ? nil : RunningMapFile(path: nil, descriptor: descriptor)

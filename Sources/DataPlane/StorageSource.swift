@@ -14,7 +14,7 @@ internal import Synchronization
 //   block, run on other threads.
 // - A medium that others can read afterwards is closed when what was stored on it is erased, or
 //   when it was told that it could not be.
-// - Answers to waiting wishes are sent by jobs, never by loops: a loop must not wait for another.
+// - Answers to waiting requests are sent by jobs, never by loops: a loop must not wait for another.
 
 /// What a source needs a thread for.
 package enum StorageWork: Sendable {
@@ -75,7 +75,7 @@ package final class StorageSource: Sendable {
 
     package typealias Reply = @Sendable (Result<UInt64, Fault>) -> Void
 
-    private struct Wish {
+    private struct ExtentRequest {
         let number: UInt64
         let purpose: StoragePurpose
         let isFirst: Bool
@@ -84,8 +84,8 @@ package final class StorageSource: Sendable {
 
     private struct State {
         var space: StorageSpace
-        var wishes: [Wish] = []
-        var wishCount: UInt64 = 0
+        var requests: [ExtentRequest] = []
+        var requestCount: UInt64 = 0
         /// Whoever opened the source is its first user.
         var userCount = 1
         /// Users that may still want extents.
@@ -172,34 +172,34 @@ package final class StorageSource: Sendable {
     package func extentWanted(
         for purpose: StoragePurpose, isFirst: Bool, reply: @escaping Reply
     ) -> Result<UInt64, Fault>? {
-        let (wish, answer, low) = state.withLock { state in
-            state.wishCount += 1
-            let wish = Wish(
-                number: state.wishCount, purpose: purpose, isFirst: isFirst, reply: reply)
+        let (request, answer, low) = state.withLock { state in
+            state.requestCount += 1
+            let request = ExtentRequest(
+                number: state.requestCount, purpose: purpose, isFirst: isFirst, reply: reply)
             var answer = state.space.extentWanted(for: purpose)
             if answer == .coming {
-                if state.askerCount > 0 { state.wishes.append(wish) } else { answer = .full }
+                if state.askerCount > 0 { state.requests.append(request) } else { answer = .full }
             }
-            return (wish, answer, state.space.lowSpaceDue() ? report(of: state.space) : nil)
+            return (request, answer, state.space.lowSpaceDue() ? report(of: state.space) : nil)
         }
         if let low { notify(.lowSpace(low)) }
         startWork()
         switch answer {
         case .granted(let byteOffset):
-            return populate(byteOffset, for: wish) ? nil : .success(byteOffset)
+            return populate(byteOffset, for: request) ? nil : .success(byteOffset)
         case .full: return .failure(.noSpace)
-        case .coming: return isAnswered(wish) ? nil : .failure(.wouldBlock)
+        case .coming: return isAnswered(request) ? nil : .failure(.wouldBlock)
         }
     }
 
-    /// True when a job has answered the wish or will; false when no thread could be had for one: it
+    /// True when a job has answered the request or will; false when no thread could be had for one: it
     /// is forgotten then, and what others wait for is begun when it is asked again.
-    private func isAnswered(_ wish: Wish) -> Bool {
+    private func isAnswered(_ request: ExtentRequest) -> Bool {
         state.withLock { state in
             guard !state.space.isWorking,
-                let place = state.wishes.firstIndex(where: { $0.number == wish.number })
+                let place = state.requests.firstIndex(where: { $0.number == request.number })
             else { return true }
-            state.wishes.remove(at: place)
+            state.requests.remove(at: place)
             return false
         }
     }
@@ -213,13 +213,13 @@ package final class StorageSource: Sendable {
     /// Makes an extent of memory resident before it is granted: faults of the loop would cost it as
     /// much as copying. Not for the first extent of a device: many at once, right after a cut, took
     /// the processors from the next one. False when it is not done.
-    private func populate(_ byteOffset: UInt64, for wish: Wish) -> Bool {
-        guard medium.isPopulated, !wish.isFirst, extentByteCount >= Self.populatedByteCountMin
+    private func populate(_ byteOffset: UInt64, for request: ExtentRequest) -> Bool {
+        guard medium.isPopulated, !request.isFirst, extentByteCount >= Self.populatedByteCountMin
         else { return false }
         state.withLock { $0.jobCount += 1 }
         let isStarted = jobs.start(.growth) { [self] in
             medium.populate(ByteRange(offset: byteOffset, length: extentByteCount))
-            wish.reply(.success(byteOffset))
+            request.reply(.success(byteOffset))
             jobEnded()
         }
         if !isStarted { jobEnded() }
@@ -302,7 +302,7 @@ package final class StorageSource: Sendable {
         }
         // The first step belongs to opening the source: only what follows is news.
         if gained > 0, isNews { notify(.grown(gained)) }
-        answerWishes()
+        answerRequests()
     }
 
     private func performErasure(_ offsets: [UInt64]) {
@@ -320,7 +320,7 @@ package final class StorageSource: Sendable {
             }
         }
         state.withLock { $0.space.erasureEnded() }
-        answerWishes()
+        answerRequests()
     }
 
     private func erased(_ piece: ByteRange, _ fault: Fault?) {
@@ -328,25 +328,25 @@ package final class StorageSource: Sendable {
             state.space.erased(piece, isClean: fault == nil)
             if let fault { state.erasureFault = fault }
         }
-        answerWishes()
+        answerRequests()
     }
 
     /// Answers those who waited for growth or erasure. On the thread of a job.
-    private func answerWishes() {
-        let answers = state.withLock { state -> [(Wish, Result<UInt64, Fault>)] in
-            var answers: [(Wish, Result<UInt64, Fault>)] = []
-            var waiting: [Wish] = []
-            for wish in state.wishes {
-                switch state.space.extentAwaited(for: wish.purpose) {
-                case .granted(let byteOffset): answers.append((wish, .success(byteOffset)))
-                case .coming where state.askerCount > 0: waiting.append(wish)
-                case .full, .coming: answers.append((wish, .failure(.noSpace)))
+    private func answerRequests() {
+        let answers = state.withLock { state -> [(ExtentRequest, Result<UInt64, Fault>)] in
+            var answers: [(ExtentRequest, Result<UInt64, Fault>)] = []
+            var waiting: [ExtentRequest] = []
+            for request in state.requests {
+                switch state.space.extentAwaited(for: request.purpose) {
+                case .granted(let byteOffset): answers.append((request, .success(byteOffset)))
+                case .coming where state.askerCount > 0: waiting.append(request)
+                case .full, .coming: answers.append((request, .failure(.noSpace)))
                 }
             }
-            state.wishes = waiting
+            state.requests = waiting
             return answers
         }
-        for (wish, answer) in answers { wish.reply(answer) }
+        for (request, answer) in answers { request.reply(answer) }
     }
 
     // MARK: End

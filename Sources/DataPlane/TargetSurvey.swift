@@ -9,7 +9,7 @@ internal import Glibc
 /// Looks at files and block devices that something is to be written to.
 package enum TargetSurvey {
     /// A file or block device and all it stands on.
-    package struct Ground: Sendable {
+    package struct DeviceStack: Sendable {
         private let own: Foundation
         private let all: Set<Foundation>
 
@@ -20,11 +20,11 @@ package enum TargetSurvey {
 
         /// It is `other`, or lies on it through any number of partitions, loop devices, volumes
         /// and mounts.
-        package func stands(on other: Ground) -> Bool { all.contains(other.own) }
+        package func stands(on other: DeviceStack) -> Bool { all.contains(other.own) }
     }
 
-    /// The ground of an open file or block device; nil when the kernel does not tell.
-    package static func ground(ofDescriptor descriptor: Int32) -> Ground? {
+    /// What an open file or block device stands on; nil when the kernel does not say.
+    package static func deviceStack(ofDescriptor descriptor: Int32) -> DeviceStack? {
         var facts = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &facts) == 0 else { return nil }
         let isBlockDevice = facts.mode & UInt32(Glibc.S_IFMT) == UInt32(Glibc.S_IFBLK)
@@ -35,15 +35,15 @@ package enum TargetSurvey {
             : Foundation(
                 device: cl_device_number(facts.device_major, facts.device_minor),
                 inode: facts.inode)
-        return Ground(own: own, all: BlockTopology.foundations(of: descriptor))
+        return DeviceStack(own: own, all: BlockTopology.foundations(of: descriptor))
     }
 
-    /// The ground of what lies at a path; nil when it cannot be opened.
-    package static func ground(ofPath path: String) -> Ground? {
+    /// The same of what lies at a path; nil when it cannot be opened.
+    package static func deviceStack(ofPath path: String) -> DeviceStack? {
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
         guard descriptor >= 0 else { return nil }
         defer { close(descriptor) }
-        return ground(ofDescriptor: descriptor)
+        return deviceStack(ofDescriptor: descriptor)
     }
 
     // MARK: Users
@@ -107,9 +107,9 @@ package enum TargetSurvey {
         let folder = "/sys/dev/block/\(facts.special_major):\(facts.special_minor)"
         let isPartition = SystemFile.read("\(folder)/partition") != nil
         let whole = isPartition ? "\(folder)/.." : folder
-        var identity = OriginSighting.stableID(ofDisk: whole, descriptor)
+        var identity = OriginInspector.stableID(ofDisk: whole, descriptor)
         if isPartition, !identity.isEmpty {
-            identity += " from sector \(OriginSighting.line(of: "\(folder)/start") ?? "?")"
+            identity += " from sector \(OriginInspector.line(of: "\(folder)/start") ?? "?")"
         }
         var sequence: UInt64 = 0
         if cl_disk_sequence(descriptor, &sequence) != 0 { sequence = 0 }
@@ -119,15 +119,15 @@ package enum TargetSurvey {
             touchedSectors: touched(folder, ofDisk: whole),
             besideSectors: isPartition ? beside(whole) : nil, backing: backing(of: folder),
             partitionStarts: partitions.compactMap { partition in
-                OriginSighting.line(of: "\(partition)/start").flatMap { UInt64($0) }.map {
+                OriginInspector.line(of: "\(partition)/start").flatMap { UInt64($0) }.map {
                     $0 * sectorByteCount
                 }
             })
     }
 
     private static func touched(_ folder: String, ofDisk disk: String) -> UInt64? {
-        guard OriginSighting.line(of: "\(disk)/queue/iostats") == "1",
-            let counters = OriginSighting.counters("\(folder)/stat")
+        guard OriginInspector.line(of: "\(disk)/queue/iostats") == "1",
+            let counters = OriginInspector.counters("\(folder)/stat")
         else { return nil }
         // Sums of counters that the kernel lets wrap: only whether they differ matters.
         return counters.writtenSectors &+ counters.discardedSectors
@@ -149,7 +149,7 @@ package enum TargetSurvey {
     }
 
     private static func backing(of folder: String) -> Backing? {
-        guard let path = OriginSighting.line(of: "\(folder)/loop/backing_file") else { return nil }
+        guard let path = OriginInspector.line(of: "\(folder)/loop/backing_file") else { return nil }
         let file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard file >= 0 else { return nil }
         defer { close(file) }
@@ -164,5 +164,5 @@ package enum TargetSurvey {
     }
 
     /// Waits until a write would be stamped with another time than any write before this call.
-    package static func waitForNextStamp() { OriginSighting.waitForNextStamp() }
+    package static func waitForNextStamp() { OriginInspector.waitForNextStamp() }
 }

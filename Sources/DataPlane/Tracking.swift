@@ -1,7 +1,7 @@
 package import BlockModel
 package import ChangeTracking
 
-/// How the history of a device is kept.
+/// How the generation of a device is kept.
 package struct TrackingRequest: Sendable {
     package var name: ObjectName
     /// Where it lies while the device is not attached.
@@ -15,7 +15,7 @@ package struct TrackingRequest: Sendable {
     package var watch: @Sendable (WatchedOrigin) async -> Void
     /// Called on the device's loop or any other thread: must not wait.
     package var notify: @Sendable (DeviceNotice) -> Void
-    /// Called before files of the history are written, and afterwards: nothing is written while
+    /// Called before files of the generation are written, and afterwards: nothing is written while
     /// filesystems are frozen.
     package var writing: @Sendable () async -> Void
     package var wrote: @Sendable () -> Void
@@ -63,9 +63,9 @@ package struct WatchedOrigin: Equatable, Sendable {
 /// What happens to a device while it is attached.
 package enum DeviceNotice: Sendable {
     /// What changes from now on is not known, until a cut begins a new generation.
-    case trackingLost(NewHistoryReason)
+    case trackingLost(NewGenerationReason)
     /// Changes are known again, from now on.
-    case generationBegan(Generation, NewHistoryReason)
+    case generationBegan(Generation, NewGenerationReason)
     /// A cut found the origin with another size.
     case resized(from: UInt64, to: UInt64)
     /// The origin is gone: its requests fail, and its snapshots are corrupted.
@@ -75,19 +75,19 @@ package enum DeviceNotice: Sendable {
 }
 
 /// What is known of the changes of a device before it was attached.
-package struct DeviceHistory: Equatable, Sendable {
+package struct GenerationStatus: Equatable, Sendable {
     package var isContinued: Bool
     /// Why, in a sentence without a full stop.
     package var reason: String
 
-    static let unkept = DeviceHistory(isContinued: false, reason: "nobody asked to keep it")
+    static let unkept = GenerationStatus(isContinued: false, reason: "nobody asked to keep it")
 
     init(isContinued: Bool, reason: String) {
         self.isContinued = isContinued
         self.reason = reason
     }
 
-    init(began reason: NewHistoryReason) {
+    init(began reason: NewGenerationReason) {
         self.init(isContinued: false, reason: reason.sentence)
     }
 }

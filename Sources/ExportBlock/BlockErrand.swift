@@ -18,25 +18,25 @@ package enum BlockErrand: Equatable, Sendable {
     /// Writes back what filesystems on these block devices have in memory.
     case writeBack([UInt64])
     /// Takes away what a dead service left under a directory; answered with what was found.
-    case removeLeftovers(String, keeping: [String])
+    case removeStale(String, keeping: [String])
 
     /// The first word of all of them.
-    package static let word = "block"
+    package static let command = "block"
 
     /// The words of the command line behind `word`.
     package var words: [String] {
         switch self {
-        case .configure(let wish):
+        case .configure(let request):
             [
-                "configure", wish.file, wish.name, "\(wish.sectorBytes)",
-                "\(wish.isReadOnly)", "\(wish.scansPartitions)",
+                "configure", request.file, request.name, "\(request.sectorBytes)",
+                "\(request.isReadOnly)", "\(request.scansPartitions)",
             ]
         case .detach(let path, let file): ["detach", path, file]
         case .abandon(let path, let file): ["abandon", path, file]
         case .updateSize(let path, let file): ["update-size", path, file]
         case .unmount(let directory): ["unmount", directory]
         case .writeBack(let numbers): ["write-back"] + numbers.map(String.init)
-        case .removeLeftovers(let directory, let kept): ["remove-leftovers", directory] + kept
+        case .removeStale(let directory, let kept): ["remove-stale", directory] + kept
         }
     }
 
@@ -57,8 +57,8 @@ package enum BlockErrand: Equatable, Sendable {
         case ("update-size", 2): self = .updateSize(rest[0], file: rest[1])
         case ("unmount", 1): self = .unmount(rest[0])
         case ("write-back", _): self = .writeBack(rest.compactMap { UInt64($0) })
-        case ("remove-leftovers", 1...):
-            self = .removeLeftovers(rest[0], keeping: Array(rest.dropFirst()))
+        case ("remove-stale", 1...):
+            self = .removeStale(rest[0], keeping: Array(rest.dropFirst()))
         case (_, _): return nil
         }
     }
@@ -67,7 +67,7 @@ package enum BlockErrand: Equatable, Sendable {
 
     /// Has it done. Blocks.
     func run() throws(BlockExportError) -> [String] {
-        switch ErrandProcess.run([Self.word] + words) {
+        switch ErrandProcess.run([Self.command] + words) {
         case .failure(let error): throw BlockExportError(.failed, "\(words[0]): \(error)")
         case .success(let answer):
             let rest = Array(answer.dropFirst())
@@ -105,11 +105,11 @@ package enum BlockErrand: Equatable, Sendable {
 
     private func done() throws(BlockExportError) -> [String] {
         switch self {
-        case .configure(let wish):
-            let node = try LoopNode.configure(wish)
+        case .configure(let request):
+            let node = try LoopNode.configure(request)
             // Nobody would know of it.
             guard ErrandProcess.hasService else {
-                _ = LoopNode.abandon(node.path, over: LoopBackingFile(at: wish.file))
+                _ = LoopNode.abandon(node.path, over: LoopBackingFile(at: request.file))
                 return []
             }
             return [node.path, "\(node.deviceNumber)"]
@@ -127,8 +127,8 @@ package enum BlockErrand: Equatable, Sendable {
         case .writeBack(let numbers):
             MountedFilesystems.writeBack(on: Set(numbers))
             return []
-        case .removeLeftovers(let directory, let kept):
-            return BlockLeftovers.remove(under: directory, keeping: Set(kept))
+        case .removeStale(let directory, let kept):
+            return StaleBlockDevices.remove(under: directory, keeping: Set(kept))
         }
     }
 }

@@ -134,11 +134,11 @@ package final class BlockExport: Sendable {
             await holding.release()
             throw isFull(request)
         }
-        let wish = LoopNodeRequest(
+        let nodeRequest = LoopNodeRequest(
             file: mount.file, name: request.name, sectorBytes: request.sectorBytes,
             isReadOnly: request.isReadOnly, scansPartitions: request.scansPartitions)
         do throws(BlockExportError) {
-            let node = try await BlockErrand.configure(wish).run(on: pools.waiting)
+            let node = try await BlockErrand.configure(nodeRequest).run(on: pools.waiting)
             guard node.count == 2, let number = UInt64(node[1]) else {
                 throw BlockExportError(.failed, "the loop device could not be set up")
             }

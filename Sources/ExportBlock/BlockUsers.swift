@@ -82,11 +82,11 @@ private struct UserSearch {
             guard fields.count > 4, let divider = fields.firstIndex(of: "-"),
                 fields.count > divider + 2
             else { continue }
-            let use = "mounted at \(BlockLeftovers.unescaped(fields[4]))"
+            let use = "mounted at \(StaleBlockDevices.unescaped(fields[4]))"
             add(BlockUsers.number(fields[2]), use)
             // btrfs shows a number of its own: the source is what tells.
             if fields[divider + 1] == "btrfs" {
-                add(Self.deviceNumber(BlockLeftovers.unescaped(fields[divider + 2])), use)
+                add(Self.deviceNumber(StaleBlockDevices.unescaped(fields[divider + 2])), use)
             }
         }
     }
@@ -111,7 +111,7 @@ private struct UserSearch {
             guard let path = line.split(separator: " ").first, path.hasPrefix("/dev/") else {
                 continue
             }
-            add(Self.deviceNumber(BlockLeftovers.unescaped(path)), "used as swap")
+            add(Self.deviceNumber(StaleBlockDevices.unescaped(path)), "used as swap")
         }
     }
 

@@ -44,12 +44,12 @@ extension FuseSession {
     // MARK: Data
 
     private func read(_ message: FuseMessage, _ place: UInt32) {
-        guard let wish = message.body(fuse_read_in.self),
-            wish.size <= UInt32(Fuse.dataByteCountMax)
+        guard let body = message.body(fuse_read_in.self),
+            body.size <= UInt32(Fuse.dataByteCountMax)
         else { return reply(place, errnoValue: EINVAL) }
-        guard wish.offset < target.size, wish.size > 0 else { return reply(place, errnoValue: 0) }
+        guard body.offset < target.size, body.size > 0 else { return reply(place, errnoValue: 0) }
         let range = ByteRange(
-            offset: wish.offset, length: min(UInt64(wish.size), target.size - wish.offset))
+            offset: body.offset, length: min(UInt64(body.size), target.size - body.offset))
         let outer = range.roundedOutward(to: target.alignment)
         var request = request(.read, offset: range.offset, length: range.length)
         let base = buffer(Int(outer.length), for: place)
@@ -59,14 +59,14 @@ extension FuseSession {
     }
 
     private func write(_ message: FuseMessage, _ place: UInt32) {
-        guard let wish = message.body(fuse_write_in.self),
-            wish.size <= UInt32(Fuse.dataByteCountMax),
-            message.bodyByteCount == MemoryLayout<fuse_write_in>.size + Int(wish.size)
+        guard let body = message.body(fuse_write_in.self),
+            body.size <= UInt32(Fuse.dataByteCountMax),
+            message.bodyByteCount == MemoryLayout<fuse_write_in>.size + Int(body.size)
         else { return reply(place, errnoValue: EINVAL) }
         guard !isReadOnly else { return reply(place, errnoValue: EROFS) }
         guard
             let range = ByteRange(
-                checking: wish.offset, length: UInt64(wish.size), within: target.size)
+                checking: body.offset, length: UInt64(body.size), within: target.size)
         else { return reply(place, errnoValue: ENOSPC) }
         guard !range.isEmpty else { return reply(place, body: fuse_write_out()) }
         var request = request(.write, offset: range.offset, length: range.length)
@@ -77,25 +77,25 @@ extension FuseSession {
 
     /// Holes and zeroes: both leave zeroes, which is what the loop device promises its users.
     private func allocate(_ message: FuseMessage, _ place: UInt32) {
-        guard let wish = message.body(fuse_fallocate_in.self) else {
+        guard let body = message.body(fuse_fallocate_in.self) else {
             return reply(place, errnoValue: EINVAL)
         }
-        let mode = Int32(bitPattern: wish.mode)
+        let mode = Int32(bitPattern: body.mode)
         let isPunch = mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
         let isZero = mode & ~FALLOC_FL_KEEP_SIZE == FALLOC_FL_ZERO_RANGE
         guard isPunch || isZero else { return reply(place, errnoValue: EOPNOTSUPP) }
         guard !isReadOnly else { return reply(place, errnoValue: EROFS) }
-        let (end, wraps) = wish.offset.addingReportingOverflow(wish.length)
-        guard wish.length > 0, !wraps else { return reply(place, errnoValue: EINVAL) }
+        let (end, wraps) = body.offset.addingReportingOverflow(body.length)
+        guard body.length > 0, !wraps else { return reply(place, errnoValue: EINVAL) }
         if mode == FALLOC_FL_ZERO_RANGE, end > target.size {
             return reply(place, errnoValue: ENOSPC)
         }
-        guard wish.offset < target.size else { return reply(place, errnoValue: 0) }
+        guard body.offset < target.size else { return reply(place, errnoValue: 0) }
         submit(
             place,
             request(
-                .writeZeroes, flags: isPunch ? [] : .keepAllocated, offset: wish.offset,
-                length: min(end, target.size) - wish.offset))
+                .writeZeroes, flags: isPunch ? [] : .keepAllocated, offset: body.offset,
+                length: min(end, target.size) - body.offset))
     }
 
     // MARK: Holes
@@ -104,15 +104,15 @@ extension FuseSession {
     private static var statusByteCount: Int { 4096 }
 
     private func seek(_ message: FuseMessage, _ place: UInt32) {
-        guard let wish = message.body(fuse_lseek_in.self),
-            wish.whence == UInt32(cl_seek_data) || wish.whence == UInt32(cl_seek_hole)
+        guard let body = message.body(fuse_lseek_in.self),
+            body.whence == UInt32(cl_seek_data) || body.whence == UInt32(cl_seek_hole)
         else { return reply(place, errnoValue: EINVAL) }
-        guard wish.offset < target.size else { return reply(place, errnoValue: ENXIO) }
+        guard body.offset < target.size else { return reply(place, errnoValue: ENXIO) }
         var request = request(
-            .blockStatus, offset: wish.offset, length: target.size - wish.offset)
+            .blockStatus, offset: body.offset, length: target.size - body.offset)
         request.buffer = buffer(Self.statusByteCount, for: place)
         request.bufferByteCount = Self.statusByteCount
-        request.ownerToken = UInt64(wish.whence)
+        request.ownerToken = UInt64(body.whence)
         submit(place, request)
     }
 
@@ -159,15 +159,15 @@ extension FuseSession {
     // MARK: The file and its directory
 
     private func initialize(_ message: FuseMessage, _ place: UInt32) {
-        guard let wish = message.body(fuse_init_in.self), wish.major == UInt32(FUSE_KERNEL_VERSION)
+        guard let body = message.body(fuse_init_in.self), body.major == UInt32(FUSE_KERNEL_VERSION)
         else { return reply(place, errnoValue: EPROTO) }
         var answer = fuse_init_out()
         answer.major = UInt32(FUSE_KERNEL_VERSION)
-        answer.minor = min(wish.minor, Fuse.minorVersion)
-        answer.max_readahead = wish.max_readahead
-        answer.flags = wish.flags & (Fuse.initFlags | UInt32(FUSE_INIT_EXT))
+        answer.minor = min(body.minor, Fuse.minorVersion)
+        answer.max_readahead = body.max_readahead
+        answer.flags = body.flags & (Fuse.initFlags | UInt32(FUSE_INIT_EXT))
         if answer.flags & UInt32(FUSE_INIT_EXT) != 0 {
-            answer.flags2 = wish.flags2 & Fuse.initFlags2
+            answer.flags2 = body.flags2 & Fuse.initFlags2
         }
         answer.max_background = Fuse.backgroundCountMax
         answer.congestion_threshold = Fuse.backgroundCountMax
@@ -190,10 +190,10 @@ extension FuseSession {
     }
 
     private func open(_ message: FuseMessage, _ place: UInt32) {
-        guard let wish = message.body(fuse_open_in.self) else {
+        guard let body = message.body(fuse_open_in.self) else {
             return reply(place, errnoValue: EINVAL)
         }
-        if isReadOnly, Int32(bitPattern: wish.flags) & O_ACCMODE != O_RDONLY {
+        if isReadOnly, Int32(bitPattern: body.flags) & O_ACCMODE != O_RDONLY {
             return reply(place, errnoValue: EROFS)
         }
         reply(
@@ -257,17 +257,17 @@ extension FuseSession {
     }
 
     private func readDirectory(_ message: FuseMessage, _ place: UInt32) {
-        guard message.header.nodeid == Fuse.rootNode, let wish = message.body(fuse_read_in.self)
+        guard message.header.nodeid == Fuse.rootNode, let read = message.body(fuse_read_in.self)
         else { return reply(place, errnoValue: EINVAL) }
         let body = replies.body(place)
         var byteCount = 0
-        if wish.offset == 0 {
+        if read.offset == 0 {
             for (position, entry) in [([46], false), ([46, 46], false), (name, true)].enumerated() {
                 byteCount += Self.store(
                     entry.0, isFile: entry.1, position: UInt64(position + 1), at: body + byteCount)
             }
         }
-        guard byteCount <= Int(wish.size) else { return reply(place, errnoValue: EINVAL) }
+        guard byteCount <= Int(read.size) else { return reply(place, errnoValue: EINVAL) }
         reply(place, bodyByteCount: byteCount, data: nil)
     }
 

@@ -167,7 +167,7 @@ final class FuseSession: RequestOwner, TargetUser {
         var list: [@Sendable () -> Void] = []
     }
 
-    // MARK: Turns
+    // MARK: Loop iterations
 
     fileprivate func turnEnded() {
         continueSeeks()

@@ -13,7 +13,7 @@ struct LoopBackingFile: Sendable {
     init(at path: String) {
         self.path = path
         let directory = path[..<(path.lastIndex(of: "/") ?? path.startIndex)]
-        filesystem = BlockLeftovers.mounts().last { $0.place == directory }?.filesystem
+        filesystem = StaleBlockDevices.mounts().last { $0.place == directory }?.filesystem
     }
 
     /// What the kernel adds to the path of a file that lost its name: it does so with one whose

@@ -23,7 +23,7 @@ final class NBDHandshake: RingHandler {
     private let connection: NBDConnection
     /// The client's, or under TLS the one where its plain text is.
     private var socket: Int32
-    private let lobby: NBDLobby
+    private let acceptor: NBDAcceptor
     private var negotiation: NBDNegotiation
     private var phase = Phase.negotiating
     private var timer: TimerID?
@@ -32,11 +32,11 @@ final class NBDHandshake: RingHandler {
     private var outputCapacity = 4096
     private var outputBuffer: UnsafeMutableRawPointer
 
-    init(socket: Int32, security: NBDSecurity, lobby: NBDLobby) {
-        connection = NBDConnection(of: lobby.server)
+    init(socket: Int32, security: NBDSecurity, acceptor: NBDAcceptor) {
+        connection = NBDConnection(of: acceptor.server)
         self.socket = socket
-        self.lobby = lobby
-        negotiation = NBDNegotiation(directory: lobby.server.directory, security: security)
+        self.acceptor = acceptor
+        negotiation = NBDNegotiation(directory: acceptor.server.directory, security: security)
         outputBuffer = .allocate(byteCount: outputCapacity, alignment: 16)
         vector = .allocate(capacity: 1)
         vector.initialize(to: iovec())
@@ -52,9 +52,9 @@ final class NBDHandshake: RingHandler {
     }
 
     func open() -> Bool {
-        guard lobby.loop.register(self) else { return false }
-        timer = lobby.loop.schedule(
-            after: lobby.server.configuration.handshakeNanoseconds, self, token: 0)
+        guard acceptor.loop.register(self) else { return false }
+        timer = acceptor.loop.schedule(
+            after: acceptor.server.configuration.handshakeNanoseconds, self, token: 0)
         sendOutput()
         return true
     }
@@ -67,7 +67,7 @@ final class NBDHandshake: RingHandler {
         }
         phase = .ended
         shutdown(socket, Int32(SHUT_RDWR))
-        if operationsInFlight == 0 { lobby.loop.callAtEndOfTurn(self) }
+        if operationsInFlight == 0 { acceptor.loop.callAtEndOfTurn(self) }
     }
 
     override func timerFired(token: UInt32) {
@@ -77,18 +77,18 @@ final class NBDHandshake: RingHandler {
 
     override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
         let buffer = ReceiveBuffers.buffer(in: flags)
-        defer { if let buffer { lobby.loop.receiveBuffers.release(buffer) } }
+        defer { if let buffer { acceptor.loop.receiveBuffers.release(buffer) } }
         if case .ended = phase {
-            if operationsInFlight == 0 { lobby.loop.callAtEndOfTurn(self) }
+            if operationsInFlight == 0 { acceptor.loop.callAtEndOfTurn(self) }
             return
         }
         switch Step(rawValue: tag) {
         case .receive:
             if result > 0, let buffer {
-                let address = lobby.loop.receiveBuffers.address(of: buffer)
+                let address = acceptor.loop.receiveBuffers.address(of: buffer)
                 advance(UnsafeRawBufferPointer(start: address, count: Int(result)))
             } else if result == -ENOBUFS {
-                lobby.loop.callWhenRoom(self)
+                acceptor.loop.callWhenRoom(self)
             } else if result == -EINTR || result == -EAGAIN {
                 receive()
             } else {
@@ -104,7 +104,7 @@ final class NBDHandshake: RingHandler {
     }
 
     private func receive() {
-        lobby.loop.receiveSelecting(
+        acceptor.loop.receiveSelecting(
             self, tag: Step.receive.rawValue, token: 0, descriptor: socket)
     }
 
@@ -134,7 +134,7 @@ final class NBDHandshake: RingHandler {
     private func sendRest() {
         message.pointee.msg_iov = vector
         message.pointee.msg_iovlen = 1
-        lobby.loop.send(
+        acceptor.loop.send(
             self, tag: Step.send.rawValue, token: 0, descriptor: socket, message: message,
             waitAll: false)
     }
@@ -156,14 +156,14 @@ final class NBDHandshake: RingHandler {
         switch phase {
         case .negotiating: receive()
         case .securing: secure()
-        case .opening, .closing: lobby.loop.callAtEndOfTurn(self)
+        case .opening, .closing: acceptor.loop.callAtEndOfTurn(self)
         case .ended: break
         }
     }
 
     /// Goes on under TLS, with the time that is left.
     private func secure() {
-        guard let plain = lobby.server.encrypt(socket, of: connection) else { return end() }
+        guard let plain = acceptor.server.encrypt(socket, of: connection) else { return end() }
         socket = plain
         negotiation = NBDNegotiation(under: negotiation)
         phase = .negotiating
@@ -171,11 +171,11 @@ final class NBDHandshake: RingHandler {
     }
 
     override func turnEnded() {
-        if let timer { lobby.loop.cancel(timer) }
-        lobby.loop.remove(self)
-        lobby.ended(self)
+        if let timer { acceptor.loop.cancel(timer) }
+        acceptor.loop.remove(self)
+        acceptor.ended(self)
         if case .opening(let opening) = phase {
-            lobby.server.handOver(
+            acceptor.server.handOver(
                 opening, socket: socket, input: negotiation.remainingInput, of: connection)
         } else {
             close(socket)

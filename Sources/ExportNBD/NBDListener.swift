@@ -6,28 +6,28 @@ internal import RingIO
 final class NBDListener: RingHandler {
     private let socket: Int32
     private let security: NBDSecurity
-    private let lobby: NBDLobby
+    private let acceptor: NBDAcceptor
     private var isClosing = false
     private var timer: TimerID?
 
     /// Pause after the process ran out of descriptors: nothing tells when there is one again.
     private static let pauseNanoseconds: UInt64 = 100_000_000
 
-    init(_ socket: NBDListeningSocket, lobby: NBDLobby) {
+    init(_ socket: NBDListeningSocket, acceptor: NBDAcceptor) {
         self.socket = socket.descriptor
         security = socket.security
-        self.lobby = lobby
+        self.acceptor = acceptor
         super.init()
     }
 
     func open() -> Bool {
-        guard lobby.loop.register(self) else { return false }
+        guard acceptor.loop.register(self) else { return false }
         accept()
         return true
     }
 
     private func accept() {
-        lobby.loop.accept(self, tag: 0, token: 0, descriptor: socket)
+        acceptor.loop.accept(self, tag: 0, token: 0, descriptor: socket)
     }
 
     func close() {
@@ -36,21 +36,21 @@ final class NBDListener: RingHandler {
         if !isRegistered {
             Glibc.close(socket)
         } else if operationsInFlight > 0 {
-            lobby.loop.cancel(self, targetTag: 0, targetToken: 0, tag: 1, token: 0)
+            acceptor.loop.cancel(self, targetTag: 0, targetToken: 0, tag: 1, token: 0)
         } else {
-            lobby.loop.callAtEndOfTurn(self)
+            acceptor.loop.callAtEndOfTurn(self)
         }
     }
 
     override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
-        if tag == 0, result >= 0 { lobby.accepted(result, security) }
+        if tag == 0, result >= 0 { acceptor.accepted(result, security) }
         if isClosing {
-            if operationsInFlight == 0 { lobby.loop.callAtEndOfTurn(self) }
+            if operationsInFlight == 0 { acceptor.loop.callAtEndOfTurn(self) }
             return
         }
         guard tag == 0 else { return }
         if result == -EMFILE || result == -ENFILE || result == -ENOMEM || result == -ENOBUFS {
-            timer = lobby.loop.schedule(after: Self.pauseNanoseconds, self, token: 0)
+            timer = acceptor.loop.schedule(after: Self.pauseNanoseconds, self, token: 0)
         } else {
             accept()
         }
@@ -62,8 +62,8 @@ final class NBDListener: RingHandler {
     }
 
     override func turnEnded() {
-        if let timer { lobby.loop.cancel(timer) }
-        lobby.loop.remove(self)
+        if let timer { acceptor.loop.cancel(timer) }
+        acceptor.loop.remove(self)
         Glibc.close(socket)
     }
 }

@@ -24,7 +24,9 @@ package enum NBDExposureRefusal: Sendable {
 extension NBDServer {
     /// Why the server would refuse to listen there, before anything is opened; nil when it would
     /// try. Blocks: a host name is looked up.
-    package static func whyNot(_ endpoint: NBDEndpoint, _ refusal: NBDExposureRefusal?) -> String? {
+    package static func listenProblem(_ endpoint: NBDEndpoint, _ refusal: NBDExposureRefusal?)
+        -> String?
+    {
         guard case .tcp(let host, let port) = endpoint else { return nil }
         do throws(TCPListenError) {
             let isPrivate = try TCPSocket.resolving(host, port) {

@@ -69,7 +69,7 @@ package final class NBDServer: Sendable {
     private let state = Mutex(State())
 
     private struct State {
-        var lobby: LoopConfined<NBDLobby>?
+        var acceptor: LoopConfined<NBDAcceptor>?
         var tables: [LoopConfined<NBDSessionTable>] = []
         var paths: [String] = []
         var whenEmpty: CheckedContinuation<Void, Never>?
@@ -129,18 +129,18 @@ package final class NBDServer: Sendable {
             tables.append(table)
         }
         let opened = sockets
-        let lobby = await loops[0].mailbox.run { loop in
-            let lobby = NBDLobby(server: self, loop: loop)
-            return lobby.open(opened) ? LoopConfined(lobby, on: loop) : nil
+        let acceptor = await loops[0].mailbox.run { loop in
+            let acceptor = NBDAcceptor(server: self, loop: loop)
+            return acceptor.open(opened) ? LoopConfined(acceptor, on: loop) : nil
         }
-        guard let lobby, let lobby else {
+        guard let acceptor, let acceptor else {
             for path in paths { unlink(path) }
             throw NBDServerError(
                 kind: .failed, message: "NBD: the loop has no room for the listeners")
         }
         let (made, known) = (tables, paths)
         state.withLock { state in
-            state.lobby = lobby
+            state.acceptor = acceptor
             state.tables = made
             state.paths = known
         }
@@ -158,9 +158,9 @@ package final class NBDServer: Sendable {
     /// Closes the listeners, lets requests under way finish and be answered, closes all
     /// connections. Those that do not end in time are cut off.
     package func stop() async {
-        let (lobby, paths) = state.withLock { ($0.lobby, $0.paths) }
-        guard let lobby else { return }
-        _ = await loops[0].mailbox.run { lobby.get(on: $0).close() }
+        let (acceptor, paths) = state.withLock { ($0.acceptor, $0.paths) }
+        guard let acceptor else { return }
+        _ = await loops[0].mailbox.run { acceptor.get(on: $0).close() }
         for path in paths { unlink(path) }
         await endSessions { $0.drainAll() }
         let limit = Task {

@@ -25,7 +25,7 @@ extension NBDSession {
                     descriptor: socket,
                     message: payloadMessage.aim(
                         at: buffer + payloadReceived, byteCount: missing,
-                        then: stash, byteCount: headerByteCount))
+                        then: partialHeader, byteCount: headerByteCount))
             }
         }
         loop.receiveSelecting(
@@ -38,7 +38,7 @@ extension NBDSession {
     private var receiveByteCountMax: Int {
         guard isPayloadLarge, isListening, skipByteCount == 0 else { return 0 }
         let missing = payloadRequest.map { Int(requests[$0].length) - payloadReceived } ?? 0
-        return missing + headerByteCount - stashCount
+        return missing + headerByteCount - partialHeaderByteCount
     }
 
     func receiveCompleted(_ result: Int32, _ flags: UInt32) {
@@ -74,8 +74,8 @@ extension NBDSession {
     /// So many bytes of a header came in behind a payload.
     private func takeHeader(_ byteCount: Int) {
         guard isListening else { return }
-        stashCount = byteCount
-        if stashCount == headerByteCount, !beginStashed() { keep(stash, 0) }
+        partialHeaderByteCount = byteCount
+        if partialHeaderByteCount == headerByteCount, !beginAssembled() { keep(partialHeader, 0) }
     }
 
     private func receiveEnded(_ result: Int32) {
@@ -98,7 +98,7 @@ extension NBDSession {
         guard isListening else { return receiveMore() }
         guard isBlocked else { return receiveMore() }
         isBlocked = false
-        if stashCount == headerByteCount, !beginStashed() {
+        if partialHeaderByteCount == headerByteCount, !beginAssembled() {
             // What came behind it stays where it is.
             isBlocked = true
             return waitToGoOn()
@@ -128,18 +128,19 @@ extension NBDSession {
                 position += skipped
             } else if let index = payloadRequest {
                 position += takePayload(index, bytes + position, rest)
-            } else if stashCount == 0, rest >= headerByteCount {
+            } else if partialHeaderByteCount == 0, rest >= headerByteCount {
                 guard begin(bytes + position) else {
                     return keep(bytes + position, rest)
                 }
                 position += headerByteCount
                 foresee(bytes + position, count - position)
             } else {
-                let part = min(headerByteCount - stashCount, rest)
-                (stash + stashCount).copyMemory(from: bytes + position, byteCount: part)
-                stashCount += part
+                let part = min(headerByteCount - partialHeaderByteCount, rest)
+                (partialHeader + partialHeaderByteCount).copyMemory(
+                    from: bytes + position, byteCount: part)
+                partialHeaderByteCount += part
                 position += part
-                if stashCount == headerByteCount, !beginStashed() {
+                if partialHeaderByteCount == headerByteCount, !beginAssembled() {
                     return keep(bytes + position, count - position)
                 }
             }
@@ -178,9 +179,9 @@ extension NBDSession {
         submitTaken(index)
     }
 
-    private func beginStashed() -> Bool {
-        guard begin(stash) else { return false }
-        stashCount = 0
+    private func beginAssembled() -> Bool {
+        guard begin(partialHeader) else { return false }
+        partialHeaderByteCount = 0
         return true
     }
 

@@ -143,7 +143,7 @@ extension NBDSession {
         target.submit(index)
     }
 
-    /// Turns the records into a chunk, in place: wire records are never longer.
+    /// Converts the records into a chunk, in place: wire records are never longer.
     private func writeChunk(
         _ index: RequestIndex, _ id: UInt32, at place: UnsafeMutableRawPointer, isLast: Bool
     ) -> (byteCount: Int, describedByteCount: UInt64) {

@@ -80,7 +80,7 @@ final class NBDSession: RequestOwner, TargetUser {
     var earnedCount = 0
     var isReceiving = false
     var isSending = false
-    /// Stopped for want of room; `backlog` or a complete header in the stash waits.
+    /// Stopped for want of room; `backlog` or a complete header in `partialHeader` waits.
     var isBlocked = false
     /// When payload last came in, and when the client last took replies: apart, so that a client
     /// which reads nothing gains nothing by sending on.
@@ -91,8 +91,8 @@ final class NBDSession: RequestOwner, TargetUser {
 
     // Receiving.
     let headerByteCount: Int
-    let stash: UnsafeMutableRawPointer
-    var stashCount = 0
+    let partialHeader: UnsafeMutableRawPointer
+    var partialHeaderByteCount = 0
     /// The write whose payload is coming in, and how much of it is there.
     var payloadRequest: RequestIndex?
     var payloadReceived = 0
@@ -128,7 +128,7 @@ final class NBDSession: RequestOwner, TargetUser {
         self.limits = limits
         self.ended = ended
         headerByteCount = NBDRequestHeader.byteCount(in: opening.mode)
-        stash = .allocate(byteCount: NBD.extendedRequestByteCount, alignment: 8)
+        partialHeader = .allocate(byteCount: NBD.extendedRequestByteCount, alignment: 8)
         replies = NBDReplyQueue(capacity: limits.requestCount)
         lastReceive = loop.now
         lastSend = loop.now
@@ -138,7 +138,7 @@ final class NBDSession: RequestOwner, TargetUser {
     }
 
     deinit {
-        stash.deallocate()
+        partialHeader.deallocate()
         backlog?.deallocate()
     }
 
@@ -204,7 +204,7 @@ final class NBDSession: RequestOwner, TargetUser {
     /// Forgets what was received and not yet submitted.
     private func dropUnstarted() {
         isBlocked = false
-        stashCount = 0
+        partialHeaderByteCount = 0
         backlogStart = 0
         backlogEnd = 0
         skipByteCount = 0

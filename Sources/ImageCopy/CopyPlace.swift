@@ -51,7 +51,7 @@ package enum CopyPlace: Sendable {
 
     /// Opens what is there, or makes it when `creates`. Blocks.
     func open(
-        creates: Bool, isForced: Bool, _ wish: CopyWish, _ options: CopyOptions
+        creates: Bool, isForced: Bool, _ request: CopyRequest, _ options: CopyOptions
     ) throws(CopyError) -> any CopyMedium {
         if options.onto != nil {
             guard case .qcow = self else {
@@ -65,7 +65,7 @@ package enum CopyPlace: Sendable {
                 opening: path, creates: creates, surroundings: options.surroundings,
                 isForced: isForced)
         case .qcow(let path):
-            guard wish.since == nil || options.onto != nil else {
+            guard request.since == nil || options.onto != nil else {
                 throw CopyError(
                     .busy,
                     "a qcow2 copy is not brought forward in place, because it may be the backing "
@@ -77,9 +77,9 @@ package enum CopyPlace: Sendable {
                     isForced: isForced, locksOutQEMU: false), onto: options.onto)
         case .nbd(let place):
             return try NBDMedium(
-                place, source: wish.device, isForced: isForced, options)
+                place, source: request.device, isForced: isForced, options)
         case .rbd(let place):
-            return try RBDMedium(place, creates: creates, cut: wish.cut, options)
+            return try RBDMedium(place, creates: creates, cut: request.cut, options)
         }
     }
 

@@ -41,32 +41,32 @@ package enum CopyPlan: Equatable, Sendable {
 
     /// Decides.
     package init(
-        _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
+        _ request: CopyRequest, _ target: CopyTargetFacts, _ found: CopyRecordFound
     ) throws(CopyError) {
-        if !target.canGrow, target.file.size < wish.cut.size {
+        if !target.canGrow, target.file.size < request.cut.size {
             throw CopyError(
                 .unsuitable,
                 "target \(target.path) has \(target.file.size) bytes, the image "
-                    + "\(wish.cut.size); name a larger device")
+                    + "\(request.cut.size); name a larger device")
         }
         self =
-            wish.since == nil
-            ? try Self.whole(wish, target, found) : try Self.increment(wish, target, found)
+            request.since == nil
+            ? try Self.whole(request, target, found) : try Self.increment(request, target, found)
     }
 
     // MARK: Everything
 
     private static func whole(
-        _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
+        _ request: CopyRequest, _ target: CopyTargetFacts, _ found: CopyRecordFound
     ) throws(CopyError) -> CopyPlan {
         if target.isEmpty { return .full(Full(isFresh: true)) }
-        if wish.isForced {
+        if request.isForced {
             guard case .record(let record) = found else { return .full(Full()) }
             return .full(
                 Full(isBeside: record.state == .complete && !target.file.isBlockDevice))
         }
         switch found {
-        case .record(let record): return try over(record, wish, target)
+        case .record(let record): return try over(record, request, target)
         case .none, .damaged:
             if let refusal = noCopy(target, found) { throw refusal }
             return .full(Full())
@@ -92,13 +92,13 @@ package enum CopyPlan: Equatable, Sendable {
 
     /// What may be done to a target that has a record.
     private static func over(
-        _ record: CopyRecord, _ wish: CopyWish, _ target: CopyTargetFacts
+        _ record: CopyRecord, _ request: CopyRequest, _ target: CopyTargetFacts
     ) throws(CopyError) -> CopyPlan {
-        guard record.device == wish.device else {
+        guard record.device == request.device else {
             throw CopyError(
                 .busy,
                 "target \(target.path) is a copy of device \(record.device), not of "
-                    + "\(wish.device); \(wayOut)")
+                    + "\(request.device); \(wayOut)")
         }
         // Somebody wrote to the copy: it is still one. Another file is in its place: it is not.
         guard isSameTarget(record, target) else {
@@ -108,15 +108,15 @@ package enum CopyPlan: Equatable, Sendable {
                     + "describes; \(wayOut)")
         }
         switch record.state {
-        case .running: return .full(resumption(record, wish, target))
+        case .running: return .full(resumption(record, request, target))
         case .complete:
             guard let equals = record.equals else {
                 preconditionFailure("a complete record names the cut the target equals")
             }
             let isUnchanged = isUnchanged(record, target)
-            if isUnchanged, equals.isSameMoment(as: wish.cut) { return .nothing }
+            if isUnchanged, equals.isSameMoment(as: request.cut) { return .nothing }
             // There is no place beside a block device.
-            guard wish.mayReplace, !target.file.isBlockDevice || target.keepsVersions else {
+            guard request.mayReplace, !target.file.isBlockDevice || target.keepsVersions else {
                 throw CopyError(
                     .busy,
                     "target \(target.path) is a complete copy of \(record.device)@"
@@ -139,14 +139,14 @@ package enum CopyPlan: Equatable, Sendable {
 
     /// A full copy that was interrupted goes on where it was when it is of the same cut.
     private static func resumption(
-        _ record: CopyRecord, _ wish: CopyWish, _ target: CopyTargetFacts
+        _ record: CopyRecord, _ request: CopyRequest, _ target: CopyTargetFacts
     ) -> Full {
-        guard record.from == nil, record.to?.isSameMoment(as: wish.cut) == true,
+        guard record.from == nil, record.to?.isSameMoment(as: request.cut) == true,
             target.samplesMatch != false, isAsLeft(record, target),
-            target.file.isBlockDevice || target.file.size == wish.cut.size
+            target.file.isBlockDevice || target.file.size == request.cut.size
         else { return Full() }
         let done = (record.done ?? []).compactMap {
-            ByteRange(checking: $0.offset, length: $0.length, within: wish.cut.size)
+            ByteRange(checking: $0.offset, length: $0.length, within: request.cut.size)
         }
         // A block device of which nothing proves that it is as it was left is copied anew.
         if target.file.isBlockDevice, !done.isEmpty, target.samplesMatch != true { return Full() }
@@ -163,16 +163,16 @@ package enum CopyPlan: Equatable, Sendable {
     /// Why a full copy that was interrupted does not go on where it was; nil when it does, or none
     /// was.
     package static func whyAnew(
-        _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
+        _ request: CopyRequest, _ target: CopyTargetFacts, _ found: CopyRecordFound
     ) -> String? {
         guard case .record(let record) = found, record.state == .running, record.from == nil,
-            let to = record.to, wish.since == nil, !(record.done ?? []).isEmpty
+            let to = record.to, request.since == nil, !(record.done ?? []).isEmpty
         else { return nil }
-        if !to.isSameMoment(as: wish.cut) {
+        if !to.isSameMoment(as: request.cut) {
             return "\(target.path) was interrupted as a copy of \(record.device)@\(to.snapshot); a "
                 + "copy of another cut starts over"
         }
-        if resumption(record, wish, target).done.isEmpty {
+        if resumption(record, request, target).done.isEmpty {
             return "\(target.path) is not as the interrupted copy left it; the copy starts over"
         }
         return nil
@@ -216,7 +216,7 @@ package enum CopyPlan: Equatable, Sendable {
     }
 
     private static func increment(
-        _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
+        _ request: CopyRequest, _ target: CopyTargetFacts, _ found: CopyRecordFound
     ) throws(CopyError) -> CopyPlan {
         let record: CopyRecord
         switch found {
@@ -231,24 +231,24 @@ package enum CopyPlan: Equatable, Sendable {
             throw unfit("\(target.recordPath) is damaged")
         case .record(let found): record = found
         }
-        guard record.device == wish.device else {
+        guard record.device == request.device else {
             throw unfit(
                 "target \(target.path) is a copy of device \(record.device), not of "
-                    + wish.device)
+                    + request.device)
         }
         guard record.target.isBlockDevice == target.file.isBlockDevice,
             !target.file.isBlockDevice || isSameTarget(record, target)
         else { throw unfit("target \(target.path) is not the copy that its record describes") }
         switch record.state {
-        case .complete: return try fromComplete(record, wish, target)
-        case .running: return try fromRunning(record, wish, target)
+        case .complete: return try fromComplete(record, request, target)
+        case .running: return try fromRunning(record, request, target)
         }
     }
 
     private static func fromComplete(
-        _ record: CopyRecord, _ wish: CopyWish, _ target: CopyTargetFacts
+        _ record: CopyRecord, _ request: CopyRequest, _ target: CopyTargetFacts
     ) throws(CopyError) -> CopyPlan {
-        guard let equals = record.equals, let since = wish.since else {
+        guard let equals = record.equals, let since = request.since else {
             preconditionFailure("a complete record names the cut the target equals")
         }
         guard isUnchanged(record, target) else {
@@ -258,15 +258,15 @@ package enum CopyPlan: Equatable, Sendable {
                         + "proves that it was not"
                     : "target \(target.path) was changed since it was copied")
         }
-        if equals.isSameMoment(as: wish.cut) { return .nothing }
+        if equals.isSameMoment(as: request.cut) { return .nothing }
         guard equals.generation == since.generation else {
             throw unfit(
-                "target \(target.path) equals a cut of another history of device \(wish.device)")
+                "target \(target.path) equals a cut of another history of device \(request.device)")
         }
-        guard equals.epoch <= wish.cut.epoch else {
+        guard equals.epoch <= request.cut.epoch else {
             throw unfit(
                 "target \(target.path) equals the cut of \(equals.snapshot) (epoch "
-                    + "\(equals.epoch)), which is later than that of \(wish.snapshot)",
+                    + "\(equals.epoch)), which is later than that of \(request.snapshot)",
                 wayOut: "name a newer snapshot")
         }
         guard since.epoch <= equals.epoch else {
@@ -279,18 +279,18 @@ package enum CopyPlan: Equatable, Sendable {
     }
 
     private static func fromRunning(
-        _ record: CopyRecord, _ wish: CopyWish, _ target: CopyTargetFacts
+        _ record: CopyRecord, _ request: CopyRequest, _ target: CopyTargetFacts
     ) throws(CopyError) -> CopyPlan {
-        guard let to = record.to, let since = wish.since else {
+        guard let to = record.to, let since = request.since else {
             preconditionFailure("a running record names the cut it leads to")
         }
         guard let from = record.from else {
             throw unfit("target \(target.path) is a full copy that was interrupted")
         }
-        guard from.generation == since.generation, to.generation == wish.cut.generation else {
+        guard from.generation == since.generation, to.generation == request.cut.generation else {
             throw unfit(
                 "target \(target.path) was interrupted in another history of device "
-                    + wish.device)
+                    + request.device)
         }
         guard since.epoch <= from.epoch else {
             throw unfit(
@@ -299,10 +299,10 @@ package enum CopyPlan: Equatable, Sendable {
                 wayOut: "finish it with --since \(from.snapshot)")
         }
         // Blocks of the later cut are there already, and changes until an earlier one lack them.
-        guard to.epoch <= wish.cut.epoch else {
+        guard to.epoch <= request.cut.epoch else {
             throw unfit(
                 "target \(target.path) was interrupted on its way to the cut of \(to.snapshot) "
-                    + "(epoch \(to.epoch)), which is later than that of \(wish.snapshot)",
+                    + "(epoch \(to.epoch)), which is later than that of \(request.snapshot)",
                 wayOut: "finish it with that snapshot or a newer one")
         }
         guard !target.file.isBlockDevice else {
@@ -327,7 +327,7 @@ package enum CopyPlan: Equatable, Sendable {
 
     /// Decides about a file that is to lie on `former`, a complete copy that is never written to.
     package init(
-        overlay wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound,
+        overlay request: CopyRequest, _ target: CopyTargetFacts, _ found: CopyRecordFound,
         onto former: CopyTargetFacts, _ formerFound: CopyRecordFound
     ) throws(CopyError) {
         if !target.isEmpty {
@@ -335,7 +335,7 @@ package enum CopyPlan: Equatable, Sendable {
             case .none, .damaged:
                 if let refusal = Self.noCopy(target, found) { throw refusal }
             case .record(let record):
-                guard record.device == wish.device, Self.isSameTarget(record, target) else {
+                guard record.device == request.device, Self.isSameTarget(record, target) else {
                     throw CopyError(
                         .busy,
                         "target \(target.path) is another copy than the one that was begun; name "
@@ -343,7 +343,7 @@ package enum CopyPlan: Equatable, Sendable {
                 }
                 if record.state == .complete {
                     guard Self.isUnchanged(record, target),
-                        record.equals?.isSameMoment(as: wish.cut) == true
+                        record.equals?.isSameMoment(as: request.cut) == true
                     else {
                         throw CopyError(
                             .busy,
@@ -358,8 +358,8 @@ package enum CopyPlan: Equatable, Sendable {
         if case .record(let record) = formerFound, record.state == .running {
             throw Self.unfit("\(former.path) is not complete", wayOut: "finish it first")
         }
-        self = try Self.increment(wish, former, formerFound)
+        self = try Self.increment(request, former, formerFound)
         // Nothing changed: the overlay is empty, and a copy none the less.
-        if self == .nothing { self = .increment(from: wish.cut) }
+        if self == .nothing { self = .increment(from: request.cut) }
     }
 }

@@ -40,7 +40,7 @@ package struct CopyCut: Codable, Equatable, Sendable {
         self.snapshotId = snapshotId
     }
 
-    /// The same moment of the same history.
+    /// The same moment of the same generation.
     package func isSameMoment(as other: CopyCut) -> Bool {
         generation == other.generation && epoch == other.epoch
     }

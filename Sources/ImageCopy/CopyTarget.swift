@@ -74,16 +74,16 @@ package final class CopyTarget: CopySink, CopyMedium, CopyBytes {
     private static func checkOrigins(
         _ path: String, _ surroundings: CopySurroundings
     ) throws(CopyError) {
-        guard let ground = TargetSurvey.ground(ofPath: path) else { return }
+        guard let stack = TargetSurvey.deviceStack(ofPath: path) else { return }
         for origin in surroundings.origins {
-            guard let its = TargetSurvey.ground(ofPath: origin.path) else { continue }
-            guard !ground.stands(on: its) else {
+            guard let its = TargetSurvey.deviceStack(ofPath: origin.path) else { continue }
+            guard !stack.stands(on: its) else {
                 throw CopyError(
                     .busy,
                     "target \(path) is in use: it is the origin of device \(origin.name) or lies "
                         + "on it; name another target")
             }
-            guard !its.stands(on: ground) else {
+            guard !its.stands(on: stack) else {
                 throw CopyError(
                     .busy,
                     "target \(path) is in use: the origin of device \(origin.name) lies on it; "
@@ -95,10 +95,11 @@ package final class CopyTarget: CopySink, CopyMedium, CopyBytes {
     /// What the service shows as a block device is made of the very data that is copied.
     private func checkBlocks(_ surroundings: CopySurroundings) throws(CopyError) {
         guard !surroundings.blocks.isEmpty,
-            let ground = TargetSurvey.ground(ofDescriptor: descriptor)
+            let stack = TargetSurvey.deviceStack(ofDescriptor: descriptor)
         else { return }
         for block in surroundings.blocks {
-            guard let its = TargetSurvey.ground(ofPath: block.path), ground.stands(on: its) else {
+            guard let its = TargetSurvey.deviceStack(ofPath: block.path), stack.stands(on: its)
+            else {
                 continue
             }
             throw CopyError(

@@ -44,10 +44,10 @@ package struct CopyVersions: Sendable {
         guard made >= 0 else { throw failure(path, errno) }
         defer { close(made) }
         do throws(CopyError) {
-            var said: [String] = []
+            var notes: [String] = []
             if cl_clone_file(made, source) != 0 {
                 let byteCount = try copyData(from: source, to: made, size: record.target.size)
-                said.append(
+                notes.append(
                     "\(path) was copied in full, \(byteCount) bytes: the filesystem cannot share "
                         + "blocks between files (XFS and btrfs can)")
             }
@@ -63,7 +63,7 @@ package struct CopyVersions: Sendable {
             try CopyRecordFile(besideTarget: path).store(kept)
             guard rename(temporary, path) == 0 else { throw failure(path, errno) }
             try CopyRecordFile.syncDirectory(of: path)
-            return said
+            return notes
         } catch {
             unlink(temporary)
             throw error

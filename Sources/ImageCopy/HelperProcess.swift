@@ -66,7 +66,7 @@ enum HelperProcess {
         while waitid(P_PID, id_t(process), &information, WEXITED | WNOWAIT) < 0, errno == EINTR {}
     }
 
-    /// What a program has said, in a line.
+    /// The output of a program, in one line.
     static func text(_ words: Int32) -> String {
         var bytes = [UInt8](repeating: 0, count: textByteCountMax)
         let count = pread(words, &bytes, bytes.count, 0)
@@ -81,13 +81,13 @@ enum HelperProcess {
         defer { close(words) }
         let status = wait(for: try start(arguments, words: words))
         guard status == 0 else {
-            let said = text(words)
-            if said.contains("Failed to get") {
+            let output = text(words)
+            if output.contains("Failed to get") {
                 throw CopyError(
                     .busy, "\(doing): it is in use by QEMU or one of its tools; stop that first")
             }
             throw CopyError(
-                .failed, "\(doing): \(said.isEmpty ? "exit status \(status)" : said)")
+                .failed, "\(doing): \(output.isEmpty ? "exit status \(status)" : output)")
         }
     }
 }

@@ -43,7 +43,7 @@ extension ImageCopier {
         let samples =
             file.isBlockDevice ? try target.samples(within: [whole], written: nil) : nil
         var running = CopyRecord.running(
-            device: wish.device, from: nil, to: cut, file,
+            device: request.device, from: nil, to: cut, file,
             done: [.init(offset: 0, length: cut.size)], samples: samples)
         running.writtenAtSeconds = Int64(time(nil))
         try record.store(running)

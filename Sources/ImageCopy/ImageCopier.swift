@@ -42,7 +42,7 @@ package struct CopyOptions: Sendable {
 package final class ImageCopier: Sendable {
     package static let besideSuffix = ".unfinished"
 
-    package let wish: CopyWish
+    package let request: CopyRequest
     package let plan: CopyPlan
     package let work: CopyWork
     /// What the user should know of how it is done.
@@ -62,26 +62,27 @@ package final class ImageCopier: Sendable {
     private let disk: DiskState?
 
     /// Opens the target and decides what is to be done with it. `workers` are connected to the
-    /// image that `wish` names; `changes`: what changed since the base.
+    /// image that `request` names; `changes`: what changed since the base.
     package init(
-        _ wish: CopyWish, target path: String, changes: RangeSpool? = nil,
+        _ request: CopyRequest, target path: String, changes: RangeSpool? = nil,
         options: CopyOptions = CopyOptions(), workers: [CopyWorker]
     ) throws(CopyError) {
-        precondition((wish.since == nil) == (changes == nil), "changes go with a base")
-        self.wish = wish
+        precondition((request.since == nil) == (changes == nil), "changes go with a base")
+        self.request = request
         self.options = options
         self.workers = workers
         self.changes = changes
         let place = try CopyPlace(path)
         let opened = try place.open(
-            creates: wish.since == nil || options.onto != nil, isForced: wish.isForced, wish,
+            creates: request.since == nil || options.onto != nil, isForced: request.isForced,
+            request,
             options)
         do throws(CopyError) {
-            let chosen = try Self.choose(wish, place, opened, changes, options)
-            for worker in workers where worker.imageSize != wish.cut.size {
+            let chosen = try Self.choose(request, place, opened, changes, options)
+            for worker in workers where worker.imageSize != request.cut.size {
                 throw CopyError(
                     .unreadable,
-                    "the image has \(worker.imageSize) bytes over NBD, and \(wish.cut.size) by its "
+                    "the image has \(worker.imageSize) bytes over NBD, and \(request.cut.size) by its "
                         + "snapshot")
             }
             target = chosen.target
@@ -94,7 +95,7 @@ package final class ImageCopier: Sendable {
             switch chosen.plan {
             case .full(let full):
                 work = CopyWork(
-                    wholeImage: wish.cut.size, done: full.done, rateLimit: options.rateLimit)
+                    wholeImage: request.cut.size, done: full.done, rateLimit: options.rateLimit)
             case .increment:
                 work = CopyWork(changes ?? RangeSpool.none, rateLimit: options.rateLimit)
             case .nothing: work = CopyWork(RangeSpool.none)
@@ -117,7 +118,8 @@ package final class ImageCopier: Sendable {
     }
 
     private static func choose(
-        _ wish: CopyWish, _ place: CopyPlace, _ target: any CopyMedium, _ changes: RangeSpool?,
+        _ request: CopyRequest, _ place: CopyPlace, _ target: any CopyMedium,
+        _ changes: RangeSpool?,
         _ options: CopyOptions
     ) throws(CopyError) -> Choice {
         let file = try target.file()
@@ -141,16 +143,16 @@ package final class ImageCopier: Sendable {
         if let onto = options.onto {
             let base = try QcowChain.facts(of: onto)
             choice.plan = try CopyPlan(
-                overlay: wish, facts, found, onto: base.facts, base.found)
+                overlay: request, facts, found, onto: base.facts, base.found)
         } else {
-            choice.plan = try CopyPlan(wish, facts, found)
+            choice.plan = try CopyPlan(request, facts, found)
         }
-        if let why = CopyPlan.whyAnew(wish, facts, found) { choice.notes.append(why) }
-        if choice.plan != .nothing { try target.checkName(of: wish.cut) }
+        if let why = CopyPlan.whyAnew(request, facts, found) { choice.notes.append(why) }
+        if choice.plan != .nothing { try target.checkName(of: request.cut) }
         guard case .full(var full) = choice.plan else { return choice }
         try place.checkNothingLiesOnIt()
         if full.isBeside {
-            try beside(wish, place, &choice, options)
+            try beside(request, place, &choice, options)
         } else if target.beginsFresh, full.done.isEmpty {
             full.isFresh = true
             choice.plan = .full(full)
@@ -162,10 +164,10 @@ package final class ImageCopier: Sendable {
 
     /// The new copy is made in a file beside the one that it replaces.
     private static func beside(
-        _ wish: CopyWish, _ place: CopyPlace, _ choice: inout Choice, _ options: CopyOptions
+        _ request: CopyRequest, _ place: CopyPlace, _ choice: inout Choice, _ options: CopyOptions
     ) throws(CopyError) {
         let place = place.beside
-        let target = try place.open(creates: true, isForced: true, wish, options)
+        let target = try place.open(creates: true, isForced: true, request, options)
         let record = CopyRecordFile(besideTarget: target.path)
         var facts = CopyTargetFacts(path: target.path, file: try target.file())
         choice.replaced = (choice.target, choice.record)
@@ -174,7 +176,9 @@ package final class ImageCopier: Sendable {
         if case .record(let its) = try record.load(), its.state == .running {
             facts.samplesMatch = try target.holds(its, except: nil)
             // A plan that refuses is one that cannot go on.
-            if case .full(let full) = try? CopyPlan(wish, facts, .record(its)), !full.done.isEmpty {
+            if case .full(let full) = try? CopyPlan(request, facts, .record(its)),
+                !full.done.isEmpty
+            {
                 choice.plan = .full(
                     CopyPlan.Full(isFresh: full.isFresh, done: full.done, isBeside: true))
                 return
@@ -225,25 +229,26 @@ package final class ImageCopier: Sendable {
     /// Records what begins, before the first write. Returns what the user should know.
     package func begin() throws(CopyError) -> [String] {
         var begun: CopyRecord
-        var said: [String] = []
+        var notes: [String] = []
         let file = try target.file()
         switch plan {
         case .nothing: return []
         case .full(let full):
             begun = .running(
-                device: wish.device, from: nil, to: wish.cut, file,
+                device: request.device, from: nil, to: request.cut, file,
                 done: full.done.map { .init(offset: $0.offset, length: $0.length) },
                 isFresh: full.isFresh, samples: full.done.isEmpty ? nil : former?.samples)
         case .increment(let base):
             if let keep = options.keep, !file.isBlockDevice {
-                said += try keepFormer(base, as: keep)
+                notes += try keepFormer(base, as: keep)
             }
             // An overlay that is not finished is made anew: nothing depends on what it holds.
             var samples = former?.samples
             if samples == nil, options.onto == nil {
                 samples = try target.samples(within: nil, written: nil)
             }
-            begun = .running(device: wish.device, from: base, to: wish.cut, file, samples: samples)
+            begun = .running(
+                device: request.device, from: base, to: request.cut, file, samples: samples)
         }
         begun.onto = try options.onto.map { path throws(CopyError) in
             try QcowChain.reference(to: path, from: target.path)
@@ -251,7 +256,7 @@ package final class ImageCopier: Sendable {
         begun.writtenAtSeconds = Int64(time(nil))
         try record.store(begun)
         do throws(CopyError) {
-            try target.prepare(wish.cut.size, for: plan)
+            try target.prepare(request.cut.size, for: plan)
             let made = try target.sinks(workers.count)
             sinks.withLock { $0 = made }
         } catch {
@@ -264,7 +269,7 @@ package final class ImageCopier: Sendable {
             }
             throw error
         }
-        return said
+        return notes
     }
 
     private func keepFormer(_ base: CopyCut, as name: String) throws(CopyError) -> [String] {
@@ -336,7 +341,7 @@ package final class ImageCopier: Sendable {
         case .full(let full):
             let samples = try target.samples(within: done, written: nil)
             running = .running(
-                device: wish.device, from: nil, to: wish.cut, try target.file(),
+                device: request.device, from: nil, to: request.cut, try target.file(),
                 done: done.prefix(Self.doneCountMax).map {
                     .init(offset: $0.offset, length: $0.length)
                 },
@@ -360,9 +365,9 @@ package final class ImageCopier: Sendable {
         if plan == .nothing { return }
         try target.sync()
         try target.settle()
-        let cut = later ?? wish.cut
+        let cut = later ?? request.cut
         try target.complete(cut)
-        try target.describe(wish.device, cut)
+        try target.describe(request.device, cut)
         var file = try target.file()
         let hasWritten =
             hasWrittenMore || work.writtenByteCount.load(ordering: .relaxed) > 0
@@ -378,7 +383,7 @@ package final class ImageCopier: Sendable {
             samples = try target.samples(within: nil, written: isIncrement ? changes : nil)
         }
         var complete = CopyRecord.complete(
-            device: wish.device, cut, file, samples: samples)
+            device: request.device, cut, file, samples: samples)
         if let onto = options.onto, case .increment(let base) = plan {
             complete.onto = try QcowChain.reference(to: onto, from: target.path)
             complete.ontoCut = base

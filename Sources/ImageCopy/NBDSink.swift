@@ -77,7 +77,7 @@ package final class NBDSink: CopySink, @unchecked Sendable {
                 if let number = piece.errorNumber { throw .failed(number: number) }
                 if piece.isLast {
                     isUnderWay.remove(piece.cookie)
-                    tellDone()
+                    reportProgress()
                 }
             }
         } catch { throw failure(error) }
@@ -85,11 +85,11 @@ package final class NBDSink: CopySink, @unchecked Sendable {
 
     package func finished(_ range: ByteRange, of work: CopyWork) {
         given.append((range, nextCookie, work))
-        tellDone()
+        reportProgress()
     }
 
     /// Tells of the ranges before the first request that is under way.
-    private func tellDone() {
+    private func reportProgress() {
         let first = isUnderWay.min() ?? .max
         let count = given.firstIndex { $0.cookie >= first } ?? given.count
         for one in given[..<count] { one.work.finished(one.range) }

@@ -211,11 +211,11 @@ final class QEMUServer: Sendable {
         _ status: Int32, _ words: Int32, _ path: String, _ reason: String
     ) -> CopyError {
         if status == 127 { return HelperProcess.missing }
-        let said = HelperProcess.text(words)
-        if said.contains("Failed to get") {
+        let output = HelperProcess.text(words)
+        if output.contains("Failed to get") {
             return CopyError(
                 .busy, "\(path) is in use by QEMU or one of its tools; stop that first")
         }
-        return failure(path, said.isEmpty ? reason : said)
+        return failure(path, output.isEmpty ? reason : output)
     }
 }

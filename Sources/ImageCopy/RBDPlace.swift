@@ -77,9 +77,10 @@ final class RBDPool: @unchecked Sendable {
             throw failed("the Ceph cluster cannot be reached", reached)
         }
         var id = [CChar](repeating: 0, count: 64)
-        let told = library.radosFSID(cluster, &id, id.count)
+        let identified = library.radosFSID(cluster, &id, id.count)
         var context: RBDLibrary.Handle?
-        let opened = told < 0 ? told : library.contextCreate(cluster, place.pool, &context)
+        let opened =
+            identified < 0 ? identified : library.contextCreate(cluster, place.pool, &context)
         guard opened >= 0, let context else {
             library.radosShutdown(cluster)
             throw failed("there is no pool \(place.pool) that can be opened", opened)

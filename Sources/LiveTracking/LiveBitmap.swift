@@ -175,7 +175,7 @@ final class LiveBitmap: @unchecked Sendable {
         return nil
     }
 
-    /// Begins a new set of marks: what a history named that went on with the former is void from
+    /// Begins a new set of marks: what a generation named that went on with the former is void from
     /// here on, whatever happens next.
     func renew() {
         token = .random()

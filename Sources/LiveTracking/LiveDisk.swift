@@ -31,7 +31,7 @@ final class LiveDisk: Sendable {
         set { state.withLock { $0.windowCount = newValue } }
     }
 
-    /// A mark may have been missed: what histories named is void.
+    /// A mark may have been missed: what generations named is void.
     func renew(_ doubt: LiveDoubt) {
         state.withLock { state in
             state.bitmap.renew()

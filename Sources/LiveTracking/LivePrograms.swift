@@ -262,7 +262,7 @@ final class LivePrograms: @unchecked Sendable {
                 ]))
     }
 
-    /// Those that histories were told of.
+    /// Those that generations were informed of.
     var knownMisses: Misses {
         get {
             Misses(

@@ -39,7 +39,7 @@ package final class LiveWindow: Sendable {
         known = Mutex(disk.bitmap.token)
     }
 
-    /// Names the set of marks that a history goes on with.
+    /// Names the set of marks that a generation goes on with.
     package var token: UniqueID { known.withLock { $0 } }
     /// What was found of the marks at the attach.
     package var finding: LiveFinding { disk.finding }

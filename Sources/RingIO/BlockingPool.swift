@@ -119,7 +119,7 @@ package final class BlockingPool: Sendable {
                 guard let context else { preconditionFailure("a thread without its pool") }
                 cl_block_signals()
                 cl_name_thread("blocking")
-                takeShortTurns()
+                requestShortTimeSlices()
                 Unmanaged<BlockingPool>.fromOpaque(context).takeRetainedValue().run()
                 return nil
             }, context)
@@ -262,7 +262,7 @@ package final class BlockingPool: Sendable {
 /// What became of a call that may hang.
 package enum LimitedOutcome<Value: Sendable>: Sendable {
     case done(Value)
-    /// It has not ended in time. It goes on, and nobody hears of its end.
+    /// It has not ended in time. It continues, and its end is not reported.
     case late
     /// As many of its lane wait as may, or the pool is closed.
     case refused

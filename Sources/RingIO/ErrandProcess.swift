@@ -80,7 +80,7 @@ package final class Errand: Sendable {
         arguments.append(nil)
         defer { for argument in arguments { free(argument) } }
         var process: Int32 = 0
-        let reason = cl_spawn_companion("/proc/self/exe", &arguments, ends[1], &process)
+        let reason = cl_spawn_helper("/proc/self/exe", &arguments, ends[1], &process)
         close(ends[1])
         guard reason == 0 else {
             close(ends[0])

@@ -76,7 +76,7 @@ package final class EventLoop {
     package private(set) var holds: HoldMeter?
 
     /// What a room above keeps for each loop.
-    package var companion: AnyObject?
+    package var loopLocal: AnyObject?
 
     let ring: UnsafeMutablePointer<io_uring>
     var handlers: HandlerTable
@@ -87,9 +87,9 @@ package final class EventLoop {
     private var deferredSpare: [RingHandler] = []
     private var waitingForRoom: [RingHandler] = []
     /// Those before it in `waitingForRoom` were told.
-    private var toldCount = 0
+    private var notifiedCount = 0
     /// Those who wait and were not told since room was last made: the next to be told.
-    private var untoldCount = 0
+    private var unnotifiedCount = 0
     /// Sum of the pools' release counters when it was last looked at.
     private var releasesSeen: UInt64 = 0
     private var waiting = WaitWindow()
@@ -348,26 +348,26 @@ package final class EventLoop {
         buffers.releaseCount &+ requests.releaseCount &+ receiveBuffers.releaseCount
     }
 
-    private var waitingCount: Int { waitingForRoom.count - toldCount }
+    private var waitingCount: Int { waitingForRoom.count - notifiedCount }
 
     private var someWaiterHasRoom: Bool {
-        waitingCount > 0 && (untoldCount > 0 || releases != releasesSeen)
+        waitingCount > 0 && (unnotifiedCount > 0 || releases != releasesSeen)
     }
 
     /// Most of those who wait for room that are told in one turn: many of them may wait in vain, and
     /// others must not wait for that.
-    private static let toldCountMax = 8
+    private static let notifiedCountMax = 8
 
     /// Tells those who wait that room was made, in the order in which they asked.
-    private func tellWaiting() {
+    private func notifyWaiting() {
         if releases != releasesSeen {
             releasesSeen = releases
-            untoldCount = waitingCount
+            unnotifiedCount = waitingCount
         }
-        for _ in 0..<min(untoldCount, Self.toldCountMax) {
-            let handler = waitingForRoom[toldCount]
-            toldCount += 1
-            untoldCount -= 1
+        for _ in 0..<min(unnotifiedCount, Self.notifiedCountMax) {
+            let handler = waitingForRoom[notifiedCount]
+            notifiedCount += 1
+            unnotifiedCount -= 1
             handler.isWaitingForRoom = false
             // It may have left since it asked.
             let start = holdBegins()
@@ -375,14 +375,14 @@ package final class EventLoop {
             holdEnds(start)
         }
         // The list moves up when half of it was told, so each entry is moved once on average.
-        if toldCount > waitingForRoom.count / 2 {
-            waitingForRoom.removeSubrange(..<toldCount)
-            toldCount = 0
+        if notifiedCount > waitingForRoom.count / 2 {
+            waitingForRoom.removeSubrange(..<notifiedCount)
+            notifiedCount = 0
         }
     }
 
     private func endTurn() {
-        if someWaiterHasRoom { tellWaiting() }
+        if someWaiterHasRoom { notifyWaiting() }
         swap(&deferred, &deferredSpare)
         for handler in deferredSpare {
             handler.isDeferred = false

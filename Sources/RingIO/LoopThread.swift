@@ -89,7 +89,7 @@ package final class LoopThread: Sendable {
             let start = Unmanaged<Start>.fromOpaque(context).takeRetainedValue()
             cl_block_signals()
             cl_name_thread("loop-\(start.index)")
-            takeShortTurns()
+            requestShortTimeSlices()
             // Before the ring is made: kernel workers inherit it.
             let isIOFlusher = cl_become_io_flusher() == 0
             do throws(RingError) {

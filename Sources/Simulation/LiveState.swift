@@ -2,7 +2,7 @@
 
 /// One moment of a live copy.
 struct LiveState: Hashable {
-    enum Stage: UInt8 { case idle, issued, landed, completing, told }
+    enum Stage: UInt8 { case idle, issued, landed, completing, notified }
 
     /// A completion whose programs run.
     struct Frame: Hashable {
@@ -10,7 +10,7 @@ struct LiveState: Hashable {
         var level: Int
         var instance = 0
         var isInside = false
-        /// Which bitmap it was told to mark in.
+        /// Which bitmap it was instructed to mark in.
         var target = 0
     }
 
@@ -40,8 +40,8 @@ struct LiveState: Hashable {
     var passesLeft: Int
     var isFrozen = false
     var wasKilled = false
-    /// Writes whose writer was told before the take began.
-    var toldAtTake: UInt8 = 0
+    /// Writes whose writer was notified before the take began.
+    var completedAtTake: UInt8 = 0
     var violation: String?
 
     static let blockCount = 2
@@ -90,7 +90,7 @@ struct LiveState: Hashable {
             return ("land \(index)", next)
         case .landed:
             guard marking.marksAtCompletion else {
-                next.stages[index] = .told
+                next.stages[index] = .notified
                 return ("tell \(index)", next)
             }
             let stack = stacks[write.processor]
@@ -98,7 +98,7 @@ struct LiveState: Hashable {
             next.stages[index] = .completing
             next.stacks[write.processor].append(Frame(write: index, level: write.level))
             return ("complete \(index)", next)
-        case .completing, .told: return nil
+        case .completing, .notified: return nil
         }
     }
 
@@ -114,7 +114,7 @@ struct LiveState: Hashable {
             frame.instance += 1
         } else if frame.instance == marking.instanceCount {
             next.stacks[processor].removeLast()
-            next.stages[frame.write] = .told
+            next.stages[frame.write] = .notified
             return ("tell \(frame.write)", next)
         } else if stacks[processor].dropLast().contains(where: {
             $0.isInside && $0.instance == frame.instance
@@ -143,7 +143,7 @@ struct LiveState: Hashable {
         case .pause:
             if passesLeft == 0, !isFrozen {
                 // A freeze waits for the writes that are under way.
-                guard stages.allSatisfy({ $0 == .idle || $0 == .told }) else { return nil }
+                guard stages.allSatisfy({ $0 == .idle || $0 == .notified }) else { return nil }
                 next.isFrozen = true
                 return ("freeze", next)
             }
@@ -183,9 +183,9 @@ struct LiveState: Hashable {
     private var firstPending: Int? { pending == 0 ? nil : pending.trailingZeroBitCount }
 
     private mutating func beginTake(_ marking: LiveProtocol) {
-        toldAtTake = 0
-        for (index, stage) in stages.enumerated() where stage == .told {
-            toldAtTake |= Self.bit(index)
+        completedAtTake = 0
+        for (index, stage) in stages.enumerated() where stage == .notified {
+            completedAtTake |= Self.bit(index)
         }
         if marking == .flipWithoutWait { index ^= 1 }
         loaded = bitmaps[marking == .flipWithoutWait ? index ^ 1 : index]
@@ -196,10 +196,10 @@ struct LiveState: Hashable {
         bitmaps[marking == .flipWithoutWait ? index ^ 1 : index] &= ~loaded
     }
 
-    /// What was told before the take began is known after it.
+    /// Completions reported before the take began are known after it.
     private mutating func checkTake(_ scenario: LiveScenario) {
         for (index, write) in scenario.writes.enumerated()
-        where toldAtTake & Self.bit(index) != 0 && folded & Self.bit(write.block) == 0 {
+        where completedAtTake & Self.bit(index) != 0 && folded & Self.bit(write.block) == 0 {
             violation = "write \(index) is not known to have changed block \(write.block)"
         }
     }

@@ -18,13 +18,13 @@ struct Profile {
     var isStorageSlow = false
     var policy: OverflowPolicy
     /// No writer waits long enough to cost a snapshot its data.
-    var isPatient: Bool
+    var waitsLong: Bool
     var overlayWrites: Bool
     var layerByteCountMax: UInt64 = 1 << 20
     var crashes: Bool
     var copyCount: Int
     /// Origins tell where their holes are, to zeroings and discards of so many bytes.
-    var tellsHoles: Bool
+    var reportsHoles: Bool
     var scannedByteCountMin: UInt64
     /// Origins are resized at cuts.
     var resizes = false
@@ -37,15 +37,15 @@ struct Profile {
         deviceCount = 1 + random.below(3)
         snapshotsMax = 1 + random.below(6)
         extentsPerSource = random.oneIn(3) ? 1 : 64
-        isPatient = random.oneIn(2)
+        waitsLong = random.oneIn(2)
         policy =
             random.oneIn(2)
-            ? OverflowPolicy(kind: .break, limitNanoseconds: isPatient ? 1 << 50 : 150_000)
-            : OverflowPolicy(kind: .throttle, limitNanoseconds: isPatient ? 1 << 50 : 400_000)
+            ? OverflowPolicy(kind: .break, limitNanoseconds: waitsLong ? 1 << 50 : 150_000)
+            : OverflowPolicy(kind: .throttle, limitNanoseconds: waitsLong ? 1 << 50 : 400_000)
         overlayWrites = random.oneIn(2)
         crashes = random.oneIn(4)
         copyCount = random.oneIn(3) ? 4 : 64
-        tellsHoles = random.oneIn(2)
+        reportsHoles = random.oneIn(2)
         scannedByteCountMin = 512 << UInt64(random.below(10))
         if random.oneIn(2) { shortTransfer = 40 }
         if random.oneIn(6) { layerByteCountMax = 1500 }
@@ -66,7 +66,7 @@ struct Profile {
     /// True when nothing in this world may cost a snapshot its data.
     var isHarmless: Bool {
         copyReadFault == 0 && storageWriteFault == 0 && storageReadFault == 0 && bitRot == 0
-            && extentsPerSource > 8 && isPatient && layerByteCountMax > 100_000 && !outages
+            && extentsPerSource > 8 && waitsLong && layerByteCountMax > 100_000 && !outages
             && !refusals
     }
 }

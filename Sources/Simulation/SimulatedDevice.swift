@@ -119,7 +119,7 @@ final class SimulatedDevice {
     var wasNewestBaseDisturbed = false
     var isTrackingLost = false
     var timer: UInt64 = .max
-    /// Until this tick every storage write and every wish for room fails.
+    /// Until this tick every storage write and every request for room fails.
     var outageEnd: UInt64 = 0
     var mapAnswersUnderWay = Set<UInt64>()
 

@@ -60,14 +60,14 @@ final class StorageWorld {
             guard work(isHindered: false) else { break }
         }
         if violation == nil, !waiting.isEmpty {
-            violate("\(waiting.count) wishes for an extent were never answered")
+            violate("\(waiting.count) requests for an extent were never answered")
         }
         return violation
     }
 
     private func step() {
         switch random.below(10) {
-        case 0..<4: wish(random.oneIn(4) ? .overlay : .preserving)
+        case 0..<4: requestExtent(random.oneIn(4) ? .overlay : .preserving)
         case 4..<7:
             if let offset = granted.sorted().randomElement(using: &random) {
                 granted.remove(offset)
@@ -94,7 +94,7 @@ final class StorageWorld {
 
     // MARK: Extents
 
-    private func wish(_ purpose: StoragePurpose) {
+    private func requestExtent(_ purpose: StoragePurpose) {
         switch space.extentWanted(for: purpose) {
         case .granted(let byteOffset): grant(byteOffset)
         case .coming: waiting.append(purpose)
@@ -119,9 +119,9 @@ final class StorageWorld {
     }
 
     private func answerWaiting() {
-        let wishes = waiting
+        let requests = waiting
         waiting = []
-        for purpose in wishes {
+        for purpose in requests {
             switch space.extentAwaited(for: purpose) {
             case .granted(let byteOffset): grant(byteOffset)
             case .coming: waiting.append(purpose)

@@ -44,7 +44,7 @@ extension World {
         if !map.isSound() { violate("a killed service left an impossible entry") }
         device.engine = SnapshotEngine(
             size: device.size, map: map, buffers: buffers, limits: limits)
-        device.engine.originTellsHoles = profile.tellsHoles
+        device.engine.originReportsHoles = profile.reportsHoles
         device.requests = Array(
             repeating: SimulatedRequest(), count: SimulatedDevice.requestCount)
         device.snapshots = [:]

@@ -88,7 +88,7 @@ final class World {
             }
             devices.append(
                 SimulatedDevice(size: size, buffers: buffers, limits: limits))
-            devices.last!.engine.originTellsHoles = profile.tellsHoles
+            devices.last!.engine.originReportsHoles = profile.reportsHoles
         }
     }
 

@@ -57,6 +57,6 @@ package enum Effect: Sendable {
     case overlayCorrupted(SnapshotIndex, Fault)
     /// Destroyed and everything not handed over is free.
     case snapshotGone(SnapshotIndex)
-    /// Say `timeReached` at this monotonic time; replaces an earlier wish. `.max`: no timer.
+    /// Say `timeReached` at this monotonic time; replaces an earlier time. `.max`: no timer.
     case timer(at: UInt64)
 }

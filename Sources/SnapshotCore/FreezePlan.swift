@@ -12,7 +12,7 @@ package import BlockModel
 //   freeze would stop the very writes that the cut waits for.
 
 /// What the user asks to freeze.
-package struct FreezeWish: Equatable, Sendable {
+package struct FreezeSelection: Equatable, Sendable {
     /// All filesystems mounted from the local block devices of the snapshot's devices.
     package var isAutomatic: Bool
     /// Mount points named besides, absolute.
@@ -24,7 +24,7 @@ package struct FreezeWish: Equatable, Sendable {
     }
 
     /// What holds when nothing is said.
-    package static let standard = FreezeWish(isAutomatic: true)
+    package static let standard = FreezeSelection(isAutomatic: true)
 }
 
 /// A filesystem that is mounted, at one place or several.
@@ -56,7 +56,7 @@ package struct ForeignFilesystem: Equatable, Sendable {
 }
 
 /// Something that must stay writable while filesystems are frozen.
-package struct ProtectedGround: Equatable, Sendable {
+package struct FreezeExclusion: Equatable, Sendable {
     /// Such as `the state directory /var/lib/stillpoint`.
     package let what: String
     /// Numbers of all it stands on.
@@ -114,12 +114,12 @@ package struct FreezePlan: Equatable, Sendable {
     /// `blockDevices`: numbers of the local block devices of each of the snapshot's devices;
     /// `elsewhere`: what other mount namespaces have mounted.
     package init(
-        _ wish: FreezeWish, filesystems: [MountedFilesystem],
+        _ selection: FreezeSelection, filesystems: [MountedFilesystem],
         elsewhere: [ForeignFilesystem] = [], blockDevices: [Set<DeviceNumber>],
-        protected: [ProtectedGround]
+        protected: [FreezeExclusion]
     ) throws(FreezeRefusal) {
         var named: [DeviceNumber: String] = [:]
-        for mountPoint in wish.mountPoints {
+        for mountPoint in selection.mountPoints {
             let device = try Self.filesystem(at: mountPoint, filesystems)
             named[device] = named[device] ?? mountPoint
         }
@@ -127,7 +127,7 @@ package struct FreezePlan: Equatable, Sendable {
         var leftOut: [String] = []
         for filesystem in filesystems {
             let isOurs = !Self.covered(filesystem, blockDevices).isEmpty
-            if named[filesystem.device] != nil || (isOurs && wish.isAutomatic) {
+            if named[filesystem.device] != nil || (isOurs && selection.isAutomatic) {
                 targets.append(filesystem)
             } else if isOurs {
                 leftOut.append(Self.name(filesystem))
@@ -135,10 +135,10 @@ package struct FreezePlan: Equatable, Sendable {
         }
         guard targets.count <= Self.targetCountMax else { throw .tooMany(count: targets.count) }
         for target in targets {
-            let ground = protected.first { $0.devices.contains(target.device) }
-            if let ground {
+            let exclusion = protected.first { $0.devices.contains(target.device) }
+            if let exclusion {
                 throw .holds(
-                    mountPoint: named[target.device] ?? Self.name(target), what: ground.what)
+                    mountPoint: named[target.device] ?? Self.name(target), what: exclusion.what)
             }
         }
         self.targets = Self.ordered(targets).map { filesystem in
@@ -149,7 +149,7 @@ package struct FreezePlan: Equatable, Sendable {
         }
         self.leftOut = leftOut
         // Who asks for nothing to be frozen is told of nothing that was not.
-        let isAsked = wish.isAutomatic || !wish.mountPoints.isEmpty
+        let isAsked = selection.isAutomatic || !selection.mountPoints.isEmpty
         outOfReach = elsewhere.filter { foreign in
             isAsked && !Self.covered(foreign.filesystem, blockDevices).isEmpty
                 && !filesystems.contains { $0.device == foreign.filesystem.device }

@@ -328,8 +328,8 @@ extension SnapshotEngine {
         }
     }
 
-    /// Longest wait that a held snapshot's policy allows: the most patient one decides.
-    private var patienceNanoseconds: UInt64 {
+    /// Longest wait that a held snapshot's policy allows: the longest one decides.
+    private var waitLimitNanoseconds: UInt64 {
         var longest: UInt64 = 0
         for position in 0...newestLive where layerUses[Int(chain[position])].role == .live {
             let snapshot = snapshots[Int(layerUses[Int(chain[position])].snapshot)]
@@ -341,7 +341,7 @@ extension SnapshotEngine {
     private var deadline: UInt64? {
         guard newestLive >= 0, delayed.head != .max else { return nil }
         let (time, overflow) = requests[Int(delayed.head)].waitedSince
-            .addingReportingOverflow(patienceNanoseconds)
+            .addingReportingOverflow(waitLimitNanoseconds)
         return overflow ? .max : time
     }
 

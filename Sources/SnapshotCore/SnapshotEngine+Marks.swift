@@ -57,7 +57,7 @@ extension SnapshotEngine {
         while position <= newestLive {
             let layer = Int(chain[position])
             let snapshot = snapshots[Int(layerUses[layer].snapshot)]
-            // Of a former history nothing is answered.
+            // Of a former generation nothing is answered.
             guard layerUses[layer].role == .live, snapshot.generation == generationOrdinal else {
                 position += 1
                 continue

@@ -101,8 +101,8 @@ extension SnapshotEngine {
     }
 
     /// The epoch that ended at the cut of a snapshot that was taken, and whether it belongs to
-    /// the history of now.
-    package func cut(of snapshot: SnapshotIndex) -> (epoch: Epoch, isOfThisHistory: Bool) {
+    /// the generation of now.
+    package func cut(of snapshot: SnapshotIndex) -> (epoch: Epoch, isOfThisGeneration: Bool) {
         let record = snapshots[Int(snapshot.rawValue)]
         return (Epoch(record.cutEpoch), record.generation == generationOrdinal)
     }

@@ -168,7 +168,7 @@ extension SnapshotEngine {
         }
     }
 
-    /// No room now. Without anybody to wait for, that is overflow; a patient policy waits for more
+    /// No room now. Without anybody to wait for, that is overflow; `throttle` waits for more
     /// room until a writer's time is over, and then the reason is this one.
     private func storageShort() {
         shortage = nil
@@ -184,12 +184,12 @@ extension SnapshotEngine {
             fault = .inputOutput
         }
         shortage = fault
-        var isPatient = false
+        var isThrottled = false
         for position in 0..<chainCount where layerUses[Int(chain[position])].role == .live {
             let snapshot = snapshots[Int(layerUses[Int(chain[position])].snapshot)]
-            if snapshot.policy == .throttle { isPatient = true }
+            if snapshot.policy == .throttle { isThrottled = true }
         }
-        guard !isPatient, chainCount > 0 else { return }
+        guard !isThrottled, chainCount > 0 else { return }
         // What cannot be stored lies in the layer of the block at the head of the queue.
         giveUp(upTo: chainPosition(of: buffers.records[Int(storeHead)].layer), fault: fault)
     }

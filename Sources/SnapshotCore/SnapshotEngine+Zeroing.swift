@@ -54,7 +54,7 @@ extension SnapshotEngine {
         }
         if record.pointee.knownEnd <= start {
             record.pointee.isHole = false
-            if originTellsHoles, end - start >= limits.scannedByteCountMin {
+            if originReportsHoles, end - start >= limits.scannedByteCountMin {
                 record.pointee.phase = .waitingForScan
                 record.pointee.scanGateCount = gateCount
                 effects.append(

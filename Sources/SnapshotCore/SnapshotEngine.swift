@@ -69,7 +69,7 @@ package final class SnapshotEngine {
     var effects = EffectQueue(capacity: 1024)
 
     /// The origin can be asked for its holes, and what it says is certain.
-    package var originTellsHoles = false
+    package var originReportsHoles = false
     var isGateOpen = true
     /// Gates closed so far.
     var gateCount: UInt64 = 0

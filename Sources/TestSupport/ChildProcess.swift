@@ -41,7 +41,7 @@ package final class ChildProcess: @unchecked Sendable {
         output = outputs[0]
         input = withInput ? inputs[1] : nil
         process = stillpoint_test_pidfd_open(processID)
-        ticket = Undertaker.shared.register("kill -9 \(processID)")
+        ticket = ExitCleanup.shared.register("kill -9 \(processID)")
     }
 
     deinit {
@@ -121,7 +121,7 @@ package final class ChildProcess: @unchecked Sendable {
         let signal = status & 0x7f
         let result: Ending = signal == 0 ? .exited((status >> 8) & 0xff) : .killed(signal: signal)
         ending = result
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
         return result
     }
 

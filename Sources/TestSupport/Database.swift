@@ -21,7 +21,7 @@ package final class Database: Sendable {
         self.data = data
         socketDirectory = try TemporaryDirectory()
         try Command.check("chown", ["postgres", socketDirectory.root])
-        ticket = Undertaker.shared.register("kill -9 $(head -n 1 \(data)/postmaster.pid)")
+        ticket = ExitCleanup.shared.register("kill -9 $(head -n 1 \(data)/postmaster.pid)")
         try Self.asPostgres(
             "pg_ctl",
             [
@@ -33,7 +33,7 @@ package final class Database: Sendable {
     deinit {
         // Once it is stopped there is nothing left to stop.
         _ = try? stop()
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// Stops it, with all clients.

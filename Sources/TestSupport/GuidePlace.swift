@@ -23,7 +23,7 @@ package final class GuidePlace {
         replacements = names.map { ("/\($0)/", directory.path($0) + "/") }
         replacements.append(("/dev/stillpoint/", directory.path("dev") + "/"))
         let root = directory.root
-        ticket = Undertaker.shared.register(Self.cleaning(root))
+        ticket = ExitCleanup.shared.register(Self.cleaning(root))
         environment = [
             "STILLPOINT_CONTROL": directory.path("run/control.sock"),
             "STILLPOINT_BLOCK_LINKS": directory.path("dev"), "HOME": root,
@@ -34,7 +34,7 @@ package final class GuidePlace {
     deinit {
         // It is the last thing that can be done about what a test left.
         _ = try? Command.run("/bin/sh", ["-c", Self.cleaning(directory.root)], deadline: 120)
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// The path of `name` in it.

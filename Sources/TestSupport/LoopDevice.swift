@@ -18,7 +18,7 @@ package final class LoopDevice: Sendable {
                 + (isDirect ? ["--direct-io=on"] : []) + [file]
         ).trimmingCharacters(in: .whitespacesAndNewlines)
         hasPartitions = withPartitions
-        ticket = Undertaker.shared.register(
+        ticket = ExitCleanup.shared.register(
             (withPartitions ? "partx --delete \(path); " : "") + "losetup --detach \(path)")
         // By command, since not every kernel reads partition tables by itself.
         if withPartitions { try Command.check("partx", ["--update", path]) }
@@ -27,7 +27,7 @@ package final class LoopDevice: Sendable {
     deinit {
         if hasPartitions { _ = try? Command.run("partx", ["--delete", path]) }
         if (try? Command.check("losetup", ["--detach", path])) != nil {
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
         }
     }
 }

@@ -3,7 +3,7 @@ import Glibc
 import Synchronization
 
 /// A filesystem of its own on a loop device, mounted: thawed and unmounted when the object goes, and
-/// by the undertaker when the test process dies.
+/// by `ExitCleanup` when the test process dies.
 package final class MountedDisk: Sendable {
     /// Kinds that can be frozen.
     package enum Kind: String, CaseIterable, Sendable {
@@ -53,7 +53,7 @@ package final class MountedDisk: Sendable {
                 : ["-q", device])
         try FileManager.default.createDirectory(
             atPath: path, withIntermediateDirectories: false)
-        ticket = Undertaker.shared.register(
+        ticket = ExitCleanup.shared.register(
             "fsfreeze --unfreeze \(path); umount --lazy \(path)")
         try Command.check("mount", [device, path])
     }
@@ -63,7 +63,7 @@ package final class MountedDisk: Sendable {
         _ = try? Command.run("fsfreeze", ["--unfreeze", path], deadline: 60)
         blocked.withLock { $0.removeAll() }
         umount2(path, Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// The path of `name` in it.

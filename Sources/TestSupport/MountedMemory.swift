@@ -14,7 +14,7 @@ package final class MountedMemory: Sendable {
         path = directory.path("mount")
         try FileManager.default.createDirectory(
             atPath: path, withIntermediateDirectories: false)
-        ticket = Undertaker.shared.register("umount --lazy \(path)")
+        ticket = ExitCleanup.shared.register("umount --lazy \(path)")
         guard mount("tmpfs", path, "tmpfs", 0, "size=\(byteCount)") == 0 else {
             throw TestFailure("cannot mount a tmpfs: \(errno)")
         }
@@ -22,7 +22,7 @@ package final class MountedMemory: Sendable {
 
     deinit {
         umount2(path, Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// What `statvfs` says is free.

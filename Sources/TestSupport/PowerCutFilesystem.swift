@@ -3,7 +3,7 @@ import Glibc
 
 /// A mounted file system whose one file loses what was not synced when the power is cut.
 ///
-/// Unmounted when the object goes, and by the undertaker when the test process dies.
+/// Unmounted when the object goes, and by `ExitCleanup` when the test process dies.
 package final class PowerCutFilesystem: Sendable {
     /// The path of the file.
     package let diskPath: String
@@ -17,7 +17,7 @@ package final class PowerCutFilesystem: Sendable {
         let mountPoint = directory.path("mount")
         try FileManager.default.createDirectory(
             atPath: mountPoint, withIntermediateDirectories: false)
-        ticket = Undertaker.shared.register("umount --lazy \(mountPoint)")
+        ticket = ExitCleanup.shared.register("umount --lazy \(mountPoint)")
         process = try ChildProcess(
             TestService.built("powercut-fs"), [mountPoint, "\(byteCount)"],
             diagnostics: directory.path("log"), withInput: true)
@@ -35,7 +35,7 @@ package final class PowerCutFilesystem: Sendable {
         process.closeInput()
         if (try? process.wait(deadline: 60)) == nil { try? process.killAndWait() }
         umount2(directory.path("mount"), Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// Cuts the power: requests fail until `restorePower`. Without a seed all that was not synced is

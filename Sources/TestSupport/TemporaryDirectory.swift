@@ -14,13 +14,13 @@ package final class TemporaryDirectory: Sendable {
         var bytes = template.utf8CString.map { $0 }
         guard mkdtemp(&bytes) != nil else { throw TestFailure("mkdtemp \(template): \(errno)") }
         root = String(decoding: bytes.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        ticket = Undertaker.shared.register("rm -rf \(root)")
+        ticket = ExitCleanup.shared.register("rm -rf \(root)")
     }
 
     deinit {
-        // Nothing sensible can be done when a file cannot be removed; the undertaker tries again.
+        // Nothing sensible can be done when a file cannot be removed; the cleanup shell tries again.
         if (try? FileManager.default.removeItem(atPath: root)) != nil {
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
         }
     }
 

@@ -25,7 +25,7 @@ package final class TestService: @unchecked Sendable {
     ) throws {
         directory = try TemporaryDirectory()
         let place = directory.path("run/block")
-        ticket = Undertaker.shared.register(
+        ticket = ExitCleanup.shared.register(
             "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | "
                 + "grep -q ' guardian .*\(directory.path("state")) ' && kill -9 ${p#/proc/}; done; "
                 + "for d in /sys/block/loop*; do grep -q '^\(place)/' $d/loop/backing_file && "
@@ -52,7 +52,7 @@ package final class TestService: @unchecked Sendable {
     }
 
     /// Ends a service with block devices, and what outlives it. Should the test process die, the
-    /// undertaker does the same.
+    /// cleanup shell does the same.
     deinit {
         let mounts = try? FileManager.default.contentsOfDirectory(
             atPath: directory.path("run/block"))
@@ -63,7 +63,7 @@ package final class TestService: @unchecked Sendable {
         }
         // With the pins in it, marks of live devices end.
         umount2(directory.path("run/bpf"), Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// Ends the guardian that waits for the next service, and takes its block devices away.

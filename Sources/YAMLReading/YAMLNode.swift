@@ -49,7 +49,7 @@ package struct YAMLNode: Sendable {
     package var flag: Bool? {
         guard case .scalar(let text, true) = content else { return nil }
         let lowered = text.lowercased()
-        guard text == lowered || text == text.uppercased() || text == lowered.capitalizedWord else {
+        guard text == lowered || text == text.uppercased() || text == lowered.capitalizedText else {
             return nil
         }
         switch lowered {
@@ -72,7 +72,7 @@ package struct YAMLEntry: Sendable {
 }
 
 extension String {
-    fileprivate var capitalizedWord: String {
+    fileprivate var capitalizedText: String {
         guard let first else { return self }
         return first.uppercased() + dropFirst()
     }

@@ -260,17 +260,17 @@ func now() -> UInt64 {
 
 func fail(_ what: String) -> Never {
     let reason = String(cString: strerror(errno))
-    complain("nbd-load: \(what): \(reason)")
+    printError("nbd-load: \(what): \(reason)")
     exit(1)
 }
 
-func complain(_ text: String) {
+func printError(_ text: String) {
     let bytes = Array((text + "\n").utf8)
     _ = write(2, bytes, bytes.count)
 }
 
 guard let load = Load(CommandLine.arguments) else {
-    complain(
+    printError(
         "usage: nbd-load SOCKET EXPORT read|write|trim random|sequential|shuffled|zipfian "
             + "BLOCKBYTES DEPTH SECONDS [SEED [STRIDEBYTES [REQUESTS]]]"
     )
@@ -283,6 +283,6 @@ do {
     var runner = Runner(load, descriptor: client.descriptor, byteCount: client.byteCount)
     runner.run()
 } catch {
-    complain("nbd-load: \(error)")
+    printError("nbd-load: \(error)")
     exit(1)
 }

@@ -94,13 +94,14 @@ final class ConfigurationFile {
         return list.compactMap { text($0, of: key) }
     }
 
-    /// One of a few words.
-    func word<Word>(_ key: String, _ words: [Word]) -> Word? where Word: RawRepresentable<String> {
+    /// One of a few choices.
+    func choice<Choice>(_ key: String, _ choices: [Choice]) -> Choice?
+    where Choice: RawRepresentable<String> {
         guard let node = values[key], let text = text(node, of: key) else { return nil }
-        if let word = Word(rawValue: text) { return word }
+        if let choice = Choice(rawValue: text) { return choice }
         problem(
             node,
-            "\(key): \"\(text)\" is not one of \(words.map(\.rawValue).joined(separator: ", "))")
+            "\(key): \"\(text)\" is not one of \(choices.map(\.rawValue).joined(separator: ", "))")
         return nil
     }
 

@@ -61,7 +61,7 @@ struct ControlClient {
     /// Longest wait for a take: its two hooks may each take as long as they may. nil: their limit
     /// is not known here.
     static func timeLimit(withHooks seconds: UInt64?) -> TimeAmount {
-        let limit = min(seconds ?? HookWish.limitSecondsMax, HookWish.limitSecondsMax)
+        let limit = min(seconds ?? HookOptions.limitSecondsMax, HookOptions.limitSecondsMax)
         return timeLimit + .seconds(2 * Int64(limit))
     }
 

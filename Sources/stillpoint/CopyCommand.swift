@@ -186,9 +186,9 @@ struct CopyCommand: AsyncParsableCommand {
             for name in left { try await forget(name, client) }
             outcome = .success(documents)
         } catch { outcome = .failure(error) }
-        let complaint = held?.release()
+        let problem = held?.release()
         let documents = try outcome.get()
-        if let complaint { throw ControlError(.failed, complaint) }
+        if let problem { throw ControlError(.failed, problem) }
         try show(documents)
     }
 
@@ -229,7 +229,7 @@ struct CopyCommand: AsyncParsableCommand {
         }
         let name = checkpoint ?? nameOfOwnCut
         return LiveCopyRun(
-            LiveCopyWish(
+            LiveCopyRequest(
                 devices: images.map(\.device), targets: targets, since: since, checkpoint: name,
                 isNameOwned: checkpoint == nil, keep: keep, record: record, isForced: force,
                 limits: LiveCopyMachine.Limits(freezeSeconds: freezeLimit)),
@@ -314,29 +314,29 @@ struct CopyCommand: AsyncParsableCommand {
             }
         }
         var changes: RangeSpool?
-        var known: CopyWish.Base?
+        var known: CopyRequest.Base?
         if let base { (known, changes) = try await image.changes(since: base) }
-        var wish = CopyWish(
+        var request = CopyRequest(
             device: image.device, cut: image.cut, snapshot: isOwn ? nil : image.snapshot,
             since: known, isForced: force, mayReplace: since == Self.auto || keep != nil)
         var run = CopyRun(
-            image: image, wish: wish, path: target, changes: changes, options: copyOptions,
+            image: image, request: request, path: target, changes: changes, options: copyOptions,
             isOwn: isOwn, report: report)
         let copier: ImageCopier
-        let said: [String]
+        let copyNotes: [String]
         do {
-            (copier, said) = try await run.perform()
-        } catch let error as ControlError where error.code == .historyUnknown && mayBeginAnew {
+            (copier, copyNotes) = try await run.perform()
+        } catch let error as ControlError where error.code == .generationUnknown && mayBeginAnew {
             notes.append("\(error.message): everything is copied\(besideText(target))")
-            wish.since = nil
+            request.since = nil
             copyOptions.onto = nil
             (base, changes) = (nil, nil)
             run = CopyRun(
-                image: image, wish: wish, path: target, changes: nil, options: copyOptions,
+                image: image, request: request, path: target, changes: nil, options: copyOptions,
                 isOwn: isOwn, report: report)
-            (copier, said) = try await run.perform()
+            (copier, copyNotes) = try await run.perform()
         }
-        notes += said
+        notes += copyNotes
         if let name = nameLeft(by: copier.former, image) { left.insert(name) }
         for note in notes { FileHandles.error.write("stillpoint: \(note)\n") }
         return document(image, target, base: base, copier, changes, notes, begun)
@@ -350,7 +350,7 @@ struct CopyCommand: AsyncParsableCommand {
         let base = options.onto ?? target
         guard since == Self.auto else {
             throw ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "device \(image.device) no longer knows a cut that \(base) equals; make a full copy, "
                     + "without --onto")
         }

@@ -25,14 +25,14 @@ struct CopyReport: Sendable {
         let progress = Task {
             // Cancelled when the copy has ended.
             while (try? await Task.sleep(for: interval)) != nil {
-                await tell(CopyProgressDocument(copiedBytes: done()), of: id, to: client)
+                await report(CopyProgressDocument(copiedBytes: done()), of: id, to: client)
             }
         }
         return CopyReport(client: client, id: id, progress: progress, done: done)
     }
 
     /// Performs a copy that the service is told of, and tells how it ended.
-    static func telling<Value>(
+    static func reporting<Value>(
         _ copy: CopyBeginDocument, to client: ControlClient,
         done: @escaping @Sendable () -> UInt64, _ body: () async throws -> Value
     ) async throws -> Value {
@@ -51,13 +51,13 @@ struct CopyReport: Sendable {
     private func ended(_ state: String, _ error: String?) async {
         progress.cancel()
         await progress.value
-        await Self.tell(
+        await Self.report(
             CopyProgressDocument(
                 copiedBytes: done(), state: state, error: error.map { String($0.prefix(1000)) }),
             of: id, to: client)
     }
 
-    private static func tell(
+    private static func report(
         _ progress: CopyProgressDocument, of id: String, to client: ControlClient
     ) async {
         _ = try? await client.call(

@@ -8,7 +8,7 @@ import Synchronization
 /// The performance of one copy: its threads, its progress bar and what its failures mean.
 struct CopyRun {
     let image: CopySource
-    let wish: CopyWish
+    let request: CopyRequest
     let path: String
     let changes: RangeSpool?
     let options: CopyOptions
@@ -25,7 +25,7 @@ struct CopyRun {
 
     /// Copies; returns the copier and what the user should know.
     func perform() async throws -> (copier: ImageCopier, notes: [String]) {
-        let byteCount = changes?.byteCount ?? wish.cut.size
+        let byteCount = changes?.byteCount ?? request.cut.size
         let count = byteCount < Self.manyByteCount ? 1 : Self.workerCount
         let pool: BlockingPool
         do throws(RingError) {
@@ -57,7 +57,7 @@ struct CopyRun {
         let (copier, said) = try await Self.run(on: pool) {
             Result { () throws(CopyError) in
                 let copier = try ImageCopier(
-                    wish, target: path, changes: changes, options: options, workers: workers)
+                    request, target: path, changes: changes, options: options, workers: workers)
                 return (copier, try copier.begin())
             }
         }.get()
@@ -75,8 +75,8 @@ struct CopyRun {
         defer { interruption.withdraw() }
         let told = CopyBeginDocument(
             device: image.device, snapshot: image.snapshot, target: path,
-            since: wish.since?.name, bytes: work.byteCount)
-        try await CopyReport.telling(
+            since: request.since?.name, bytes: work.byteCount)
+        try await CopyReport.reporting(
             told, to: image.client, done: { work.doneByteCount.load(ordering: .relaxed) }
         ) {
             try await copyAndFinish(copier, on: pool)
@@ -165,7 +165,7 @@ extension ControlError {
         let code: Code =
             switch error.code {
             case .busy: .busy
-            case .unfit: .historyUnknown
+            case .unfit: .generationUnknown
             case .missing: .notFound
             case .unsuitable: .unsuitable
             case .failed, .unreadable, .interrupted: .failed

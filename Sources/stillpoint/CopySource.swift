@@ -87,7 +87,7 @@ struct CopySource: Sendable {
     // -- changes
 
     /// What changed since the cut called `name`, all of it.
-    func changes(since name: String) async throws -> (base: CopyWish.Base, ranges: RangeSpool) {
+    func changes(since name: String) async throws -> (base: CopyRequest.Base, ranges: RangeSpool) {
         let changes = try await ChangesReader(
             client: client, device: device, since: name, until: cut.snapshotId
         ).read()
@@ -102,7 +102,7 @@ struct CopySource: Sendable {
             throw ControlError(.failed, "the service names changes beyond the end of \(device)")
         }
         return (
-            CopyWish.Base(name: name, generation: document.generation, epoch: since.epoch),
+            CopyRequest.Base(name: name, generation: document.generation, epoch: since.epoch),
             changes.ranges
         )
     }
@@ -115,7 +115,7 @@ struct CopySource: Sendable {
         return Self.newestBase(of: device, for: cut, among: checkpoints)
     }
 
-    /// The newest checkpoint of the same history that is not later than the cut: whatever changed
+    /// The newest checkpoint of the same generation that is not later than the cut: whatever changed
     /// since an older one covers what changed since the cut.
     static func newestBase(
         of device: String, for cut: CopyCut, among checkpoints: [CheckpointDocument]

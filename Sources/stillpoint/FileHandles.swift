@@ -38,8 +38,8 @@ struct FileHandles {
             if count < 0, reason == EINTR { continue }
             if count < 0, reason == EAGAIN {
                 // Somebody else made the other end's file non-blocking: it is full, not broken.
-                var wish = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
-                poll(&wish, 1, -1)
+                var readiness = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
+                poll(&readiness, 1, -1)
                 continue
             }
             guard count > 0 else { return count < 0 ? reason : EIO }
@@ -55,9 +55,9 @@ struct FileHandles {
         do throws(RingError) {
             try ServiceThread.start("output-watch") {
                 // A closed reader is reported without being asked for.
-                var wish = pollfd(fd: number, events: 0, revents: 0)
-                while poll(&wish, 1, -1) < 0 && errno == EINTR {}
-                if wish.revents & Int16(POLLERR | POLLHUP) != 0 { Self.endAsReaderHas() }
+                var readiness = pollfd(fd: number, events: 0, revents: 0)
+                while poll(&readiness, 1, -1) < 0 && errno == EINTR {}
+                if readiness.revents & Int16(POLLERR | POLLHUP) != 0 { Self.endAsReaderHas() }
             }
         } catch {
             Self.error.write(

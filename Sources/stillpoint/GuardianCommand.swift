@@ -5,7 +5,7 @@ import Glibc
 /// `guardian`: the process that the service starts beside itself; see `GuardianProcess`.
 struct GuardianCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "guardian", abstract: "The service's companion; started by it alone.",
+        commandName: "guardian", abstract: "A helper of the service; started by it alone.",
         shouldDisplay: false)
 
     @Option(help: "Lock that the next service waits for.")

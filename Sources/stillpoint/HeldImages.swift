@@ -5,16 +5,16 @@ import Glibc
 import RingIO
 
 // A snapshot for the time of one command, destroyed in every case: also when the command is killed.
-// A companion process (`stillpoint keeper`) makes the snapshot, and what is wanted on top of it, and
+// A helper process (`stillpoint snapshot-holder`) makes the snapshot, and what is wanted on top of it, and
 // takes all of it down when the socket to the command closes, for whatever reason.
 //
-//   command ----- KeeperOrder -----> keeper        (one JSON document on a line each)
-//           <---- KeeperAnswer ----
+//   command ----- HolderRequest -----> holder        (one JSON document on a line each)
+//           <---- HolderReply ----
 //           ----- "done", or nothing, and the end
-//           <---- complaints about what could not be taken down, and the end
+//           <---- what could not be taken down, and the end
 
-/// What a keeper is to make.
-struct KeeperOrder: Codable, Sendable {
+/// What a holder is to make.
+struct HolderRequest: Codable, Sendable {
     /// Control socket of the service.
     var control: String
     var devices: [String]
@@ -26,8 +26,8 @@ struct KeeperOrder: Codable, Sendable {
     var mounts = false
 }
 
-/// What a keeper has made, or why it has not.
-struct KeeperAnswer: Codable, Sendable {
+/// What a holder has made, or why it has not.
+struct HolderReply: Codable, Sendable {
     var error: ErrorDocument?
     /// The service does not answer.
     var unreachable: String?
@@ -45,9 +45,9 @@ struct KeeperAnswer: Codable, Sendable {
 /// What a command holds while it runs; see the head of this file.
 struct HeldImages: Sendable {
     let snapshot: SnapshotDocument
-    let images: [KeeperAnswer.Place]
-    let mounts: [KeeperAnswer.Place]
-    private let line: KeeperLine
+    let images: [HolderReply.Place]
+    let mounts: [HolderReply.Place]
+    private let line: HolderSocket
     private let process: Int32
 
     /// Most bytes of an answer.
@@ -59,27 +59,27 @@ struct HeldImages: Sendable {
     ) async throws -> HeldImages? {
         guard !devices.isEmpty else { return nil }
         return try await hold(
-            KeeperOrder(control: client.path, devices: devices, name: name))
+            HolderRequest(control: client.path, devices: devices, name: name))
     }
 
     /// Has all of it made.
-    static func hold(_ order: KeeperOrder) async throws -> HeldImages {
+    static func hold(_ order: HolderRequest) async throws -> HeldImages {
         var ends: [Int32] = [-1, -1]
         let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue)
         guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else {
             throw ControlError(.failed, "socketpair: \(String(cString: strerror(errno)))")
         }
         defer { close(ends[1]) }
-        let line = KeeperLine(owning: ends[0])
+        let line = HolderSocket(owning: ends[0])
         var process: Int32 = 0
         var arguments: [UnsafeMutablePointer<CChar>?] = [
-            strdup("stillpoint"), strdup("keeper"), nil,
+            strdup("stillpoint"), strdup("snapshot-holder"), nil,
         ]
         defer { for argument in arguments { free(argument) } }
-        let failure = cl_spawn_companion("/proc/self/exe", &arguments, ends[1], &process)
+        let failure = cl_spawn_helper("/proc/self/exe", &arguments, ends[1], &process)
         guard failure == 0 else {
             throw ControlError(
-                .failed, "the keeper cannot be started: \(String(cString: strerror(failure)))")
+                .failed, "the holder cannot be started: \(String(cString: strerror(failure)))")
         }
         let started = process
         let pool: BlockingPool
@@ -88,7 +88,7 @@ struct HeldImages: Sendable {
         } catch { throw ControlError(.failed, "the snapshot cannot be made: \(error)") }
         defer { pool.close() }
         let sent = try DocumentCoding.encoder().encode(order)
-        // The keeper's end of the pair is closed here before its answer is waited for, so that its
+        // The holder's end of the pair is closed here before its answer is waited for, so that its
         // death is seen.
         close(ends[1])
         ends[1] = -1
@@ -97,9 +97,9 @@ struct HeldImages: Sendable {
             return line.receive(byteCountMax: answerByteCountMax)
         }
         guard let bytes, let bytes else {
-            throw ControlError(.failed, "the keeper of the snapshot has ended; try again")
+            throw ControlError(.failed, "the holder of the snapshot has ended; try again")
         }
-        let answer = try DocumentCoding.decoder().decode(KeeperAnswer.self, from: Data(bytes))
+        let answer = try DocumentCoding.decoder().decode(HolderReply.self, from: Data(bytes))
         if let error = answer.error {
             Self.wait(for: started)
             throw error.controlError
@@ -109,7 +109,7 @@ struct HeldImages: Sendable {
             throw Unreachable(message: message)
         }
         guard let snapshot = answer.snapshot else {
-            throw ControlError(.failed, "the keeper of the snapshot made none")
+            throw ControlError(.failed, "the holder of the snapshot made none")
         }
         return HeldImages(
             snapshot: snapshot, images: answer.images, mounts: answer.mounts, line: line,
@@ -122,7 +122,7 @@ struct HeldImages: Sendable {
         line.endSending()
         let left = line.receive(byteCountMax: Self.answerByteCountMax)
         Self.wait(for: process)
-        guard let left else { return "the keeper of the snapshot has ended before its time" }
+        guard let left else { return "the holder of the snapshot has ended before its time" }
         return left.isEmpty ? nil : String(decoding: left, as: UTF8.self)
     }
 
@@ -132,8 +132,8 @@ struct HeldImages: Sendable {
     }
 }
 
-/// The socket between a command and its keeper.
-final class KeeperLine: Sendable {
+/// The socket between a command and its holder.
+final class HolderSocket: Sendable {
     private let descriptor: Int32
 
     init(owning descriptor: Int32) { self.descriptor = descriptor }

@@ -28,7 +28,7 @@ final class LiveCopyPart {
     private static let manyByteCount: UInt64 = 1 << 20
     private static let progressInterval = Duration.seconds(5)
 
-    init(device: String, target: String, found: LiveCopyLeftovers.Part?) {
+    init(device: String, target: String, found: InterruptedCopies.Part?) {
         self.device = device
         self.target = target
         base = found?.base
@@ -50,38 +50,38 @@ final class LiveCopyPart {
 
     /// Opens the target, and copies all, or what changed since the base; returns how many bytes.
     func copyFirst(
-        _ wish: LiveCopyWish, _ status: StatusDocument, _ client: ControlClient
+        _ request: LiveCopyRequest, _ status: StatusDocument, _ client: ControlClient
     ) async throws -> UInt64 {
         do {
-            return try await copyFirst(since: base, wish, status, client)
+            return try await copyFirst(since: base, request, status, client)
         } catch let error as ControlError
-            where error.code == .historyUnknown && wish.isAutomatic && base != nil
+            where error.code == .generationUnknown && request.isAutomatic && base != nil
         {
             notes.append("\(error.message): everything is copied, beside what is there")
             base = nil
-            return try await copyFirst(since: nil, wish, status, client)
+            return try await copyFirst(since: nil, request, status, client)
         }
     }
 
     private func copyFirst(
-        since base: String?, _ wish: LiveCopyWish, _ status: StatusDocument,
+        since base: String?, _ request: LiveCopyRequest, _ status: StatusDocument,
         _ client: ControlClient
     ) async throws -> UInt64 {
         guard let first = since?.cut else { preconditionFailure("a copy begins at a cut") }
-        var known: CopyWish.Base?
+        var known: CopyRequest.Base?
         var changes: [ByteRange]?
         if let base {
             let (epoch, found) = try await changed(since: base, until: first, client)
-            known = CopyWish.Base(name: base, generation: first.generation, epoch: epoch)
+            known = CopyRequest.Base(name: base, generation: first.generation, epoch: epoch)
             changes = found
         }
-        let copyWish = CopyWish(
-            device: device, cut: first, snapshot: wish.checkpoint, since: known,
-            isForced: wish.isForced, mayReplace: wish.isAutomatic || wish.keep != nil)
+        let copyRequest = CopyRequest(
+            device: device, cut: first, snapshot: request.checkpoint, since: known,
+            isForced: request.isForced, mayReplace: request.isAutomatic || request.keep != nil)
         var options = CopySource.options(
-            status, record: try wish.record.map { try Defaults.absolute($0) })
-        options.keep = wish.keep
-        options.isNameOwned = wish.isNameOwned
+            status, record: try request.record.map { try Defaults.absolute($0) })
+        options.keep = request.keep
+        options.isNameOwned = request.isNameOwned
         let copyOptions = options
         let ranges = try changes.map { try RangeSpool($0) }
         let (device, target) = (device, target)
@@ -96,7 +96,7 @@ final class LiveCopyPart {
                         + "the service listens with `stillpoint status`")
             }
             return try ImageCopier(
-                copyWish, target: target, changes: ranges, options: copyOptions,
+                copyRequest, target: target, changes: ranges, options: copyOptions,
                 workers: workers)
         }
         precondition(copier.plan != .nothing, "no target equals a cut that was just made")
@@ -167,7 +167,7 @@ final class LiveCopyPart {
             document.until.epoch > cut.epoch, since.epoch <= cut.epoch
         else {
             throw ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "device \(device) began a new tracking history while it was copied; make a full "
                     + "copy")
         }
@@ -259,12 +259,12 @@ final class LiveCopyPart {
 
     // MARK: The last cut
 
-    /// The last cut must be of the history and the size that the passes were of.
+    /// The last cut must be of the generation and the size that the passes were of.
     func check(_ cut: CopyCut) throws {
         edges = []
         guard let newest, cut.generation == newest.cut.generation else {
             throw ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "device \(device) began a new tracking history while it was copied; make a full "
                     + "copy")
         }

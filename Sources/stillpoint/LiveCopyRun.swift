@@ -16,7 +16,7 @@ import RingIO
 // - Whatever fails, a hold is given up and the records say how far the targets are.
 
 /// What a copy of live devices is to be.
-struct LiveCopyWish {
+struct LiveCopyRequest {
     var devices: [String]
     var targets: [String]
     var since: String?
@@ -36,7 +36,7 @@ struct LiveCopyWish {
 /// The performance of a copy of live devices; see the head of this file.
 final class LiveCopyRun {
     private let client: ControlClient
-    private let wish: LiveCopyWish
+    private let request: LiveCopyRequest
     private let status: StatusDocument
     private let begun = ContinuousClock.now
     private let cuts: LiveCopyCuts
@@ -48,19 +48,19 @@ final class LiveCopyRun {
     /// Bytes that stay in memory while filesystems are frozen, and in a pass.
     private static let memoryByteCountMax = 256 << 20
 
-    init(_ wish: LiveCopyWish, _ status: StatusDocument, _ client: ControlClient) {
-        self.wish = wish
+    init(_ request: LiveCopyRequest, _ status: StatusDocument, _ client: ControlClient) {
+        self.request = request
         self.status = status
         self.client = client
-        cuts = LiveCopyCuts(wish.checkpoint, client)
+        cuts = LiveCopyCuts(request.checkpoint, client)
     }
 
     /// Copies.
     func perform() async throws -> [CopyDocument] {
-        let found = try await LiveCopyLeftovers.find(wish, status, client)
+        let found = try await InterruptedCopies.find(request, status, client)
         if let documents = try await finished(found) { return documents }
-        try await found.freeName(wish.checkpoint, client)
-        var machine = LiveCopyMachine(wish.limits)
+        try await found.freeName(request.checkpoint, client)
+        var machine = LiveCopyMachine(request.limits)
         do {
             try await perform(&machine, found)
         } catch {
@@ -71,16 +71,16 @@ final class LiveCopyRun {
             throw error
         }
         try await forget(found.unneededNames(besidePassesOf: cuts.token, client))
-        if wish.keep == nil { try await forget(found.ownedNames) }
+        if request.keep == nil { try await forget(found.ownedNames) }
         // Last: by these cuts the same command knows that this one was killed before its end.
         await cuts.forget(but: nil)
         return parts.map { document(of: $0, machine) }
     }
 
     private func perform(
-        _ machine: inout LiveCopyMachine, _ found: LiveCopyLeftovers
+        _ machine: inout LiveCopyMachine, _ found: InterruptedCopies
     ) async throws {
-        for (device, target) in zip(wish.devices, wish.targets) {
+        for (device, target) in zip(request.devices, request.targets) {
             parts.append(LiveCopyPart(device: device, target: target, found: found.parts[device]))
         }
         var effect = machine.begun(isResumed: parts.allSatisfy { $0.isResumed })
@@ -95,7 +95,7 @@ final class LiveCopyRun {
                 effect = machine.firstCopied(byteCount: byteCount, seconds: start.elapsedSeconds)
             case .copyChanges:
                 effect = machine.changesCopied(try await copyChanges(machine.passCount))
-                if let estimate = machine.estimate { tell(machine.passCount, estimate) }
+                if let estimate = machine.estimate { report(machine.passCount, estimate) }
             case .record:
                 for part in parts { try await part.record() }
                 cuts.wereRecorded()
@@ -117,7 +117,7 @@ final class LiveCopyRun {
                 for (part, cut) in zip(parts, heldCuts) { try await part.complete(cut) }
                 effect = machine.completed()
             case .finished: return
-            case .giveUp(let obstacle): throw Self.error(obstacle, wish)
+            case .giveUp(let obstacle): throw Self.error(obstacle, request)
             }
         }
     }
@@ -136,7 +136,7 @@ final class LiveCopyRun {
     private func copyFirst() async throws -> UInt64 {
         var byteCount: UInt64 = 0
         for part in parts {
-            byteCount += try await part.copyFirst(wish, status, client)
+            byteCount += try await part.copyFirst(request, status, client)
         }
         return byteCount
     }
@@ -162,7 +162,7 @@ final class LiveCopyRun {
     private func freeze(_ milliseconds: UInt64) async throws -> Bool {
         isHolding = true
         do {
-            heldCuts = try await cuts.hold(wish.devices, milliseconds: milliseconds)
+            heldCuts = try await cuts.hold(request.devices, milliseconds: milliseconds)
         } catch let error as ControlError where error.code == .busy && !error.isNameTaken {
             isHolding = false
             return false
@@ -204,7 +204,7 @@ final class LiveCopyRun {
 
     // MARK: Words
 
-    private func tell(_ number: Int, _ estimate: LiveCopyEstimate) {
+    private func report(_ number: Int, _ estimate: LiveCopyEstimate) {
         guard FileHandles.error.columns != nil else { return }
         FileHandles.error.write(
             "pass \(number): \(sizeText(estimate.byteCount)) expected to be left, a freeze of "
@@ -215,8 +215,10 @@ final class LiveCopyRun {
         seconds < 10 ? "\(Int((seconds * 1000).rounded())) ms" : "\(Int(seconds.rounded())) s"
     }
 
-    private static func error(_ obstacle: LiveCopyObstacle, _ wish: LiveCopyWish) -> ControlError {
-        let what = wish.devices.joined(separator: ", ")
+    private static func error(_ obstacle: LiveCopyObstacle, _ request: LiveCopyRequest)
+        -> ControlError
+    {
+        let what = request.devices.joined(separator: ", ")
         switch obstacle {
         case .tooLong(let estimate, let passCount):
             return ControlError(
@@ -224,7 +226,7 @@ final class LiveCopyRun {
                 "the copy of \(what) was not finished: after \(passCount) passes "
                     + "\(sizeText(estimate.byteCount)) are left, for which filesystems would be "
                     + "frozen \(text(seconds: estimate.seconds)) (limit "
-                    + "\(text(seconds: wish.limits.freezeSeconds))); allow more with --freeze-limit, "
+                    + "\(text(seconds: request.limits.freezeSeconds))); allow more with --freeze-limit, "
                     + "or run the same command when less is written")
         case .notHeld(.writtenBeside(let message), let count):
             return ControlError(
@@ -239,10 +241,10 @@ final class LiveCopyRun {
     }
 
     /// The copy was made by a run that was killed before it could say so.
-    private func finished(_ found: LiveCopyLeftovers) async throws -> [CopyDocument]? {
-        guard let records = found.finishedRecords(wish) else { return nil }
+    private func finished(_ found: InterruptedCopies) async throws -> [CopyDocument]? {
+        guard let records = found.finishedRecords(request) else { return nil }
         try await forget(found.unneededNames(besidePassesOf: nil, client))
-        return zip(wish.targets, records).map { target, record in
+        return zip(request.targets, records).map { target, record in
             CopyDocument(alreadyEqual: record, target: target, seconds: begun.elapsedSeconds)
         }
     }

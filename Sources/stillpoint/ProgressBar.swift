@@ -35,7 +35,7 @@ enum ProgressBar {
         _ body: @Sendable () async -> Void
     ) async throws {
         guard report == .bar else {
-            await telling(label, of: total, report, done: done, body)
+            await reporting(label, of: total, report, done: done, body)
             return
         }
         guard FileHandles.error.columns != nil else { return await body() }
@@ -62,12 +62,12 @@ enum ProgressBar {
     private static let lineInterval = Duration.seconds(1)
 
     /// Writes a line on standard error every second, and a last one.
-    private static func telling(
+    private static func reporting(
         _ label: String, of total: UInt64, _ report: ProgressReport,
         done: @escaping @Sendable () -> UInt64, _ body: @Sendable () async -> Void
     ) async {
         let begun = ContinuousClock.now
-        let tell = { @Sendable in
+        let writeLine = { @Sendable in
             let seconds = (ContinuousClock.now - begun) / .seconds(1)
             FileHandles.error.write(
                 report == .json
@@ -79,13 +79,13 @@ enum ProgressBar {
         await withTaskGroup(of: Void.self) { group in
             group.addTask {
                 // Cancelled when the work is done.
-                while (try? await Task.sleep(for: lineInterval)) != nil { tell() }
+                while (try? await Task.sleep(for: lineInterval)) != nil { writeLine() }
             }
             await body()
             group.cancelAll()
             await group.waitForAll()
         }
-        tell()
+        writeLine()
     }
 
     /// One line: label, share, bar, bytes, rate and time left.

@@ -109,7 +109,7 @@ enum RestorePlace {
     func checkEquals(_ name: String, _ client: ControlClient) async throws {
         guard case .device(let device, _) = self else {
             throw ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "the stream begins at the cut \(name), and nothing says that the target equals it; "
                     + "restore a full stream first, or merge the two (rbd merge-diff)")
         }
@@ -118,7 +118,7 @@ enum RestorePlace {
         ).read()
         guard changes.ranges.byteCount == 0 else {
             throw ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "the stream begins at the cut \(name), and \(changes.ranges.byteCount) bytes of "
                     + "device \(device.name) changed since; restore that cut first")
         }

@@ -48,7 +48,7 @@ struct RunCommand: AsyncParsableCommand {
         // Wrong usage is told without a service.
         _ = try SnapshotRequest(document)
         let held = try await HeldImages.hold(
-            KeeperOrder(
+            HolderRequest(
                 control: client.path, devices: device, name: checkpoint, attaches: true,
                 mounts: mount))
         let child: pid_t
@@ -62,14 +62,14 @@ struct RunCommand: AsyncParsableCommand {
         let interruption = Interruption.whenAsked { kill(-child, Interruption.lastSignal) }
         let status = await Self.ending(of: child)
         interruption.withdraw()
-        let complaint = held.release()
-        if let complaint {
-            FileHandles.error.write("stillpoint: not everything was taken down: \(complaint)\n")
+        let problem = held.release()
+        if let problem {
+            FileHandles.error.write("stillpoint: not everything was taken down: \(problem)\n")
         }
-        Glibc.exit(status == 0 && complaint != nil ? ExitStatus.failed.rawValue : status)
+        Glibc.exit(status == 0 && problem != nil ? ExitStatus.failed.rawValue : status)
     }
 
-    private static func lines(_ places: [KeeperAnswer.Place]) -> String {
+    private static func lines(_ places: [HolderReply.Place]) -> String {
         places.map { "\($0.device)=\($0.path)" }.joined(separator: "\n")
     }
 

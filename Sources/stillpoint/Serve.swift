@@ -157,18 +157,18 @@ struct Serve: AsyncParsableCommand {
         let passed = try PassedSockets.take()
         let file = try config.map { try ConfigurationFile(reading: try Defaults.absolute($0)) }
         let logLevel =
-            logLevel ?? file?.word("log-level", Logger.Level.allCases) ?? Logger.Level.info
+            logLevel ?? file?.choice("log-level", Logger.Level.allCases) ?? Logger.Level.info
         let configuration = try serviceConfiguration(file, passed)
         guard !check else { return try Self.report(configuration.problems()) }
         Self.prepareProcess()
-        LoggingSystem.bootstrap { QuietLogHandler(StreamLogHandler.standardError(label: $0)) }
+        LoggingSystem.bootstrap { PausableLogHandler(StreamLogHandler.standardError(label: $0)) }
         var logger = Logger(label: "stillpoint")
         logger.logLevel = logLevel
         let service = StillpointService(configuration, logger: logger) {
             FileHandles.output.announce("ready\n")
         }
-        var quiet = logger
-        quiet.logLevel = max(.warning, logLevel)
+        var serviceLogger = logger
+        serviceLogger.logLevel = max(.warning, logLevel)
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
                 services: [
@@ -176,7 +176,7 @@ struct Serve: AsyncParsableCommand {
                         service: service, successTerminationBehavior: .gracefullyShutdownGroup,
                         failureTerminationBehavior: .cancelGroup)
                 ],
-                gracefulShutdownSignals: [.sigterm, .sigint], logger: quiet))
+                gracefulShutdownSignals: [.sigterm, .sigint], logger: serviceLogger))
         try await group.run()
     }
 

@@ -66,7 +66,7 @@ struct SnapshotCommand: AsyncParsableCommand {
             let snapshot = try await options.client().call(
                 .POST, "/v1/snapshots", body: document,
                 timeLimit: ControlClient.timeLimit(
-                    withHooks: take.hookTimeout ?? HookWish.limitSecondsDefault),
+                    withHooks: take.hookTimeout ?? HookOptions.limitSecondsDefault),
                 as: SnapshotDocument.self)
             warn(of: snapshot, options)
             try options.show(snapshot) { "\(snapshot.id)\n" }
@@ -245,7 +245,8 @@ struct SnapshotCommand: AsyncParsableCommand {
             guard !body.storage.isEmpty else {
                 throw ControlError(.invalid, "name the storage to append with --storage")
             }
-            _ = try StorageWish(texts: body.storage, limit: body.limit, isForced: storage.force)
+            _ = try StorageSelection(
+                texts: body.storage, limit: body.limit, isForced: storage.force)
             let changed = try await options.client().call(
                 .POST, "\(path(of: snapshot))/storage", body: body, as: SnapshotDocument.self)
             warn(of: changed, options)
@@ -326,7 +327,7 @@ struct TakeOptionGroup: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             "Seconds after which a hook is killed, with its whole process group. Default: "
-                + "\(HookWish.limitSecondsDefault).", valueName: "seconds"))
+                + "\(HookOptions.limitSecondsDefault).", valueName: "seconds"))
     var hookTimeout: UInt64?
 
     /// Writes the options into a request.

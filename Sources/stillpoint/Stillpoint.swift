@@ -27,7 +27,7 @@ struct Stillpoint: AsyncParsableCommand {
             VerifyCommand.self, RestoreCommand.self, RunCommand.self, BlockCommand.self,
             EventsCommand.self, TopCommand.self, Thaw.self, GuardianCommand.self,
             ErrandCommand.self,
-            KeeperCommand.self,
+            SnapshotHolderCommand.self,
         ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.

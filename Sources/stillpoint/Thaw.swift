@@ -26,7 +26,7 @@ struct Thaw: ParsableCommand {
 
     mutating func run() throws {
         let document = ThawedDocument(
-            thawed: try thawLeftovers(ofServiceIn: try directory()))
+            thawed: try thawFilesystems(ofServiceIn: try directory()))
         try options.show(document) {
             document.thawed.isEmpty
                 ? "nothing was frozen\n" : document.thawed.map { "thawed \($0)\n" }.joined()

@@ -65,22 +65,22 @@ struct TopCommand: AsyncParsableCommand {
     private static func show(_ client: ControlClient, every interval: Duration) async throws {
         // Asked before the screen is taken: a service that is not there is told as ever.
         var before = try await activity(client)
-        let (wishes, wish) = AsyncStream.makeStream(of: TopScreen.Wish.self)
-        let screen = try TopScreen { wish.yield($0) }
+        let (actions, continuation) = AsyncStream.makeStream(of: TopScreen.Action.self)
+        let screen = try TopScreen { continuation.yield($0) }
         defer { screen.giveBack() }
-        let interruption = Interruption.whenAsked { wish.yield(.end) }
+        let interruption = Interruption.whenAsked { continuation.yield(.end) }
         defer { interruption.withdraw() }
         let clock = Task {
             // Soon at first: there are no rates before the second look.
             try await Task.sleep(for: .milliseconds(500))
             while true {
-                wish.yield(.look)
+                continuation.yield(.look)
                 try await Task.sleep(for: interval)
             }
         }
         defer { clock.cancel() }
         screen.draw("looking ...\n")
-        for await asked in wishes {
+        for await asked in actions {
             guard asked == .look else { return }
             let after: ActivityDocument
             do {
@@ -103,14 +103,14 @@ struct TopCommand: AsyncParsableCommand {
 /// The terminal while `top` has it: a screen of its own, and keys as they are pressed.
 private final class TopScreen: Sendable {
     /// What is to be done next.
-    enum Wish: Sendable {
+    enum Action: Sendable {
         case look, end
     }
 
     private let former: termios?
 
-    /// Takes the screen. `wish` is called when a key asks for something.
-    init(_ wish: @escaping @Sendable (Wish) -> Void) throws {
+    /// Takes the screen. `perform` is called when a key asks for something.
+    init(_ perform: @escaping @Sendable (Action) -> Void) throws {
         var settings = termios()
         if isatty(STDIN_FILENO) == 1, tcgetattr(STDIN_FILENO, &settings) == 0 {
             former = settings
@@ -122,8 +122,8 @@ private final class TopScreen: Sendable {
                     var key: UInt8 = 0
                     while read(STDIN_FILENO, &key, 1) == 1 {
                         switch key {
-                        case UInt8(ascii: "q"), UInt8(ascii: "Q"): return wish(.end)
-                        case UInt8(ascii: " "): wish(.look)
+                        case UInt8(ascii: "q"), UInt8(ascii: "Q"): return perform(.end)
+                        case UInt8(ascii: " "): perform(.look)
                         default: break
                         }
                     }

@@ -105,7 +105,7 @@ struct VerifyCommand: AsyncParsableCommand {
     ) async throws -> (String, RangeSpool) {
         guard let cut = reader.cut else {
             throw ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "copy \(copy) cannot be audited: \(reader.doubt ?? "it equals no cut")")
         }
         guard reader.device == source.device else {
@@ -114,7 +114,7 @@ struct VerifyCommand: AsyncParsableCommand {
         }
         guard let base = try await source.base(for: cut) else {
             throw ControlError(
-                .historyUnknown,
+                .generationUnknown,
                 "the cut of copy \(copy) (\(cut.snapshot)) is not known to device "
                     + "\(source.device) any more; without --audit all of it is compared")
         }

@@ -160,13 +160,13 @@ final class Mount: @unchecked Sendable {
         path = directory.path("mount")
         try FileManager.default.createDirectory(
             atPath: path, withIntermediateDirectories: false)
-        ticket = Undertaker.shared.register("umount --lazy \(path)")
+        ticket = ExitCleanup.shared.register("umount --lazy \(path)")
         do {
             try Command.check(
                 "mount", (options.map { ["-o", $0] } ?? []) + [device, path], deadline: 120)
         } catch {
             isMounted = false
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
             throw error
         }
     }
@@ -174,7 +174,7 @@ final class Mount: @unchecked Sendable {
     deinit {
         guard isMounted else { return }
         umount2(path, Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// Unmounts; the deadline only detects hangs. A child of another test, between fork and exec,
@@ -189,7 +189,7 @@ final class Mount: @unchecked Sendable {
             throw TestFailure("umount \(path) ended with \(outcome.status): \(outcome.diagnostics)")
         }
         isMounted = false
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 }
 

@@ -82,10 +82,10 @@ struct `Loop devices of others` {
             _ = try Command.run("losetup", ["--detach", block])
         }
         try Command.check("losetup", [block, other.path])
-        let ticket = Undertaker.shared.register("losetup --detach \(block)")
+        let ticket = ExitCleanup.shared.register("losetup --detach \(block)")
         defer {
             _ = try? Command.run("losetup", ["--detach", block])
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
         }
         switch ending {
         case .detach: try harness.command("block", "detach", block)
@@ -96,7 +96,7 @@ struct `Loop devices of others` {
         #expect(try Self.backingFile(of: block) == other.path)
     }
 
-    @Test func `one of a service in another mount namespace is no leftover`() throws {
+    @Test func `one of a service in another mount namespace is not taken for a stale one`() throws {
         let origin = try TestOrigin(.sparseFile, byteCount: mebibyte)
         let harness = try BlockHarness(attaching: ["disk": origin.path])
         let own = try harness.attachBlock("disk")
@@ -113,10 +113,10 @@ struct `Loop devices of others` {
             "unshare", ["--mount", "--propagation", "private", "sh", "-c", script],
             withInput: true)
         let block = try #require(try namespace.readLine(deadline: 60))
-        let ticket = Undertaker.shared.register("losetup --detach \(block)")
+        let ticket = ExitCleanup.shared.register("losetup --detach \(block)")
         defer {
             _ = try? Command.run("losetup", ["--detach", block])
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
         }
         try #require(try Self.backingFile(of: block) == file)
         try harness.service.restart()

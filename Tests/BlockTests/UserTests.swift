@@ -50,10 +50,10 @@ struct `Users of block devices` {
     @Test func `another loop device is named`() throws {
         let above = try Command.check("losetup", ["--find", "--show", block])
             .trimmingCharacters(in: .newlines)
-        let ticket = Undertaker.shared.register("losetup -d \(above)")
+        let ticket = ExitCleanup.shared.register("losetup -d \(above)")
         try expectRefusals("under the loop device \(above)")
         try Command.check("losetup", ["-d", above])
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
         try harness.command("block", "detach", block)
     }
 
@@ -65,10 +65,10 @@ struct `Users of block devices` {
         guard made.status == 0 else {
             return print("skipped: the device mapper does not work here: \(made.diagnostics)")
         }
-        let ticket = Undertaker.shared.register("dmsetup remove \(name)")
+        let ticket = ExitCleanup.shared.register("dmsetup remove \(name)")
         try expectRefusals("held by /dev/mapper/\(name)")
         try Command.check("dmsetup", ["remove", name])
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
         try harness.command("block", "detach", block)
     }
 

@@ -18,8 +18,8 @@ struct `The README's first round` {
             atPath: place.path("bin/stillpoint"), withDestinationPath: TestService.binary)
         let script = try Self.script(in: place)
         // Whatever happens, nothing stays mounted and no service is left.
-        let ticket = Undertaker.shared.register("umount -l \(place.path("mnt/vm1")) 2>/dev/null")
-        defer { Undertaker.shared.withdraw(ticket) }
+        let ticket = ExitCleanup.shared.register("umount -l \(place.path("mnt/vm1")) 2>/dev/null")
+        defer { ExitCleanup.shared.withdraw(ticket) }
         let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/bin:/bin"
         let outcome = try Command.run(
             "bash", ["-c", script],

@@ -92,12 +92,12 @@ private final class SmallFilesystem {
         directory = try TemporaryDirectory()
         path = directory.path("small")
         guard mkdir(path, 0o700) == 0 else { throw TestFailure("mkdir: \(errno)") }
-        ticket = Undertaker.shared.register("umount --lazy \(path)")
+        ticket = ExitCleanup.shared.register("umount --lazy \(path)")
         try Command.check("mount", ["-t", "tmpfs", "-o", "size=\(byteCount)", "none", path])
     }
 
     deinit {
         umount2(path, Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 }

@@ -45,12 +45,12 @@ struct `The guide to virtual machines` {
             environment: ["PATH": place.path("bin") + ":/usr/bin:/bin"],
             diagnostics: place.path("qemu.log"))
         let serial = WritingGuest.Progress(path: place.path("serial"))
-        func complaint() -> String {
+        func diagnosis() -> String {
             let log = try? String(contentsOfFile: place.path("qemu.log"), encoding: .utf8)
             return "\(serial.text.suffix(20)) \(log ?? "") \(service.log)"
         }
         for isKilled in [false, true] {
-            #expect(try serial.grows(by: 20), "\(complaint())")
+            #expect(try serial.grows(by: 20), "\(diagnosis())")
             if isKilled {
                 try service.process.killAndWait()
             } else {
@@ -58,8 +58,8 @@ struct `The guide to virtual machines` {
             }
             try service.restart()
         }
-        #expect(try serial.grows(by: 20), "\(complaint())")
-        #expect(!serial.text.contains("E"), "\(complaint())")
+        #expect(try serial.grows(by: 20), "\(diagnosis())")
+        #expect(!serial.text.contains("E"), "\(diagnosis())")
         machine.send(signal: SIGTERM)
         _ = try machine.wait(deadline: 60)
         try WritingGuest.check(place.path("srv/vm1.img"), after: serial.text.count)

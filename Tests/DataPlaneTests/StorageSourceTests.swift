@@ -77,14 +77,14 @@ private struct Planned {
 @Suite struct `A source of storage` {
     @Test(arguments: [true, false])
     func `whose filesystem has 900 MiB and whose limit is 20G uses what there is`(
-        saysRoom: Bool
+        reportsFreeSpace: Bool
     ) throws {
         let planned = Planned(
             file: 20 * gibibyte, firstStep: gibibyte, free: 900 * mebibyte, size: gibibyte,
             given: 900 * mebibyte)
-        if !saysRoom { planned.medium.state.withLock { $0.room = nil } }
+        if !reportsFreeSpace { planned.medium.state.withLock { $0.room = nil } }
         planned.jobs.run()
-        let kept = saysRoom ? gibibyte / 20 : 0
+        let kept = reportsFreeSpace ? gibibyte / 20 : 0
         let expected = (900 * mebibyte - kept) / extent * extent
         #expect(planned.source.report.capacity == expected)
         // What a refused call had allocated is the filesystem's again.

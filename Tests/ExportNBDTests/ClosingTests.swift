@@ -259,7 +259,7 @@ import Testing
     func `CVE-2013-6410: an address is loopback by its bytes, not by its text`(
         host: String, isLoopback: Bool
     ) {
-        let problem = NBDServer.whyNot(.tcp(host: host, port: 1), .withoutTLS)
+        let problem = NBDServer.listenProblem(.tcp(host: host, port: 1), .withoutTLS)
         #expect((problem == nil) == isLoopback, "\(problem ?? host)")
     }
 

@@ -52,10 +52,11 @@ let package = Package(
             sources: [
                 "AttachRequest.swift", "BlockDocuments.swift", "CheckpointDocuments.swift",
                 "CheckpointRequest.swift", "CheckpointStore.swift", "ControlError.swift",
-                "Documents.swift", "HookWish.swift", "ListenAddress.swift", "LiveTag.swift",
+                "Documents.swift", "HookOptions.swift", "ListenAddress.swift", "LiveTag.swift",
                 "LockedDirectory.swift", "NearestName.swift", "ObjectNames.swift",
                 "OriginState.swift", "Sizes.swift", "SnapshotDocuments.swift",
-                "SnapshotRequest.swift", "StateDirectory.swift", "SystemCalls.swift", "Turns.swift",
+                "SnapshotRequest.swift", "StateDirectory.swift", "SystemCalls.swift",
+                "AsyncReadWriteLock.swift",
             ],
             swiftSettings: instrumented),
         .target(

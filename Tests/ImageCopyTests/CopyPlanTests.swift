@@ -22,11 +22,11 @@ import Testing
         return CopyTargetFacts(path: "/t", file: file)
     }
 
-    private func wish(
+    private func request(
         _ epoch: UInt32, since: UInt32? = nil, of generation: String = Self.generation,
         force: Bool = false
-    ) -> CopyWish {
-        CopyWish(
+    ) -> CopyRequest {
+        CopyRequest(
             device: "vm1", cut: cut(epoch, of: generation),
             since: since.map { .init(name: "s\($0)", generation: generation, epoch: $0) },
             isForced: force)
@@ -41,10 +41,10 @@ import Testing
     }
 
     private func refusal(
-        _ wish: CopyWish, _ target: CopyTargetFacts, _ found: CopyRecordFound
+        _ request: CopyRequest, _ target: CopyTargetFacts, _ found: CopyRecordFound
     ) -> CopyError.Code? {
         do throws(CopyError) {
-            _ = try CopyPlan(wish, target, found)
+            _ = try CopyPlan(request, target, found)
             return nil
         } catch { return error.code }
     }
@@ -53,7 +53,7 @@ import Testing
 
     @Test func `of everything goes into an empty file whatever lies beside it`() throws {
         for found in [CopyRecordFound.none, .damaged, complete(3, device: "vm2")] {
-            let plan = try CopyPlan(wish(5), target { $0.size = 0 }, found)
+            let plan = try CopyPlan(request(5), target { $0.size = 0 }, found)
             #expect(plan == .full(.init(isFresh: true)))
         }
     }
@@ -61,8 +61,8 @@ import Testing
     @Test func `of everything replaces what an interrupted copy left`() throws {
         let changed = target { $0.changedNanoseconds = 100 }
         for found in [running(nil, 4), running(3, 4)] {
-            #expect(try CopyPlan(wish(5), target(), found) == .full(.init()))
-            #expect(try CopyPlan(wish(5), changed, found) == .full(.init()))
+            #expect(try CopyPlan(request(5), target(), found) == .full(.init()))
+            #expect(try CopyPlan(request(5), changed, found) == .full(.init()))
         }
     }
 
@@ -73,14 +73,14 @@ import Testing
         for (target, found) in [
             (target(), complete(3)), (target(), complete(9)), (changed, complete(5)),
         ] {
-            #expect(refusal(wish(5), target, found) == .busy)
+            #expect(refusal(request(5), target, found) == .busy)
             let beside = CopyPlan.full(.init(isBeside: true))
-            #expect(try CopyPlan(wish(5, force: true), target, found) == beside)
-            var kept = wish(5)
+            #expect(try CopyPlan(request(5, force: true), target, found) == beside)
+            var kept = request(5)
             kept.mayReplace = true
             #expect(try CopyPlan(kept, target, found) == beside)
         }
-        #expect(try CopyPlan(wish(5), target(), complete(5)) == .nothing)
+        #expect(try CopyPlan(request(5), target(), complete(5)) == .nothing)
     }
 
     @Test func `of everything goes on where it was interrupted, for the same cut alone`() throws {
@@ -90,24 +90,24 @@ import Testing
             .running(device: "vm1", from: nil, to: cut(5), file, done: done, isFresh: true))
         let ranges = [ByteRange(offset: 4096, length: 8192)]
         #expect(
-            try CopyPlan(wish(5), half, found) == .full(.init(isFresh: true, done: ranges)))
-        #expect(CopyPlan.whyAnew(wish(5), half, found) == nil)
-        #expect(try CopyPlan(wish(6), half, found) == .full(.init()))
-        #expect(CopyPlan.whyAnew(wish(6), half, found)?.contains("vm1@s5") == true)
+            try CopyPlan(request(5), half, found) == .full(.init(isFresh: true, done: ranges)))
+        #expect(CopyPlan.whyAnew(request(5), half, found) == nil)
+        #expect(try CopyPlan(request(6), half, found) == .full(.init()))
+        #expect(CopyPlan.whyAnew(request(6), half, found)?.contains("vm1@s5") == true)
         let short = target { $0.size = 4096 }
-        #expect(try CopyPlan(wish(5), short, found) == .full(.init()))
+        #expect(try CopyPlan(request(5), short, found) == .full(.init()))
         // Of a disk something must prove that it is as it was left.
         var (disk, record) = (
             self.disk(touched: 9),
             CopyRecord.running(
                 device: "vm1", from: nil, to: cut(5), self.disk(touched: 7).file, done: done)
         )
-        #expect(try CopyPlan(wish(5), disk, .record(record)) == .full(.init()))
+        #expect(try CopyPlan(request(5), disk, .record(record)) == .full(.init()))
         record.samples = [.init(offset: 4096, length: 4096, checksum: 1)]
         disk.samplesMatch = true
-        #expect(try CopyPlan(wish(5), disk, .record(record)) == .full(.init(done: ranges)))
+        #expect(try CopyPlan(request(5), disk, .record(record)) == .full(.init(done: ranges)))
         disk.samplesMatch = false
-        #expect(try CopyPlan(wish(5), disk, .record(record)) == .full(.init()))
+        #expect(try CopyPlan(request(5), disk, .record(record)) == .full(.init()))
     }
 
     @Test func `overwrites nothing that is not a copy of the same device, unless forced`() throws {
@@ -120,8 +120,8 @@ import Testing
             (another, complete(3)),
         ]
         for (target, found) in cases {
-            #expect(refusal(wish(5), target, found) == .busy)
-            guard case .full = try CopyPlan(wish(5, force: true), target, found) else {
+            #expect(refusal(request(5), target, found) == .busy)
+            guard case .full = try CopyPlan(request(5, force: true), target, found) else {
                 Issue.record("a forced copy is a full one")
                 continue
             }
@@ -146,84 +146,84 @@ import Testing
     }
 
     @Test func `goes onto a block device that is large enough and holds nothing`() throws {
-        #expect(try CopyPlan(wish(5), disk(), .none) == .full(.init()))
+        #expect(try CopyPlan(request(5), disk(), .none) == .full(.init()))
         var full = disk()
         full.content = "an ext4 filesystem"
-        #expect(refusal(wish(5), full, .none) == .busy)
+        #expect(refusal(request(5), full, .none) == .busy)
         let small = target {
             $0.isBlockDevice = true
             $0.size = (1 << 20) - 1
         }
-        #expect(refusal(wish(5, force: true), small, .none) == .unsuitable)
+        #expect(refusal(request(5, force: true), small, .none) == .unsuitable)
     }
 
     @Test func `of what changed goes onto the same disk, as long as nobody wrote to it`() throws {
-        let wish = wish(5, since: 3)
+        let request = request(5, since: 3)
         let found = completeOnDisk(3, disk().file)
-        #expect(try CopyPlan(wish, disk(), found) == .increment(from: cut(3)))
+        #expect(try CopyPlan(request, disk(), found) == .increment(from: cut(3)))
         for other in [
             disk(touched: 8), disk(identity: "wwid 2"), disk(identity: ""), disk(touched: nil),
             disk(boot: "c"), disk(sequence: 5),
         ] {
-            #expect(refusal(wish, other, found) == .unfit)
+            #expect(refusal(request, other, found) == .unfit)
         }
         // After a reboot checksums of the contents tell.
         for match in [true, false] {
             var again = disk(touched: 0, boot: "c")
             again.samplesMatch = match
             if match {
-                #expect(try CopyPlan(wish, again, found) == .increment(from: cut(3)))
+                #expect(try CopyPlan(request, again, found) == .increment(from: cut(3)))
             } else {
-                #expect(refusal(wish, again, found) == .unfit)
+                #expect(refusal(request, again, found) == .unfit)
             }
         }
         // They do not outweigh counters that moved.
         var written = disk(touched: 8)
         written.samplesMatch = true
-        #expect(refusal(wish, written, found) == .unfit)
+        #expect(refusal(request, written, found) == .unfit)
     }
 
     @Test func `onto a disk without a lasting name is known in the same run of the machine alone`()
         throws
     {
-        let wish = wish(5, since: 3)
+        let request = request(5, since: 3)
         let nameless = disk(identity: "")
         let found = completeOnDisk(3, nameless.file)
-        #expect(try CopyPlan(wish, nameless, found) == .increment(from: cut(3)))
+        #expect(try CopyPlan(request, nameless, found) == .increment(from: cut(3)))
         for other in [disk(identity: "", boot: "c"), disk(identity: "", sequence: 5)] {
             var other = other
             other.samplesMatch = true
-            #expect(refusal(wish, other, found) == .unfit)
-            #expect(refusal(self.wish(5), other, found) == .busy)
+            #expect(refusal(request, other, found) == .unfit)
+            #expect(refusal(self.request(5), other, found) == .busy)
         }
     }
 
     @Test func `onto a loop device is known by the file under it`() throws {
-        let wish = wish(5, since: 3)
+        let request = request(5, since: 3)
         var loop = disk(touched: 7)
         loop.file.disk?.backing = .init(size: 9, modifiedNanoseconds: 1, changedNanoseconds: 1)
         let found = completeOnDisk(3, loop.file)
         var again = loop
         again.file.disk?.boot = "c"
         again.file.disk?.touchedSectors = 0
-        #expect(try CopyPlan(wish, again, found) == .increment(from: cut(3)))
+        #expect(try CopyPlan(request, again, found) == .increment(from: cut(3)))
         again.file.disk?.backing?.modifiedNanoseconds = 2
-        #expect(refusal(wish, again, found) == .unfit)
+        #expect(refusal(request, again, found) == .unfit)
     }
 
     @Test func `that was interrupted on a disk is finished where checksums vouch for the rest`()
         throws
     {
-        let wish = wish(5, since: 3)
+        let request = request(5, since: 3)
         let found = CopyRecordFound.record(
             .running(device: "vm1", from: cut(3), to: cut(5), disk().file))
         for match in [true, false, nil] as [Bool?] {
             var half = disk(touched: 8)
             half.samplesMatch = match
             if match == true {
-                #expect(try CopyPlan(wish, half, found) == .increment(from: cut(3)))
+                #expect(try CopyPlan(request, half, found) == .increment(from: cut(3)))
             } else {
-                #expect(refusal(wish, half, found) == .unfit)
+                #expect(refusal(request, half, found) == .unfit)
             }
         }
     }
@@ -231,58 +231,58 @@ import Testing
     // MARK: Increment
 
     @Test func `of what changed begins at the cut that the target equals`() throws {
-        let plan = try CopyPlan(wish(5, since: 3), target(), complete(3))
+        let plan = try CopyPlan(request(5, since: 3), target(), complete(3))
         #expect(plan == .increment(from: cut(3)))
         // Whatever changed since an older cut covers what changed since a newer one.
-        let later = try CopyPlan(wish(5, since: 3), target(), complete(4))
+        let later = try CopyPlan(request(5, since: 3), target(), complete(4))
         #expect(later == .increment(from: cut(4)))
         for found in [complete(2), complete(6)] {
-            #expect(refusal(wish(5, since: 3), target(), found) == .unfit)
+            #expect(refusal(request(5, since: 3), target(), found) == .unfit)
         }
     }
 
     @Test func `of what changed that was finished already is nothing`() throws {
-        #expect(try CopyPlan(wish(5, since: 3), target(), complete(5)) == .nothing)
+        #expect(try CopyPlan(request(5, since: 3), target(), complete(5)) == .nothing)
         let changed = target { $0.changedNanoseconds = 100 }
-        #expect(refusal(wish(5, since: 3), changed, complete(5)) == .unfit)
+        #expect(refusal(request(5, since: 3), changed, complete(5)) == .unfit)
     }
 
     @Test func `of what changed needs a target that is as it was left`() {
-        let wish = wish(5, since: 3)
+        let request = request(5, since: 3)
         for target in [
             target { $0.changedNanoseconds = 100 }, target { $0.size += 512 },
             target { $0.isBlockDevice = true }, target { $0.size = 0 },
         ] {
-            #expect(refusal(wish, target, complete(3)) == .unfit)
+            #expect(refusal(request, target, complete(3)) == .unfit)
         }
         for found in [CopyRecordFound.none, .damaged, complete(3, device: "vm2")] {
-            #expect(refusal(wish, target(), found) == .unfit)
+            #expect(refusal(request, target(), found) == .unfit)
         }
     }
 
     @Test func `of what changed does not cross histories`() {
         let other = "0a0a0a0a-0000-4000-8000-000000000002"
-        #expect(refusal(wish(5, since: 3, of: other), target(), complete(3)) == .unfit)
-        #expect(refusal(wish(5, since: 3, of: other), target(), running(3, 4)) == .unfit)
-        #expect(refusal(wish(5, since: 3, of: other), target(), complete(5)) == .unfit)
+        #expect(refusal(request(5, since: 3, of: other), target(), complete(3)) == .unfit)
+        #expect(refusal(request(5, since: 3, of: other), target(), running(3, 4)) == .unfit)
+        #expect(refusal(request(5, since: 3, of: other), target(), complete(5)) == .unfit)
     }
 
     @Test func `that was interrupted is finished with its base, by its cut or a later one`() throws
     {
         let half = target { $0.changedNanoseconds = 100 }
         for epoch in [5, 6] as [UInt32] {
-            let plan = try CopyPlan(wish(epoch, since: 3), half, running(3, 5))
+            let plan = try CopyPlan(request(epoch, since: 3), half, running(3, 5))
             #expect(plan == .increment(from: cut(3)))
         }
-        let older = try CopyPlan(wish(6, since: 2), half, running(3, 5))
+        let older = try CopyPlan(request(6, since: 2), half, running(3, 5))
         #expect(older == .increment(from: cut(3)))
-        #expect(refusal(wish(4, since: 3), half, running(3, 5)) == .unfit)
-        #expect(refusal(wish(6, since: 5), half, running(3, 5)) == .unfit)
-        #expect(refusal(wish(6, since: 3), half, running(nil, 5)) == .unfit)
+        #expect(refusal(request(4, since: 3), half, running(3, 5)) == .unfit)
+        #expect(refusal(request(6, since: 5), half, running(3, 5)) == .unfit)
+        #expect(refusal(request(6, since: 3), half, running(nil, 5)) == .unfit)
         let another = target { $0.inode = 8 }
-        #expect(refusal(wish(6, since: 3), another, running(3, 5)) == .unfit)
+        #expect(refusal(request(6, since: 3), another, running(3, 5)) == .unfit)
         let short = target { $0.size = 4096 }
-        #expect(refusal(wish(6, since: 3), short, running(3, 5)) == .unfit)
+        #expect(refusal(request(6, since: 3), short, running(3, 5)) == .unfit)
     }
 
     // MARK: Record

@@ -22,7 +22,7 @@ import Testing
         let cut = CopyCut(
             generation: "g", epoch: 1, size: byteCount, snapshot: "s", snapshotId: "id")
         let copier = try ImageCopier(
-            CopyWish(device: "disk", cut: cut, since: nil, isForced: false),
+            CopyRequest(device: "disk", cut: cut, since: nil, isForced: false),
             target: files.path("copy"), workers: [worker])
         _ = try copier.begin()
         copier.copy(0)

@@ -29,7 +29,7 @@ final class TestCeph: Sendable {
         guard mkdtemp(&template) != nil else { throw TestFailure("mkdtemp: \(errno)") }
         directory = String(decoding: template.dropLast().map(UInt8.init), as: UTF8.self)
         // Its daemons are sessions of their own: who takes care of them outlives this process.
-        _ = Undertaker.shared.register(
+        _ = ExitCleanup.shared.register(
             "\(Self.script) stop \(directory); rm -rf \(directory)")
         try Command.check(
             Self.script, ["start", directory],

@@ -127,10 +127,10 @@ struct `Exclusive use` {
         try FileManager.default.createDirectory(
             atPath: mountPoint, withIntermediateDirectories: false)
         try Command.check("mount", [origin.path, mountPoint])
-        let ticket = Undertaker.shared.register("umount --lazy \(mountPoint)")
+        let ticket = ExitCleanup.shared.register("umount --lazy \(mountPoint)")
         defer {
             _ = try? Command.run("umount", [mountPoint])
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
         }
         let refusal = try TestService.refusal(attaching: ["disk": origin.path])
         #expect(refusal.status != 0)

@@ -32,7 +32,7 @@ struct `A copy of a live device` {
         #expect(second["changed_bytes"] as? Int ?? 0 < 8 << 20)
         #expect(try harness.wrongBlocks(copy, of: live, "d", since: "two").isEmpty)
         #expect(try harness.wrongBlocks(copy + "@one", of: live, "d", since: "one").isEmpty)
-        #expect(try live.complaints(ofCopy: copy) == "")
+        #expect(try live.errors(ofCopy: copy) == "")
         // Nothing else is left of them.
         #expect(try harness.checkpoints() == ["one", "two"])
         let text = try Command.check(
@@ -58,7 +58,7 @@ struct `A copy of a live device` {
                 freezes.append(made["frozen_milliseconds"] as? Int ?? -1)
                 let wrong = try harness.wrongBlocks(copy, of: live, "d", since: "c\(round)")
                 #expect(wrong.isEmpty, "\(kind), round \(round): \(wrong.sorted())")
-                #expect(try live.complaints(ofCopy: copy) == "", "\(kind), round \(round)")
+                #expect(try live.errors(ofCopy: copy) == "", "\(kind), round \(round)")
             }
             print("\(kind): \(freezes.count) copies, frozen for \(freezes.sorted()) ms")
             try live.rest()
@@ -114,7 +114,7 @@ struct `A copy of a live device` {
                 "round \(round): \(outcome.diagnostics)")
             let wrong = try harness.wrongBlocks(copy, of: live, "d", since: "k\(round)")
             #expect(wrong.isEmpty, "round \(round): \(wrong.sorted())")
-            #expect(try live.complaints(ofCopy: copy) == "", "round \(round)")
+            #expect(try live.errors(ofCopy: copy) == "", "round \(round)")
             let left = Set(try harness.checkpoints().filter { $0.contains(".pass-") })
             #expect(left.isSubset(of: orphans), "round \(round): \(left), \(orphans)")
         }
@@ -209,10 +209,10 @@ struct `A copy of a live device` {
     func `has what was in flight during a pass in the next copy`() throws {
         let group = "/sys/fs/cgroup/blkio/stillpoint-test-\(getpid())"
         #expect(mkdir(group, 0o755) == 0)
-        let ticket = Undertaker.shared.register("rmdir \(group)")
+        let ticket = ExitCleanup.shared.register("rmdir \(group)")
         defer {
             rmdir(group)
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
         }
         let lower = try MountedDisk(.ext4)
         let file = lower.path("disk.img")

@@ -57,10 +57,10 @@ struct `A database on a live device` {
         let loop = try LoopDevice(over: image, sectorSize: 512)
         let mount = directory.path("mount")
         try FileManager.default.createDirectory(atPath: mount, withIntermediateDirectories: false)
-        let ticket = Undertaker.shared.register("umount --lazy \(mount)")
+        let ticket = ExitCleanup.shared.register("umount --lazy \(mount)")
         defer {
             umount2(mount, Int32(MNT_DETACH))
-            Undertaker.shared.withdraw(ticket)
+            ExitCleanup.shared.withdraw(ticket)
         }
         try Command.check("mount", [loop.path, mount])
         try Database.letIn(to: mount)

@@ -21,7 +21,7 @@ struct `The guide to live devices` {
             try Guide("README.md").commands("live"), on: live, device: "mine", in: place)
         #expect(output.components(separatedBy: "copied mine@").count == 3, "\(output)")
         #expect(
-            try live.complaints(ofCopy: place.path("backup/mine.img")) == "")
+            try live.errors(ofCopy: place.path("backup/mine.img")) == "")
         _ = try Self.run("stillpoint device detach mine", on: live, device: "mine", in: place)
     }
 

@@ -24,7 +24,7 @@ final class MountedLive {
             kind == .ext4
                 ? ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk.path]
                 : ["-q", disk.path])
-        ticket = Undertaker.shared.register("fsfreeze --unfreeze \(mount); umount --lazy \(mount)")
+        ticket = ExitCleanup.shared.register("fsfreeze --unfreeze \(mount); umount --lazy \(mount)")
         try Command.check("mount", [disk.path, mount])
     }
 
@@ -33,7 +33,7 @@ final class MountedLive {
         // Mostly it is not frozen, which is what this says then.
         _ = try? Command.run("fsfreeze", ["--unfreeze", mount])
         umount2(mount, Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// Writes to it until `rest`: files at random places, direct and buffered, and files that come
@@ -81,7 +81,7 @@ final class MountedLive {
     }
 
     /// What a check of the filesystem in a copy finds wrong; empty when it is sound.
-    func complaints(ofCopy path: String) throws -> String {
+    func errors(ofCopy path: String) throws -> String {
         let directory = try TemporaryDirectory(inMemory: true)
         let image = directory.path("check.img")
         try Command.check("cp", ["--sparse=always", path, image])

@@ -78,9 +78,9 @@ import Testing
     private static func decide(
         saved: Finding<MapFileHeader> = .absent, running: Finding<MapFileHeader> = .absent,
         origin: OriginRecord = origin(), finding: LiveFinding = .kept
-    ) -> HistoryDecision {
-        HistoryDecision(
-            HistoryEvidence(
+    ) -> GenerationDecision {
+        GenerationDecision(
+            GenerationEvidence(
                 name: name, origin: origin, bootID: boot, isExclusive: false, saved: saved,
                 running: running, death: .absent, live: finding))
     }
@@ -136,8 +136,8 @@ import Testing
     @Test func `what was served before begins anew live, and the other way round`() {
         let served = Self.header(.clean, origin: Self.origin(token: nil))
         #expect(Self.decide(saved: .found(served)) == .new(.servedBefore))
-        let decision = HistoryDecision(
-            HistoryEvidence(
+        let decision = GenerationDecision(
+            GenerationEvidence(
                 name: Self.name, origin: Self.origin(token: nil), bootID: Self.boot,
                 isExclusive: true, saved: .found(Self.header(.clean)), running: .absent,
                 death: .absent))

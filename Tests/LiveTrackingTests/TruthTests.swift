@@ -26,7 +26,7 @@ private final class LoadedDisk {
             atPath: mount, withIntermediateDirectories: false)
         let size = ["1024", "4096"].randomElement(using: &self.generator) ?? "4096"
         try Command.check("mkfs.ext4", ["-q", "-b", size, disk.path + "p1"])
-        ticket = Undertaker.shared.register("fsfreeze --unfreeze \(mount); umount --lazy \(mount)")
+        ticket = ExitCleanup.shared.register("fsfreeze --unfreeze \(mount); umount --lazy \(mount)")
         try Command.check("mount", ["-o", "discard", disk.path + "p1", mount])
     }
 
@@ -34,7 +34,7 @@ private final class LoadedDisk {
         // Mostly it is not frozen, which is what this says then.
         _ = try? Command.run("fsfreeze", ["--unfreeze", mount])
         umount2(mount, Int32(MNT_DETACH))
-        Undertaker.shared.withdraw(ticket)
+        ExitCleanup.shared.withdraw(ticket)
     }
 
     /// The disk's bytes while its filesystem is frozen, and what `body` returns then.

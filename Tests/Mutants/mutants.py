@@ -52,7 +52,7 @@ MUTANTS = [
     ("erasure put off is forgotten","CopyOnWrite/StorageSpace.swift","        if dirty.isEmpty { dirty = offsets } else { dirty.append(contentsOf: offsets) }\n",""),
     ("a hole of before the cut","SnapshotCore/SnapshotEngine+Zeroing.swift","if !record.pointee.isUnderWay, record.pointee.scanGateCount != gateCount {","if record.pointee.scanGateCount > gateCount {"),
     ("a hole reaches into a block of data","SnapshotCore/SnapshotEngine+Zeroing.swift","end == requestEnd ? end : end / blockByteCount * blockByteCount","(end + 4095) / 4096 * 4096"),
-    ("data behind a hole taken for one","SnapshotCore/SnapshotEngine+Zeroing.swift","            record.pointee.isHole = false\n            if originTellsHoles","            if originTellsHoles, !record.pointee.isHole || end - start > 65536"),
+    ("data behind a hole taken for one","SnapshotCore/SnapshotEngine+Zeroing.swift","            record.pointee.isHole = false\n            if originReportsHoles","            if originReportsHoles, !record.pointee.isHole || end - start > 65536"),
     ("one limit for all pieces of a zeroing","SnapshotCore/SnapshotEngine+Writes.swift","        undelay(index)\n        if record.pointee.operation.isWrite {\n            effects","        if record.pointee.operation.isWrite {\n            undelay(index)\n            effects"),
     ("yielded requests forgotten","SnapshotCore/SnapshotEngine+Zeroing.swift","            wake(index)\n            left -= 1","            if left > 1 || yielded.isEmpty { wake(index) }\n            left -= 1"),
     ("a write beyond an end that moved","SnapshotCore/SnapshotEngine+Writes.swift","guard length <= size, offset <= size - length else","guard length <= size, offset <= size else"),

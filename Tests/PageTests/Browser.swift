@@ -215,7 +215,7 @@ final class Tab {
 
     /// What the page complained of since: exceptions, errors on the console, files that could not be
     /// had, violations of its policy.
-    func complaints() -> [String] {
+    func errors() -> [String] {
         let thrown = browser.take("Runtime.exceptionThrown", session: session).map { event in
             "exception: \(event["exceptionDetails"] ?? event)"
         }

@@ -27,7 +27,7 @@ struct `The page in a browser` {
         try tab.open(harness.address)
         try tab.wait(for: "\(text("#connection")) === 'live'")
         try tab.wait(for: row("vm1"))
-        #expect(tab.complaints() == [])
+        #expect(tab.errors() == [])
         // A device that comes meanwhile, without waiting for the next question of the page.
         try harness.attach("vm2", byteCount: 3 * mebibyte)
         try tab.wait(for: "\(row("vm2")).innerText.includes('3 MiB')", seconds: 8)
@@ -71,7 +71,7 @@ struct `The page in a browser` {
         try tab.wait(for: "!\(text("#event-list")).includes('attached')")
         try tab.wait(for: "\(text("#event-list")).includes('given up')")
         try tab.picture("events")
-        #expect(tab.complaints() == [])
+        #expect(tab.errors() == [])
     }
 
     @Test func `paints what changed where it changed`() throws {
@@ -95,7 +95,7 @@ struct `The page in a browser` {
         let words = "\(third.count * 4) KiB of 128 MiB changed since tuesday"
         try tab.wait(for: "\(text("#picture-sentence")).startsWith('\(words)')")
         // Before the test looks at pixels, of which the browser complains.
-        #expect(tab.complaints() == [])
+        #expect(tab.errors() == [])
         func classes() throws -> [String] {
             let text = try tab.value(
                 """
@@ -192,7 +192,7 @@ struct `The page in a browser` {
         try tab.press("Escape")
         try tab.wait(for: "\(text("#picture-cell")) === ''")
         try focus(on: "document.activeElement.id === 'event-kind'")
-        #expect(tab.complaints() == [])
+        #expect(tab.errors() == [])
     }
 
     @Test(.enabled(if: PythonTools.areThere, "the Python packages cannot be had"))
@@ -217,7 +217,7 @@ struct `The page in a browser` {
         try tab.value("document.forms[0].submit()")
         try tab.wait(for: "\(text("#connection")) === 'live'")
         #expect(try tab.value("!document.getElementById('leave').hidden") as? Bool == true)
-        _ = tab.complaints()
+        _ = tab.errors()
         for (width, dark) in [(1280, false), (1280, true), (360, false), (360, true)] {
             try tab.prefer(dark: dark)
             try tab.resize(width: width, height: 800, isPhone: width < 400)
@@ -228,7 +228,7 @@ struct `The page in a browser` {
             try axe.check(tab, "\(width) \(dark ? "dark" : "light")")
             try tab.picture("page-\(width)-\(dark ? "dark" : "light")", isWhole: true)
         }
-        #expect(tab.complaints() == [])
+        #expect(tab.errors() == [])
         // A browser that is let out sees nothing any more.
         try tab.value("document.querySelector('#leave button').click()")
         try tab.wait(for: "location.pathname === '/login'")

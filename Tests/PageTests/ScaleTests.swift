@@ -56,7 +56,7 @@ struct `The page of a large service` {
                 """) as? Double
         print("longest task of the page: \(Int(longest ?? 0)) ms")
         #expect((longest ?? .infinity) < (isSoak ? 500 : 3000))
-        #expect(tab.complaints() == [])
+        #expect(tab.errors() == [])
         try tab.picture("many-devices")
     }
 }

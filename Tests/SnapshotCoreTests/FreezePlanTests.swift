@@ -19,12 +19,12 @@ import Testing
     private func number(_ minor: UInt32) -> DeviceNumber { DeviceNumber(major: 7, minor: minor) }
 
     private func plan(
-        _ wish: FreezeWish, _ filesystems: [MountedFilesystem],
+        _ selection: FreezeSelection, _ filesystems: [MountedFilesystem],
         elsewhere: [ForeignFilesystem] = [], devices: [[UInt32]],
-        protected: [ProtectedGround] = []
+        protected: [FreezeExclusion] = []
     ) throws(FreezeRefusal) -> FreezePlan {
         try FreezePlan(
-            wish, filesystems: filesystems, elsewhere: elsewhere,
+            selection, filesystems: filesystems, elsewhere: elsewhere,
             blockDevices: devices.map { Set($0.map(number)) }, protected: protected)
     }
 
@@ -42,7 +42,7 @@ import Testing
         #expect(plan.outOfReach.map(\.processID) == [11])
         #expect(!plan.isFilesystemConsistent(frozen: [0]))
         let none = try self.plan(
-            FreezeWish(isAutomatic: false), here, elsewhere: elsewhere, devices: [[1, 9]])
+            FreezeSelection(isAutomatic: false), here, elsewhere: elsewhere, devices: [[1, 9]])
         #expect(none.outOfReach.isEmpty)
     }
 
@@ -61,7 +61,7 @@ import Testing
 
     @Test func `is each filesystem once, however often it is mounted`() throws {
         let plan = try plan(
-            FreezeWish(isAutomatic: true, mountPoints: ["/bound", "/a"]),
+            FreezeSelection(isAutomatic: true, mountPoints: ["/bound", "/a"]),
             [filesystem(1, [(1, "/a"), (5, "/bound")]), filesystem(2, [(2, "/b")])],
             devices: [[1]])
         #expect(plan.targets.map(\.name) == ["/bound"])
@@ -84,36 +84,39 @@ import Testing
             filesystem(1, [(1, "/a")]), filesystem(2, [(3, "/a")]), filesystem(3, [(2, "/a")]),
         ]
         let plan = try plan(
-            FreezeWish(isAutomatic: false, mountPoints: ["/a"]), filesystems, devices: [[]])
+            FreezeSelection(isAutomatic: false, mountPoints: ["/a"]), filesystems, devices: [[]])
         #expect(plan.targets.map(\.device) == [number(2)])
     }
 
     @Test func `is refused where nothing is mounted`() {
         #expect(throws: FreezeRefusal.notMounted(mountPoint: "/x")) {
             try plan(
-                FreezeWish(isAutomatic: true, mountPoints: ["/a", "/x"]),
+                FreezeSelection(isAutomatic: true, mountPoints: ["/a", "/x"]),
                 [filesystem(1, [(1, "/a")])], devices: [[]])
         }
     }
 
     @Test func `is refused where it holds what must stay writable, not skipped`() {
-        let ground = ProtectedGround(what: "the state directory", devices: [number(1), number(9)])
+        let exclusion = FreezeExclusion(
+            what: "the state directory", devices: [number(1), number(9)])
         let filesystems = [
             filesystem(1, [(1, "/a")]), filesystem(2, [(2, "/b")], on: [1]),
         ]
         #expect(throws: FreezeRefusal.holds(mountPoint: "/a", what: "the state directory")) {
-            try plan(.standard, filesystems, devices: [[1]], protected: [ground])
+            try plan(.standard, filesystems, devices: [[1]], protected: [exclusion])
         }
         #expect(throws: FreezeRefusal.holds(mountPoint: "/a", what: "the state directory")) {
             try plan(
-                FreezeWish(isAutomatic: false, mountPoints: ["/a"]), filesystems, devices: [[]],
-                protected: [ground])
+                FreezeSelection(isAutomatic: false, mountPoints: ["/a"]), filesystems,
+                devices: [[]],
+                protected: [exclusion])
         }
         #expect(throws: Never.self) {
-            // What stands on the same ground is not that ground.
+            // What stands on the same devices is not excluded itself.
             try plan(
-                FreezeWish(isAutomatic: false, mountPoints: ["/b"]), filesystems, devices: [[]],
-                protected: [ground])
+                FreezeSelection(isAutomatic: false, mountPoints: ["/b"]), filesystems,
+                devices: [[]],
+                protected: [exclusion])
         }
     }
 
@@ -129,7 +132,7 @@ import Testing
         let filesystems = [
             filesystem(1, [(1, "/a")]), filesystem(2, [(2, "/b")]), filesystem(8, [(3, "/far")]),
         ]
-        let onlyA = FreezeWish(isAutomatic: false, mountPoints: ["/a"])
+        let onlyA = FreezeSelection(isAutomatic: false, mountPoints: ["/a"])
         let left = try plan(onlyA, filesystems, devices: [[1], [2]])
         #expect(left.leftOut == ["/b"] && !left.isFilesystemConsistent(frozen: [0]))
         // The second device has no block device here: who writes to it is not seen.
@@ -137,11 +140,11 @@ import Testing
             try !plan(.standard, filesystems, devices: [[1], []])
                 .isFilesystemConsistent(frozen: [0]))
         // The user's word that it is the one at /far.
-        let named = FreezeWish(isAutomatic: true, mountPoints: ["/far"])
+        let named = FreezeSelection(isAutomatic: true, mountPoints: ["/far"])
         #expect(
             try plan(named, filesystems, devices: [[1], []])
                 .isFilesystemConsistent(frozen: [0, 1]))
-        let none = try plan(FreezeWish(isAutomatic: false), filesystems, devices: [[]])
+        let none = try plan(FreezeSelection(isAutomatic: false), filesystems, devices: [[]])
         #expect(none.targets.isEmpty && !none.isFilesystemConsistent(frozen: []))
     }
 }

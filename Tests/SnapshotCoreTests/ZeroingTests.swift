@@ -10,7 +10,7 @@ import Testing
 
     private func harness(_ limits: EngineLimits = EngineLimits()) -> Harness {
         let harness = Harness(size: Self.size, limits: limits)
-        harness.engine.originTellsHoles = true
+        harness.engine.originReportsHoles = true
         return harness
     }
 

@@ -47,7 +47,7 @@ extension ModelDevice {
                 images[newest].places[block] = .good
             } else if let place = placeForBlock(isFailing) {
                 images[newest].places[block] = place
-            } else if images.contains(where: { !$0.isLost && $0.snapshot.isPatient }) {
+            } else if images.contains(where: { !$0.isLost && $0.snapshot.isThrottled }) {
                 // It waits in memory for the storage that is added at once.
                 images[newest].places[block] = .good
                 outcome = .needsRoom

@@ -94,7 +94,7 @@ extension ModelRun {
     func appendStorage(to index: Int) throws {
         guard
             let patient = devices[index].images.last(where: {
-                !$0.isLost && $0.snapshot.isPatient
+                !$0.isLost && $0.snapshot.isThrottled
             })?.snapshot
         else { throw TestFailure("\(where_): nobody is patient") }
         try harness.ask(

@@ -34,7 +34,7 @@ extension ModelRun {
         let (snapshot, storage) = randomSnapshot(withFaulty: false)
         let names = chosen.map { devices[$0].name }
         let name = snapshot.name
-        let policy = snapshot.isPatient ? "throttle:60" : "break"
+        let policy = snapshot.isThrottled ? "throttle:60" : "break"
         let batches = try race(chosen) { [harness] in
             try ModelRun.takeUntilCut {
                 try harness.take(

@@ -125,7 +125,7 @@ final class ModelRun {
         }
         let storage = storages.randomElement(using: &generator)!
         if withFaulty { sources = storage.map { $0.hasPrefix("/dev/loop") } }
-        return (ModelSnapshot(name: name, isPatient: policy, sources: sources), storage)
+        return (ModelSnapshot(name: name, isThrottled: policy, sources: sources), storage)
     }
 
     private func take() throws {
@@ -165,7 +165,7 @@ final class ModelRun {
                 try Self.takeUntilCut {
                     try harness.take(
                         snapshot.name, of: names, storage: storage, limit: 160 * mebibyte,
-                        onOverflow: snapshot.isPatient ? "throttle:60" : "break",
+                        onOverflow: snapshot.isThrottled ? "throttle:60" : "break",
                         force: snapshot.usesFaulty)
                 }
                 return

@@ -6,13 +6,13 @@ import TestSupport
 final class ModelSnapshot {
     let name: String
     /// Its policy is `throttle`: while it is held nothing of its devices is given up for want of room.
-    let isPatient: Bool
+    let isThrottled: Bool
     /// Its storage in order; true is the source that is made to fail.
     var sources: [Bool]
 
-    init(name: String, isPatient: Bool, sources: [Bool]) {
+    init(name: String, isThrottled: Bool, sources: [Bool]) {
         self.name = name
-        self.isPatient = isPatient
+        self.isThrottled = isThrottled
         self.sources = sources
     }
 

@@ -354,7 +354,7 @@ int cl_own_descriptors(void);
 // I/O that it may itself have to serve (PR_SET_IO_FLUSHER, Linux 5.6).
 int cl_become_io_flusher(void);
 
-// Asks the scheduler for short turns of the calling thread, `nanoseconds` each (sched_setattr(2),
+// Asks the scheduler for short time slices of the calling thread, `nanoseconds` each (sched_setattr(2),
 // Linux 6.12; earlier kernels take the call and change nothing). 0, or -1 with errno.
 int cl_take_short_turns(uint64_t nanoseconds);
 
@@ -373,7 +373,7 @@ static inline void cl_block_signals(void) {
 
 // Starts `path` in a session of its own with `socket` as descriptor 3, standard streams on
 // /dev/null, no signal blocked and all at their default: 0 and its id, or an errno value.
-int cl_spawn_companion(const char *path, char *const arguments[], int socket, int32_t *pid);
+int cl_spawn_helper(const char *path, char *const arguments[], int socket, int32_t *pid);
 
 // Closes every descriptor from `first` on.
 int cl_close_from(int first);

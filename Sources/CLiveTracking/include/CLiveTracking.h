@@ -83,7 +83,7 @@ int clt_enable_statistics(void);
 /// Runs of a program while statistics were enabled, and the nanoseconds they took.
 int clt_program_times(int program, uint64_t *nanoseconds, uint64_t *runs);
 
-/// Entries of in-flight bios; for tests and complaints.
+/// Entries of in-flight bios; for tests and messages.
 int clt_fill_in_flight(int in_flight, uint64_t first_key, uint32_t count);
 int clt_clear_in_flight(int in_flight, uint64_t first_key, uint32_t count);
 

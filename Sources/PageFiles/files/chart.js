@@ -34,7 +34,7 @@ export class Chart {
         this.lines = names.map((_, index) => drawing("path", { class: `line line-${index}` }));
         this.areas = names.map((_, index) => drawing("path", { class: `area line-${index}` }));
         this.values = names.map((_, index) => element("span", { class: `value line-${index}` }));
-        this.most = element("span", { class: "most quiet" });
+        this.most = element("span", { class: "most muted" });
         this.element = element(
             "figure", { class: "chart" },
             element(

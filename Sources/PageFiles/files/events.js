@@ -53,7 +53,7 @@ export class EventList {
             byID("event-list"), wanted.slice(0, shownMax), ({ number }) => number,
             (event) => element(
                 "li", { class: "event" },
-                element("time", { class: "quiet", datetime: event.time }),
+                element("time", { class: "muted", datetime: event.time }),
                 badge(event.type, loud[event.type] ?? "calm"), element("span", {}, event.message)),
             (row, event) => setText(row.firstElementChild, moment(event.time)));
     }

@@ -36,7 +36,7 @@ const devices = new Devices(rates, (name) => {
 let stream = "asking";
 let silentSince = null;
 
-function tellConnection() {
+function showConnection() {
     const place = byID("connection");
     if (silentSince) {
         place.className = "pill bad";
@@ -59,7 +59,7 @@ async function asking(body) {
         if (error.status === undefined) throw error;
         if (error.status === 0 || error.status >= 500) silentSince ??= new Date();
     }
-    tellConnection();
+    showConnection();
 }
 
 // What is asked
@@ -70,7 +70,7 @@ const askActivity = () => asking(async () => {
     devices.showAllRates();
     const { read, write } = rates.total();
     documents.rates = { read, write, resident: activity.resident_bytes };
-    tellFigures();
+    showFigures();
     if (picture.summary && documents.writes !== null) {
         const own = activity.devices.find(({ name }) => name === devices.chosen);
         if (own && own.writes.count !== documents.writes) askPicture(false);
@@ -92,8 +92,8 @@ const askStatus = () => asking(async () => {
     snapshots.show(status.snapshots);
     showCopies(copies);
     showCheckpoints(checkpoints, devices.chosen);
-    tellService(status, health);
-    tellFigures();
+    showService(status, health);
+    showFigures();
 });
 
 let pictureAskedAt = 0;
@@ -127,7 +127,7 @@ async function askPicture(isUrgent) {
 
 // What is told of the service as a whole
 
-function tellService(status, health) {
+function showService(status, health) {
     setText(byID("service"), `${status.version} on ${location.hostname}`);
     byID("service").title = `process ${status.process_id}, started ${moment(status.started_at)}`;
     const pill = byID("health");
@@ -149,7 +149,7 @@ function tellService(status, health) {
         () => element("p", { class: "notice" }), (row, { message }) => setText(row, message));
 }
 
-function tellFigures() {
+function showFigures() {
     const { status, rates: now } = documents;
     if (!status) return;
     const held = status.snapshots.filter(({ state }) => state === "held").length;
@@ -198,20 +198,20 @@ async function begin() {
         },
         (state) => {
             stream = state;
-            tellConnection();
+            showConnection();
         });
     if (service.isLoggedIn) byID("leave").hidden = false;
 }
 
-async function beginPatiently() {
+async function beginWithRetries() {
     try {
         await begin();
     } catch (error) {
         if (error.status === undefined) throw error;
         silentSince ??= new Date();
-        tellConnection();
-        setTimeout(beginPatiently, 3000);
+        showConnection();
+        setTimeout(beginWithRetries, 3000);
     }
 }
 
-beginPatiently();
+beginWithRetries();

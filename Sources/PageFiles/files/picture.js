@@ -66,14 +66,14 @@ export class Picture {
     show(summary) {
         this.summary = summary;
         this.epochs = [summary.checkpoints[0]?.epoch ?? 0, summary.checkpoints[1]?.epoch ?? 0];
-        this.tellBases();
-        this.tellLegend();
-        this.tellIncrements();
+        this.showBases();
+        this.showLegend();
+        this.showIncrements();
         this.draw();
         if (this.chosen !== null) this.choose(this.chosen);
     }
 
-    tellBases() {
+    showBases() {
         const { checkpoints, since, size, changed_bytes: changed } = this.summary;
         const options = checkpoints.map(({ name }) => ({ value: name, text: name }));
         if (!options.some(({ value }) => value === since.name) && since.name !== "generation") {
@@ -91,7 +91,7 @@ export class Picture {
                 + "did not. Arrow keys choose a cell.");
     }
 
-    tellLegend() {
+    showLegend() {
         const [newest, second] = this.summary.checkpoints.map(({ name }) => name);
         const texts = newest
             ? [
@@ -110,7 +110,7 @@ export class Picture {
     }
 
     /** What an increment from each checkpoint would move now. */
-    tellIncrements() {
+    showIncrements() {
         const place = byID("increments");
         const { checkpoints } = this.summary;
         if (!checkpoints.length) {
@@ -129,7 +129,7 @@ export class Picture {
             place.list, checkpoints.slice(0, 8), ({ name }) => name,
             ({ name, created_at: time }) => element(
                 "li", {}, element("span", { class: "name" }, name),
-                element("span", { class: "quiet when" }, moment(time)),
+                element("span", { class: "muted when" }, moment(time)),
                 element("span", { class: "bar", "aria-hidden": "true" }, element("span")),
                 element("span", { class: "number" })),
             (row, { changed_bytes: count }) => {

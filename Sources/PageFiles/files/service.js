@@ -40,7 +40,7 @@ async function answer(path, type) {
 }
 
 /**
- * Follows the events after number `after`. `told` is called with each, `changed` with the state of the
+ * Follows the events after number `after`. `received` is called with each, `changed` with the state of the
  * stream: `live` or `asking`.
  */
 export class Events {
@@ -54,9 +54,9 @@ export class Events {
         "history-new",
     ];
 
-    constructor(after, told, changed) {
+    constructor(after, received, changed) {
         this.last = after;
-        this.told = told;
+        this.received = received;
         this.changed = changed;
         this.open();
     }
@@ -84,7 +84,7 @@ export class Events {
     take(event) {
         if (event.number <= this.last) return;
         this.last = event.number;
-        this.told(event);
+        this.received(event);
     }
 
     askSoon(seconds) {

@@ -49,12 +49,12 @@ export class Snapshots {
                 "div", { class: "line" },
                 element("span", { class: "name" }, snapshot.name ?? snapshot.id.slice(0, 8)),
                 element("span", { class: "badges" })),
-            element("p", { class: "quiet when" }), element("p", { class: "quiet devices" }),
+            element("p", { class: "muted when" }), element("p", { class: "muted devices" }),
             element("div", { class: "plot" }, chart.element),
             element("meter", { min: "0", max: "1", "aria-label": "Storage used" }),
             element(
                 "div", { class: "line" }, element("span", { class: "fill-words" }),
-                element("span", { class: "quiet outlook" })),
+                element("span", { class: "muted outlook" })),
             element("p", { class: "fault" }));
         card.chart = chart;
         return card;
@@ -104,8 +104,8 @@ export function showCopies(copies) {
             element(
                 "div", { class: "line" },
                 element("span", { class: "name" }, `${copy.device}@${copy.snapshot}`),
-                element("span", { class: "badges" }), element("span", { class: "quiet when" })),
-            element("p", { class: "quiet" }),
+                element("span", { class: "badges" }), element("span", { class: "muted when" })),
+            element("p", { class: "muted" }),
             element("progress", { max: "1", "aria-label": "Progress" }),
             element("p", { class: "fault" })),
         (row, copy) => {

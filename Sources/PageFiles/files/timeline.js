@@ -16,8 +16,8 @@ export function showCheckpoints(checkpoints, device) {
         byID("checkpoint-list"), newest.slice(0, listed), ({ name }) => name,
         (checkpoint) => element(
             "li", {}, element("span", { class: "name" }, checkpoint.name),
-            element("span", { class: "quiet parts" }), element("span", { class: "badges" }),
-            element("time", { class: "quiet when", datetime: checkpoint.created_at })),
+            element("span", { class: "muted parts" }), element("span", { class: "badges" }),
+            element("time", { class: "muted when", datetime: checkpoint.created_at })),
         (row, checkpoint) => {
             const names = checkpoint.devices.map((part) => part.device);
             const shown = names.slice(0, 3).join(", ");

@@ -27,7 +27,7 @@ private func ask(_ file: ConfigurationFile) {
     _ = file.text("user")
     _ = file.number("loops", 1...64)
     _ = file.flag("allow-plaintext")
-    _ = file.word("log-level", Word.allCases)
+    _ = file.choice("log-level", Word.allCases)
     _ = file.checked("nbd") { () throws(ControlError) in
         try file.texts("nbd")?.map { text throws(ControlError) in
             try ListenAddress(parsing: text)

@@ -41,7 +41,7 @@ func fuzzDocuments(_ input: inout FuzzInput) {
             precondition(id.description == text.lowercased(), "an id is written as it was read")
         }
     case 8: _ = try? PreSharedKeys(parsing: bytes, of: "keys")
-    case 9: _ = try? StorageWish(texts: [text], limit: nil, isForced: false)
+    case 9: _ = try? StorageSelection(texts: [text], limit: nil, isForced: false)
     case 10:
         if let document = decode(CheckpointCreateDocument.self, bytes),
             let request = try? CheckpointRequest(document)

@@ -71,7 +71,7 @@ private func plan(_ table: MountTable, _ kind: UInt8) {
     let named = filesystems.last?.mounts.last.map { [$0.name] } ?? []
     guard
         let plan = try? FreezePlan(
-            FreezeWish(isAutomatic: kind & 4 != 0, mountPoints: kind & 8 != 0 ? named : []),
+            FreezeSelection(isAutomatic: kind & 4 != 0, mountPoints: kind & 8 != 0 ? named : []),
             filesystems: filesystems, blockDevices: [ours], protected: [])
     else { return }
     precondition(plan.targets.count <= FreezePlan.targetCountMax)
