@@ -91,7 +91,7 @@ package struct BlockRequest {
     package var operation: RequestOperation
     package var flags: RequestFlags
     /// What a `blockStatus` request asks for: what changed since this cut, or allocation when nil.
-    /// The request carries the cut itself, so whoever asks means the same one for ever, whatever
+    /// The request carries the cut itself, so the client means the same one forever, whatever
     /// becomes of the name it was found under.
     package var statusBase: TrackingBase?
     package var offset: UInt64
@@ -102,7 +102,7 @@ package struct BlockRequest {
     package var bufferByteCount: Int
     /// Bytes the status records fill, set by the target.
     package var resultByteCount: Int
-    /// Who is told.
+    /// Who is notified.
     package var owner: Unmanaged<RequestOwner>
     /// The owner's own word for it.
     package var ownerToken: UInt64
@@ -161,7 +161,7 @@ package struct BlockRequest {
     package var range: ByteRange { ByteRange(offset: offset, length: length) }
 }
 
-/// Whoever submits requests and is told when they finish. Confined to one loop.
+/// Submits requests and is notified when they finish. Confined to one loop.
 open class RequestOwner {
     public init() {}
 
@@ -194,15 +194,15 @@ open class BlockTarget {
     }
 
     /// Takes over the request in slot `index`; its flags must fit the operation. Finishes it by
-    /// `RequestPool.finish`. Exports check the range against `size` when they hear of a request, but
-    /// it may lie beyond the end when it is submitted: a target fails it with `faultBeyondEnd`.
+    /// `RequestPool.finish`. Exports check the range against `size` when they hear of a request,
+    /// but it may lie beyond the end when it is submitted: a target fails it with `faultBeyondEnd`.
     open func submit(_ index: RequestIndex) {
         preconditionFailure("a block target must serve requests")
     }
 
     /// Why a request cannot be performed whose range reaches beyond the end, which may have moved
-    /// since the range was checked: `noSpace` for what would write, `invalid` for the others. Nil when
-    /// it lies within, or has no range.
+    /// since the range was checked: `noSpace` for what would write, `invalid` for the others. Nil
+    /// when it lies within, or has no range.
     package final func faultBeyondEnd(of request: borrowing BlockRequest) -> Fault? {
         let (offset, length) = (request.offset, request.length)
         if length <= size, offset <= size - length { return nil }
@@ -213,12 +213,12 @@ open class BlockTarget {
         }
     }
 
-    /// A write at `offset` will be submitted next, once its payload is there: a chance to fetch into
-    /// the processor's cache what it will touch. Promises nothing.
+    /// A write at `offset` will be submitted next, once its payload is there: a chance to fetch
+    /// into the processor's cache what it will touch. Promises nothing.
     open func writeExpected(at offset: UInt64) {}
 
-    /// The same, one write earlier: a chance to fetch what tells where that lies. Nobody has looked
-    /// at `offset` yet: it may lie anywhere.
+    /// The same, one write earlier: a chance to prefetch the entries that locate it. Nobody has
+    /// looked at `offset` yet: it may lie anywhere.
     open func writeForeseen(at offset: UInt64) {}
 
     /// Enters a user: an open connection or block attachment. False when the target is closing:

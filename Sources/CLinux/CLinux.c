@@ -346,7 +346,7 @@ static uint32_t crc32c_by_table(const unsigned char *bytes, size_t length) {
 }
 
 #if defined(__x86_64__)
-// The instruction takes three cycles and can start anew in each, so three lanes run at once. The
+// The instruction takes three cycles and can start again in each, so three lanes run at once. The
 // register of a lane moves behind the bytes of the next one by a table: appending zeroes is linear.
 enum { crc32c_lane = 1360 };
 static uint32_t crc32c_shift[4][256];
@@ -437,7 +437,7 @@ bool cl_process_lives(int32_t pid) {
     char path[32], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    // Without /proc the answer of kill has to do.
+    // Without /proc only kill can be asked.
     if (fd < 0) return errno != ENOENT;
     ssize_t count = read(fd, text, sizeof text - 1);
     close(fd);
@@ -484,8 +484,8 @@ static void cl_become_here(int signal)
     errno = saved;
 }
 
-// libdispatch parks the main thread of an asynchronous program by pthread_exit. glibc takes a thread
-// that exits for gone and does not change its user, yet it lives on, and stays root.
+// libdispatch parks the main thread of an asynchronous program by pthread_exit. glibc takes a
+// thread that exits for gone and does not change its user, yet it lives on, and stays root.
 static int cl_become_in_main_thread(uint32_t user, uint32_t group)
 {
     if (syscall(SYS_gettid) == getpid())

@@ -53,7 +53,7 @@ struct attributes {
 int cl_take_short_turns(uint64_t nanoseconds) {
     struct attributes attributes = {0};
     if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) < 0) return -1;
-    // Whoever chose a real-time policy for the service meant it.
+    // A real-time policy was set on purpose: it is kept.
     if (attributes.policy != SCHED_OTHER) return 0;
     attributes.size = sizeof attributes;
     attributes.runtime = nanoseconds;

@@ -44,7 +44,7 @@
 
     /// The entry after `added` blocks change in epoch `current`; `newestBase` is the epoch that
     /// ended at the newest cut still usable as a base, 0 when there is none. An impossible entry
-    /// stays as it is, so that queries go on finding the damage.
+    /// stays as it is, so that queries keep finding the damage.
     @inlinable package func marking(
         _ added: UInt16, current: UInt32, newestBase: UInt32
     ) -> ChangeEntry {

@@ -74,8 +74,8 @@ public import BlockModel
         return ChangeEntry(rawValue: entries[Int(chunk)])
     }
 
-    /// Where the entry of `chunk` lies, for a processor to fetch it early; nil when there is none, or
-    /// it may not be touched yet.
+    /// Where the entry of `chunk` lies, for a processor to fetch it early; nil when there is none,
+    /// or it may not be touched yet.
     @inlinable package func address(ofEntry chunk: UInt64) -> UnsafeRawPointer? {
         guard chunk < chunkCount, isReserved(page: Self.page(of: chunk)) else { return nil }
         return UnsafeRawPointer(entries + Int(chunk))

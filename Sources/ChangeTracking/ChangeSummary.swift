@@ -13,7 +13,7 @@ internal import BlockModel
 
 /// A cut that changes are counted since.
 package struct SummaryCut: Equatable, Sendable {
-    /// The epoch that ended at the cut; 0: the begin of the generation.
+    /// The epoch that ended at the cut; 0: the start of the generation.
     package let epoch: UInt32
     /// Blocks of the device at the cut that were there as a whole: those behind changed.
     package let wholeBlockCount: UInt64

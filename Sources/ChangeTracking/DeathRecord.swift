@@ -14,7 +14,7 @@ package import BlockModel
 //        952   3140  reserved, zero
 //       4092      4  CRC32C of the bytes before
 
-/// The guardian's word on an origin; see the head of this file.
+/// What the guardian recorded of an origin; see the head of this file.
 package struct DeathRecord: Equatable, Sendable {
     /// What the guardian found.
     package enum Finding: Equatable, Sendable {

@@ -1,6 +1,6 @@
 package import BlockModel
 
-// Whether the generation of a device goes on when it is attached again. Everything that was
+// Whether the generation of a device continues when it is attached again. Everything that was
 // found goes in, the decision comes out: no I/O, and nothing is believed that is not listed here.
 //
 //     saved map clean ──► same origin? ──► unchanged since? ──► continued from the saved map
@@ -28,7 +28,7 @@ package struct GenerationEvidence: Equatable, Sendable {
     package var origin: OriginRecord
     /// Of the machine as it runs now.
     package var bootID: UniqueID
-    /// The operator's word that nobody else writes to the origin.
+    /// The operator's assurance that nobody else writes to the origin.
     package var isExclusive: Bool
     /// The header of the map in the state directory.
     package var saved: Finding<MapFileHeader>
@@ -85,7 +85,7 @@ package enum GenerationDecision: Equatable, Sendable {
         }
         if case .blockDevice = evidence.origin.identity, !isSameBoot {
             guard evidence.isExclusive else { return .new(.restartedBlockDevice) }
-            // Counters began anew with the machine: the operator's word stands for them.
+            // The counters were reset with the machine; the operator's assurance replaces them.
             return header.size == evidence.origin.state.size
                 ? .continuedFromSaved(header)
                 : .new(.resized(from: header.size, to: evidence.origin.state.size))

@@ -1,11 +1,12 @@
 internal import BlockModel
 
-// Whether the generation of a live device goes on: its marks are set by programs in the kernel, whether
-// or not a service runs, so what counts is that they were never interrupted.
+// Whether the generation of a live device continues: its marks are set by programs in the kernel,
+// whether or not a service runs, so what counts is that they were never interrupted.
 //
 // Invariants
-// - A set of marks has a token. It is another one after anything that could have lost a mark, and is
-//   written down with the marks before a generation of it begins; a generation names the token of its marks.
+// - A set of marks has a token. It is another one after anything that could have lost a mark, and
+//   is written down with the marks before a generation of it begins; a generation names the token
+//   of its marks.
 
 /// Why a mark may have been missed. Counted where it happened, in the kernel.
 package enum LiveDoubt: Equatable, Sendable {
@@ -25,7 +26,7 @@ package enum LiveDoubt: Equatable, Sendable {
     /// What is behind the device's number is another disk now.
     case otherDisk
 
-    /// Says it to people, without a full stop.
+    /// The text for people, without a full stop.
     package var sentence: String {
         switch self {
         case .passthrough(let count):
@@ -91,7 +92,7 @@ extension GenerationDecision {
 }
 
 extension LiveFinding {
-    /// What happened to marks that a generation cannot go on with, without a full stop.
+    /// What happened to marks that a generation cannot continue with, without a full stop.
     var sentence: String {
         switch self {
         case .kept: "its marks belong to another history"

@@ -1,6 +1,6 @@
 package import BlockModel
 
-/// Why the generation of a device began anew.
+/// Why a device began a new generation.
 package enum NewGenerationReason: Equatable, Sendable {
     case firstAttach
     case savedDamaged(MapFileHeader.Damage)
@@ -20,7 +20,7 @@ package enum NewGenerationReason: Equatable, Sendable {
     case deathNotRecorded(String)
     /// Tracking was lost in the run before.
     case lostBefore
-    /// A page of the map could not be had: an errno value.
+    /// A page of the map could not be allocated: an errno value.
     case mapMemoryShort(Int32)
     /// An entry of the map in use was found that cannot be.
     case mapDamaged
@@ -31,12 +31,12 @@ package enum NewGenerationReason: Equatable, Sendable {
     case liveBefore
     /// The machine was restarted: a live device's marks are in the kernel's memory.
     case restartedLive
-    /// A live device's marks are not those that its generation went on with.
+    /// A live device's marks are not those that its generation continued with.
     case marksInterrupted(LiveFinding)
     /// A mark of a live device may have been missed.
     case doubted(LiveDoubt)
 
-    /// Says it to people, without a full stop.
+    /// The text for people, without a full stop.
     package var sentence: String {
         switch self {
         case .firstAttach: "attached for the first time: nothing is known of changes before"

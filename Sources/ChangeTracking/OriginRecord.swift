@@ -94,7 +94,7 @@ package enum OriginState: Equatable, Sendable {
 package struct OriginRecord: Equatable, Sendable {
     package var identity: OriginIdentity
     package var state: OriginState
-    /// Of a live device: names the marks that its generation goes on with.
+    /// Of a live device: names the marks that its generation continues with.
     package var liveToken: UniqueID?
 
     /// The state must be of the identity's kind, and the stable id within its bound; a token is a

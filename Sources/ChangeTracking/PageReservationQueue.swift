@@ -1,20 +1,21 @@
-// Which pages of a change map are made resident next. Decides only; whoever makes them does it off
+// Which pages of a change map are made resident next. Decides only; they are made off
 // the loop, one job at a time.
 //
 // Invariants
-// - What a write waits for comes before what nobody waits for yet, in the order in which it was asked.
+// - What a write waits for comes before what nobody waits for yet, in the order in which it was
+//   asked.
 // - A page is asked for once at a time, and again only when it is wanted again.
-// - Ahead of need at most `aheadMax` pages are made, and only behind a page that follows one which is
-//   there: writes here and there get no more memory than they touch.
+// - Ahead of need at most `aheadMax` pages are made, and only behind a page that follows one which
+//   is there: writes here and there get no more memory than they touch.
 
 /// The pages of one device's map that are wanted. Confined to its loop.
 package struct PageReservationQueue {
-    /// Pages of one job: whoever waits for the first of them waits for all.
+    /// Pages of one job: the first waiter waits for all of them.
     package static let batchMax = 64
     /// Pages made ahead of need: half a gibibyte of the device.
     package static let aheadMax: UInt64 = 16
 
-    /// What to make resident in one go.
+    /// What to make resident in one step.
     package struct Job: Equatable {
         package var pages: [UInt64]
         /// Nobody waits for them.
@@ -33,7 +34,7 @@ package struct PageReservationQueue {
     /// Where writers are expected next, and how many pages of it are to be made.
     private var aheadFrom: UInt64 = 0
     private var aheadCount: UInt64 = 0
-    /// How far ahead the last run was made: it doubles as long as writers go on.
+    /// How far ahead the last run was made: it doubles as long as writers continue.
     private var reach: UInt64 = 0
 
     package init() {}

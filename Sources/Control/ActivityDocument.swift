@@ -1,12 +1,12 @@
 internal import BlockModel
 internal import DataPlane
 
-// What changes from one moment to the next, for who looks again and again: `GET /v1/activity`. Rates
-// are differences of two answers.
+// What changes from one moment to the next, for who looks again and again: `GET /v1/activity`.
+// Rates are differences of two answers.
 
 /// What the service did, in numbers that only rise, and how full its storage is.
 package struct ActivityDocument: Codable, Equatable, Sendable {
-    /// UUID of this run of the service: after another one numbers begin anew.
+    /// UUID of this run of the service: after another one numbers start again from 0.
     package var instance: String
     /// Since the service was started.
     package var uptimeSeconds: Double

@@ -8,7 +8,7 @@ package struct AttachRequest: Equatable, Sendable {
     package let isReadOnly: Bool
     /// 512 or 4096; nil: what the origin says.
     package let sectorBytes: UInt32?
-    /// The operator's word that nobody else writes to the origin.
+    /// The operator's assurance that nobody else writes to the origin.
     package let isExclusive: Bool
     /// Its users keep using the origin itself; its writes are tracked.
     package let isLive: Bool

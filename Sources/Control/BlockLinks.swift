@@ -6,7 +6,7 @@ internal import Host
 // `/dev/loopN` and, with partitions, `NAME1` to `/dev/loopNp1`.
 //
 // Invariants
-// - A link that leads to a block device which is there is replaced by nobody: another service, or
+// - A link that leads to a block device which is there is not replaced: another service, or
 //   another device of this one, has the name.
 // - A link that leads nowhere, or to a loop device that shows something else now, was left behind,
 //   and is replaced. So is one to a device that nobody uses and whose service has ended.

@@ -1,7 +1,7 @@
 internal import DataPlane
 internal import FoundationEssentials
 
-/// What the next service must know of a block device in order to go on with it.
+/// What the next service must know of a block device in order to continue with it.
 struct BlockNote: Codable, Equatable, Sendable {
     /// Form of the note that this program writes and reads.
     static let version = 1
@@ -37,7 +37,7 @@ struct BlockNote: Codable, Equatable, Sendable {
     init?(_ bytes: [UInt8]) {
         guard let end = bytes.firstIndex(of: 10) else { return nil }
         let json = Data(bytes[(end + 1)...])
-        // What cannot be read is said by nil.
+        // Nil for what cannot be read.
         guard let note = try? DocumentCoding.decoder().decode(BlockNote.self, from: json),
             note.version == Self.version
         else { return nil }

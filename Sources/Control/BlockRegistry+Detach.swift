@@ -65,7 +65,7 @@ extension BlockRegistry {
         }
     }
 
-    /// A refusal that says who uses the device, where that can be seen.
+    /// A refusal that names the users of the device, where they can be seen.
     private func named(_ error: ControlError, _ entry: Entry) async -> ControlError {
         guard error.code == .busy, let path = entry.export?.path,
             let users = await users(of: [entry])[path], !users.isEmpty
@@ -89,7 +89,7 @@ extension BlockRegistry {
         guard let device = ObjectName(name) else { return }
         let mine = entries.filter { $0.value.device == device }
         if !isForced && !losesWrites {
-            // Images make it busy too; that is said of their snapshot.
+            // Images make it busy too; that is reported with their snapshot.
             let paths = mine.values.filter(\.isDevice).map {
                 $0.link ?? $0.export?.path ?? "being attached"
             }

@@ -14,7 +14,7 @@ extension BlockRegistry {
 
     // -- start
 
-    /// Goes on with what the service before left, takes away what cannot be gone on with, then
+    /// Takes over what the previous service left, removes what cannot be continued, then
     /// makes what is remembered and what the configuration asks for. What is remembered and cannot
     /// be made stays remembered and keeps nothing else from being served.
     func start(
@@ -112,7 +112,7 @@ extension BlockRegistry {
         }
     }
 
-    /// A device that was missing is there: its block device goes on.
+    /// A device that was missing is attached: its block device continues.
     func adoptWaiting(of device: String) async {
         guard let place = waitingForDevice.firstIndex(where: { $0.note.device == device }) else {
             return
@@ -220,10 +220,10 @@ extension BlockRegistry {
 
     // -- end
 
-    /// The end of the service: devices in use are left to the next one, as far as the guardian holds
-    /// them; those that nobody uses are taken away, and made again under their names by the next
-    /// start. The others, images among them, are written back as far as that is quick; then the I/O
-    /// of their users fails.
+    /// The end of the service: devices in use are left to the next one, as far as the guardian
+    /// holds them; those that nobody uses are taken away, and made again under their names by the
+    /// next start. The others, images among them, are written back as far as that is quick; then
+    /// the I/O of their users fails.
     func closeAll() async {
         let all = beginStopping()
         var ending: [(number: UInt64, entry: Entry)] = []

@@ -137,7 +137,7 @@ package actor BlockRegistry {
     var lastUsers: (at: ContinuousClock.Instant, users: [String: [String]])?
     /// Attachments of devices that are not there, kept for when they are.
     var absent: [RememberedBlock] = []
-    /// Block devices of the service before whose devices are not there; their users go on waiting.
+    /// Block devices of the previous service whose devices are missing; their users keep waiting.
     var waitingForDevice: [(held: HeldDevice, note: BlockNote)] = []
 
     init(
@@ -460,7 +460,7 @@ package actor BlockRegistry {
 }
 
 extension ControlError {
-    /// The word of the block export for a failure, in the control plane's.
+    /// The failure of a block export as an error of the control plane.
     init(_ error: BlockExportError) {
         let code: Code =
             switch error.kind {

@@ -2,7 +2,7 @@ internal import BlockModel
 internal import DataPlane
 
 // What an increment from the newest checkpoint of each device would move, for metrics. It takes a
-// pass over the change map, so what was found is told again for a while.
+// pass over the change map, so the result is reused for a while.
 
 /// The newest checkpoint of a device, and what changed since.
 struct NewestCheckpoint: Sendable {
@@ -22,7 +22,7 @@ actor ChangedSince {
 
     private var found: [ObjectName: Found] = [:]
 
-    /// How long what was found is told again.
+    /// How long the result is reused.
     static let age = Duration.seconds(30)
 
     /// By the device's name; devices without a checkpoint are left out.

@@ -9,8 +9,8 @@ package struct CheckpointDocument: Codable, Equatable, Sendable {
     /// Id of the snapshot that left it, which may be gone, or of the copy that it was held for.
     @OrNull package var snapshot: String?
     package var devices: [Device]
-    /// Told when it is made, of a cut with a live device: `filesystem`, or `crash` when a filesystem
-    /// was not frozen for it, as of a snapshot.
+    /// Told when it is made, of a cut with a live device: `filesystem`, or `crash` when a
+    /// filesystem was not frozen for it, as of a snapshot.
     package var consistency: String?
     /// Mount points that were frozen for it.
     package var frozen: [String]?

@@ -7,7 +7,7 @@ internal import RingIO
 //
 // Invariants
 // - A checkpoint is answered only when it is on the disk; one that could not be recorded does not
-//   exist, and its cut is no base.
+//   exist, and its cut is not a base.
 // - Changes of what is remembered are made one after the other, each with what it means for the
 //   devices: a device's loop knows the newest cut that queries can name, or an older one, which
 //   makes answers wider, never shorter.
@@ -173,7 +173,7 @@ package actor CheckpointRegistry {
         store.apply(change)
     }
 
-    /// The cut is no base any more: tells the devices which is the newest now.
+    /// The cut is no longer a base: informs the devices which one is the newest now.
     func removed(_ checkpoint: Checkpoint) async {
         for part in checkpoint.parts {
             guard let device = await devices.attached(part.device) else { continue }

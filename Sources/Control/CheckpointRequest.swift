@@ -9,7 +9,7 @@ package struct CheckpointRequest: Equatable, Sendable {
     /// The id of the copy that it is held for.
     package let id: UniqueID?
 
-    /// What `--since` calls the begin of a device's generation, so no cut can be called so.
+    /// What `--since` calls the start of a device's generation, so no cut can be called so.
     package static let generationName = "generation"
 
     /// Checks what came from outside.

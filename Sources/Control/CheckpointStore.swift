@@ -86,7 +86,8 @@ final class CheckpointStore: Sendable {
         }
     }
 
-    /// The epoch that ended at the newest cut of a device in a generation; 0 when none is remembered.
+    /// The epoch that ended at the newest cut of a device in a generation; 0 when none is
+    /// remembered.
     func newestBase(of device: ObjectName, in generation: Generation) -> UInt32 {
         state.withLock { entries in
             entries.values.reduce(0) { newest, entry in

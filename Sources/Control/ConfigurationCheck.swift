@@ -2,7 +2,7 @@ internal import ExportNBD
 internal import Glibc
 
 // `serve --check`: what the configuration names is looked at, and nothing is opened, made or taken.
-// A service that runs with the same configuration is no problem.
+// A service that runs with the same configuration is not a problem.
 
 extension ServiceConfiguration {
     /// What would keep a service of this configuration from starting, one sentence each. Blocks.

@@ -67,7 +67,7 @@ package struct ControlError: Error, Equatable, Sendable, CustomStringConvertible
 
         /// The token that the page asks for is missing or wrong.
         package static let unauthorized = Code(value: .unauthorized)
-        /// Not for whoever asks, or not from there.
+        /// Not allowed for this client, or not from its address.
         package static let forbidden = Code(value: .forbidden)
 
         private init(value: Value) { self.value = value }
@@ -139,7 +139,7 @@ extension ControlError {
         /// The snapshot is not held: not taken yet, or gone.
         case notHeld = "not_held"
         case stopping
-        /// The service was restarted, and numbers its events anew.
+        /// The service was restarted, and renumbers its events.
         case eventsRestarted = "events_restarted"
 
         /// The kind of error it is.

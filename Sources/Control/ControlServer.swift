@@ -109,7 +109,7 @@ struct ControlServer: Sendable {
     var counts: RequestCounts
     let user: ServiceUser?
     let logger: Logger
-    /// Where answers are given again to others for a moment; nil: each is made anew.
+    /// Where answers are given again to others for a moment; nil: each is made again.
     var sharedAnswers: SharedAnswers?
 
     /// What serves these routes.

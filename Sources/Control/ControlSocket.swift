@@ -25,7 +25,7 @@ final class ControlSocket: Sendable {
     /// Longest wait for another service that starts on the same path.
     private static let lockNanoseconds: UInt64 = 10_000_000_000
 
-    /// Makes the directory where missing, refuses a live socket and anything that is no socket,
+    /// Makes the directory where missing, refuses a live socket and anything that is not a socket,
     /// removes a stale one. Blocks.
     init(claiming path: String) throws {
         try checkSocketPath(path)

@@ -1,7 +1,7 @@
 package import FoundationEssentials
 
-// The JSON documents of copies that programs tell the service of: `stillpoint copy` reads images and
-// writes targets by itself, and only says how far it is.
+// The JSON documents of copies that programs tell the service of: `stillpoint copy` reads images
+// and writes targets by itself, and only says how far it is.
 
 /// A copy that is being made, or was.
 package struct CopyJobDocument: Codable, Equatable, Sendable {

@@ -6,11 +6,11 @@ internal import RingIO
 // The copies that programs say they make: those under way, and the last one of each device.
 //
 // Invariants
-// - What is told is bounded: `runningMax` copies under way, one that has ended for each device, texts
-//   of `textByteCountMax` bytes.
-// - The last copy of a device outlives the service (`copies.json`): an alert that waits for the next
-//   one must not forget it at an upgrade. It is told again when it could not be recorded, so a failure
-//   to write is logged and nothing more.
+// - What is recorded is bounded: `runningMax` copies under way, one that has ended for each device,
+//   texts of `textByteCountMax` bytes.
+// - The last copy of a device outlives the service (`copies.json`): an alert that waits for the
+//   next one must not forget it at an upgrade. It is reported again when it could not be recorded,
+//   so a failure to write is logged and nothing more.
 
 /// The copies that programs say they make; see the head of this file.
 package actor CopyRegistry {

@@ -4,8 +4,8 @@ internal import DataPlane
 internal import LiveTracking
 internal import Logging
 
-// What becomes of the generations of devices: told to people, begun anew when tracking was lost, and
-// kept when the origin has another size.
+// What happens to the generations of devices: they are reported, begun again when tracking was
+// lost, and kept when the origin has another size.
 
 /// Where the generations of devices are kept, and who looks after them.
 struct TrackingPlaces: Sendable {
@@ -17,7 +17,7 @@ struct TrackingPlaces: Sendable {
 }
 
 extension AttachRequest {
-    /// The same, with what was said about the device before and the command line does not say.
+    /// The same, with what was said about the device before and the command line does not repeat.
     func remembering(_ old: RememberedDevice) throws(ControlError) -> AttachRequest {
         try AttachRequest(
             name: name.text, path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes,

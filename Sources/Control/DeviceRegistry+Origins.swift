@@ -4,8 +4,9 @@ internal import Logging
 internal import RingIO
 internal import SnapshotCore
 
-// What becomes of origins while they are attached: a disk that goes, a file that another one replaces
-// under its name. Clients go on with what was attached; whoever opens the path meets something else.
+// What becomes of origins while they are attached: a disk that goes, a file that another one
+// replaces under its name. Clients continue with what was attached; opening the path now leads to
+// something else.
 
 extension DeviceRegistry {
     /// Time between two looks at the paths of all origins.

@@ -62,7 +62,7 @@ package actor DeviceRegistry {
     var isStopping = false
     /// Told of devices that have another size now.
     private var sizeFollower: (@Sendable (ObjectName) async -> Void)?
-    /// When tracking that was lost began anew the last time.
+    /// When tracking that was lost was last started again.
     var renewedAt: [ObjectName: ContinuousClock.Instant] = [:]
 
     init(
@@ -343,7 +343,7 @@ package actor DeviceRegistry {
             guard isForced else { throw isHeld(checked, by: held) }
             await destroy(held)
         }
-        // Withdrawn first, so that nobody comes in between the count and the close.
+        // Withdrawn first, so that no client connects between the count and the close.
         exports.withdraw(name)
         let last = await document(of: entry)
         if last.connections > 0 && !isForced {

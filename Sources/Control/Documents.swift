@@ -51,7 +51,7 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var exclusive: Bool
     /// `served`, or `live`: its users keep using the origin, and its writes are tracked there.
     package var mode: String
-    /// Bytes of the smallest change that is told apart.
+    /// Bytes of the smallest change that is distinguished.
     package var granularity: UInt64
     /// `continued` or `new`: whether what changed before it was attached is known. Left out when
     /// the loop is too busy to answer, as what follows.

@@ -7,10 +7,10 @@ internal import Synchronization
 
 // The errands of the service: what may wait for its own block devices. See `ErrandProcess`.
 
-/// The word of thawing.
+/// The command that thaws.
 private let thawCommand = "thaw"
 
-/// An errand's own process, from its words on: returns its exit status.
+/// Runs an errand in its own process, given its arguments; returns the exit status.
 package func runErrand(_ words: [String]) -> Int32 {
     ErrandProcess.begin()
     switch (words.first, words.count) {

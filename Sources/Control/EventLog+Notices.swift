@@ -3,7 +3,7 @@ internal import Logging
 // Loops may not log: what they record is logged from here.
 
 extension EventKind {
-    /// How the log tells it where only the event does; nil where its author logs it himself.
+    /// The log level for events that are not logged by their origin; nil for those that are.
     fileprivate var level: Logger.Level? {
         switch self {
         case .corrupted, .overlayCorrupted, .storageNotErased: .error

@@ -111,8 +111,8 @@ package final class EventLog: Sendable {
         Int((number - base - 1) % UInt64(Self.capacity))
     }
 
-    /// Refuses a number that no event has had yet: whoever asks for what comes after it would wait
-    /// for something else than it thinks.
+    /// Refuses a number that no event has had yet: a client asking for what comes after it would
+    /// wait for something else than it thinks.
     func check(_ number: UInt64) throws(ControlError) {
         let last = last
         guard number > last else { return }
@@ -134,7 +134,7 @@ package final class EventLog: Sendable {
         state.withLock { _ = $0.living.insert(snapshot.id) }
     }
 
-    /// The snapshot came to nothing; who waits for it is told.
+    /// The create failed; its waiters are notified.
     func abandoned(_ snapshot: SnapshotLabel) {
         changeState { $0.living.remove(snapshot.id) }
     }

@@ -3,12 +3,12 @@ internal import Logging
 internal import RingIO
 internal import Synchronization
 
-// Numbers of events go on over the end of the service, so that whoever follows them knows after a
+// Numbers of events continue across the end of the service, so that a follower knows after a
 // restart which ones are new.
 //
 // Invariants
-// - No event is recorded with a number that `events.json` does not cover, unless more than `reserve`
-//   events are recorded before one write to the state directory has ended.
+// - No event is recorded with a number that `events.json` does not cover, unless more than
+//   `reserve` events are recorded before one write to the state directory has ended.
 // - A clean stop writes the last number that was used; a service that was killed leaves a gap.
 
 /// The numbers of events over all runs of the service; see the head of this file.

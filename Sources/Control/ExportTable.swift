@@ -6,7 +6,7 @@ internal import Synchronization
 // handshakes, on any thread.
 //
 // Invariants
-// - An export tells changes by the list of its device's bases at the moment it is looked up; what
+// - An export offers changes by the list of its device's bases at the moment it is looked up; what
 //   a client negotiated keeps its meaning, for its requests carry the cut itself.
 // - An image names only cuts before its own.
 // - A name that an export was published under wins over an id that begins so.
@@ -15,9 +15,9 @@ internal import Synchronization
 //   DEVICE@ID, DEVICE@ID:rw    the id of the snapshot or a beginning of it that no other has
 //   NAME:since=BASE            the export NAME with the bitmap of BASE and no other
 
-/// Which changes an export tells.
+/// Which changes an export offers.
 enum ExportedChanges: Sendable {
-    /// None: what is written through the export is no change of the device.
+    /// None: what is written through the export is not a change of the device.
     case none
     /// Those of the device until now.
     case device(ObjectName)

@@ -6,7 +6,7 @@ internal import Synchronization
 // Why filesystems were not frozen, for people; and the wait until they are ready to be.
 
 extension FilesystemFreezing {
-    /// What a result means for people; nil when it is no error.
+    /// What a result means for people; nil when it is not an error.
     static func error(
         of result: FreezeResult, _ name: String, _ limits: FreezeLimits
     ) -> ControlError? {
@@ -33,7 +33,7 @@ extension FilesystemFreezing {
         }
     }
 
-    /// What is said of a filesystem in another mount namespace.
+    /// The message about a filesystem in another mount namespace.
     static func error(of place: FreezePlan.OutOfReach) -> String {
         "the filesystem at \(place.name) is mounted only in the mount namespace of process "
             + "\(place.processID), so it was not frozen and its image is crash-consistent only; freeze it "

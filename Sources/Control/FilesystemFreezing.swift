@@ -13,8 +13,8 @@ internal import Synchronization
 // - One take at a time freezes (`takeLock`), from the first call on its filesystems to the last.
 // - The list of frozen filesystems is written before the first freeze, and a filesystem leaves it
 //   when its thread has gone, that is when its thaw is back.
-// - While filesystems may be frozen the take has `freezeLock` alone: who writes files or starts programs
-//   shares it, and messages of the log wait.
+// - While filesystems may be frozen the take has `freezeLock` alone: who writes files or starts
+//   programs shares it, and messages of the log wait.
 
 /// The local block devices of each device at this moment, partitions not needed: those that block
 /// attachments made.

@@ -12,7 +12,7 @@ internal import Synchronization
 // Invariants
 // - At most one guardian of a state directory watches: it holds a lock there until it has recorded
 //   what it watched, and the next service waits for it before it starts its own.
-// - What a guardian holds is held by the next one before the former lets go, and only then told to
+// - What a guardian holds is held by the next one before the former lets go, and only then asked to
 //   the service.
 // - Without a guardian the service works; a kill then costs the generations of its devices, and its
 //   block devices end with it.
@@ -103,7 +103,7 @@ actor Guardian {
     /// Has the guardian hold an open /dev/fuse, which stays the caller's. False when no guardian
     /// holds it.
     func hold(_ descriptor: Int32, as key: UInt64, note: [UInt8]) async -> Bool {
-        // Another one, for the caller may close its own while another guardian is told of it.
+        // Another one, for the caller may close its own while another guardian is given it.
         let own = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
         guard own >= 0 else { return false }
         let device = HeldDevice(key: key, descriptor: own, isDrained: false, note: note)
@@ -256,7 +256,7 @@ actor Guardian {
             setsockopt(
                 ends[0], SOL_SOCKET, option, &limit, socklen_t(MemoryLayout<timeval>.size))
         }
-        // The same program in a process of its own, with none of this one's memory.
+        // The same program in a process of its own, without this one's memory.
         let words = [
             "stillpoint", "guardian", "--lock", options.lockPath,
             "--frozen-list", options.frozenListPath, "--state-dir", options.stateDirectory,

@@ -4,8 +4,8 @@ internal import NIOCore
 
 // Leaves the paths of the machine out of what the page's listeners answer (`--http-hide-paths`).
 //
-// Documents are gone through as they are sent, string by string: a key that is added later is covered,
-// messages and events too. Names of block devices that people see in `/dev` anyway stay.
+// Documents are gone through as they are sent, string by string: a key that is added later is
+// covered, messages and events too. Names of block devices that people see in `/dev` anyway stay.
 //
 // Invariants
 // - A string that begins like a path is hidden as a whole; within a string, a path is hidden to its

@@ -15,7 +15,7 @@ struct HookRunner: Sendable {
     let blocking: BlockingPool
     let control: String
 
-    /// Refuses what is no program, before anything depends on it.
+    /// Refuses what is not a program, before anything depends on it.
     func check(_ options: HookOptions) async throws {
         for path in [options.pre, options.post].compactMap(\.self) {
             let failure = try await blocking.runOnNamedPath(.surveys, "hook \(path)") {

@@ -3,8 +3,9 @@ internal import DataPlane
 internal import SnapshotCore
 internal import Synchronization
 
-// Cuts of which a live device is part: filesystems on the devices are frozen for them, as far as they
-// can be, and what could not be is said. A cut can be held, frozen, until a copy has read what it lacks.
+// Cuts of which a live device is part: filesystems on the devices are frozen for them, as far as
+// they can be, and what could not be is said. A cut can be held, frozen, until a copy has read what
+// it lacks.
 //
 // Invariants
 // - A held cut ends by itself at its limit, and is thawed by the guardian when the service dies.
@@ -72,8 +73,8 @@ extension SnapshotRegistry {
     /// Makes cuts with live devices.
     nonisolated var liveCuts: LiveCuts { LiveCuts(freezing: freezing, snapshots: self) }
 
-    /// What must stay writable while filesystems of live devices are frozen. The state directory need
-    /// not: nothing is written to it meanwhile. That is what lets a root filesystem be frozen.
+    /// What must stay writable while filesystems of live devices are frozen. The state directory
+    /// need not: nothing is written to it meanwhile. That is what lets a root filesystem be frozen.
     func freezeExclusionsOfLiveCuts() async throws -> [FreezeExclusion] {
         try await freezeExclusions(sparing: ["the state directory"])
     }
@@ -150,8 +151,8 @@ extension CheckpointRegistry {
         return held.document
     }
 
-    /// Thaws what a held cut froze, and remembers it if it was frozen all the time and nobody wrote to
-    /// a live device meanwhile.
+    /// Thaws what a held cut froze, and remembers it if it was frozen all the time and nobody wrote
+    /// to a live device meanwhile.
     func releaseHeld(_ text: String) async throws -> CheckpointDocument {
         guard let name = ObjectName(text), let held = heldCuts.removeValue(forKey: name) else {
             throw Self.isNotHeld(text)

@@ -78,7 +78,7 @@ enum LiveOrigin {
 }
 
 extension LivePlace {
-    /// Where the block device of that path lies; nil when it is none.
+    /// Where the block device of that path lies; nil when it is not one.
     fileprivate init?(path: String) {
         var facts = stat()
         guard stat(path, &facts) == 0, facts.st_mode & S_IFMT == S_IFBLK else { return nil }
@@ -123,14 +123,14 @@ extension DeviceRegistry {
         }
     }
 
-    /// What nobody took up of an earlier service's live devices ends.
+    /// Ends what is left of an earlier service's live devices and was not attached again.
     func forgetUnusedMarks() async {
         let live = places.live
         // Too many operations: the next start does it.
         _ = await blocking.run { live.forgetUnused() }
     }
 
-    /// How often the marks of live devices are taken when nobody asks: so long may it take until
+    /// How often the marks of live devices are taken without a request: the longest time until
     /// people hear that a mark was missed.
     private static let watchInterval = Duration.seconds(10)
 

@@ -27,7 +27,7 @@ final class ObjectNames: Sendable {
             .nameTaken, "\(owner.rawValue) \(name) exists; choose another name or \(wayOut) first")
     }
 
-    /// Takes a name, whoever else has it: a checkpoint that was recorded.
+    /// Takes a name even when it is taken: a checkpoint that was recorded.
     func add(_ name: ObjectName, for kind: Kind) {
         owners.withLock { _ = $0[name, default: []].insert(kind) }
     }

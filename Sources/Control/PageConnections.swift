@@ -5,9 +5,9 @@ internal import NIOHTTPTypes
 //
 // Invariants
 // - One that is too many is closed at once, before anything is read from it: those who hold
-//   connections and say nothing keep nobody out for longer than a request may take.
-// - A connection without a request under way ends at the idle limit (HTTP1Channel), one whose request
-//   does not arrive, or whose client does not take its answer, at the limits here.
+//   connections and say nothing block other clients no longer than a request may take.
+// - A connection without a request under way ends at the idle limit (HTTP1Channel), one whose
+//   request does not arrive, or whose client does not take its answer, at the limits here.
 
 /// Admits so many connections, and so many of one address. On the listening channel.
 final class PageAdmission: ChannelInboundHandler {

@@ -5,8 +5,8 @@ internal import HummingbirdCore
 // Who may look at the page, and from where.
 //
 // Invariants
-// - A name that is not ours in `Host` is refused, so that no page of others reaches this one through a
-//   name that they let point here; an address cannot be made to point elsewhere.
+// - A name that is not ours in `Host` is refused, so that no page of others reaches this one
+//   through a name that they let point here; an address cannot be made to point elsewhere.
 // - A request that a page of others caused is refused: by `Origin` where there is one, else by what
 //   the browser says of it.
 // - Every answer, refusals included, tells the browser to run nothing but the page's own files.

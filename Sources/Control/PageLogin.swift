@@ -7,8 +7,10 @@ internal import Synchronization
 // The token, and browsers that have shown it.
 //
 // Invariants
-// - A cookie is a random word that means nothing outside this process: the token is never sent back.
-// - Wrong tokens wait, and few at a time: guessing takes for ever, and disturbs nobody who knows it.
+// - A cookie is a random word that means nothing outside this process: the token is never sent
+//   back.
+// - Wrong tokens wait, and few at a time: guessing takes too long to succeed and does not disturb
+//   clients that know the token.
 
 /// Knows who may look; see the head of this file.
 final class PageLogin: Sendable {
@@ -117,12 +119,12 @@ final class PageLogin: Sendable {
     }
 }
 
-/// Lets nobody in who does not know the token. Browsers that open the page are led to the form.
+/// Rejects requests without the token. Browsers that open the page are led to the form.
 struct PageDoor: RouterMiddleware {
     typealias Context = ControlContext
     let login: PageLogin
 
-    /// What the form needs: none of it tells anything.
+    /// What the form needs: it reveals nothing.
     private static let open: Set<String> = ["/login", "/page.css", "/icon.svg"]
 
     func handle(

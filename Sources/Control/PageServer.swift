@@ -10,9 +10,9 @@ internal import RingIO
 //
 // Invariants
 // - Nothing that changes anything is reachable: the routes that do are not there (`addReading`).
-// - Paths of the machine that clients name are not looked at: who may reach this port need not be who
-//   may ask root to open files.
-// - Costs nothing while nobody looks: no timer, no copy of anything.
+// - Paths of the machine that clients name are not looked at: who may reach this port need not be
+//   who may ask root to open files.
+// - Costs nothing while no client is connected: no timer, no copies.
 
 /// Serves the page; see the head of this file.
 struct PageServer: Sendable {

@@ -133,14 +133,14 @@ package struct PageSettings: Sendable, Equatable {
 /// Bounds of the page's listeners. Those of requests are as on the control socket.
 enum PageLimits {
     static let backlog: Int32 = 64
-    /// Connections at once, and of these from one address; others are closed at once, so that clients
-    /// that hold connections keep nobody waiting for long.
+    /// Connections at once, and of these from one address; others are closed at once, so that
+    /// clients that hold connections do not block others for long.
     static let connectionsMax = 128
     static let connectionsPerAddressMax = 64
     /// Of these, those that wait for events.
     static let followersMax = 48
-    /// Time for a request to arrive as a whole, TLS included, and for a client to take what it asked
-    /// for.
+    /// Time for a request to arrive as a whole, TLS included, and for a client to take what it
+    /// asked for.
     static let requestSeconds: Int64 = 10
     static let takingSeconds: Int64 = 20
     /// Browsers that are logged in, and for how long.

@@ -2,7 +2,7 @@ internal import CLinux
 internal import ExportNBD
 internal import Glibc
 
-// Sockets that whoever started the service opened for it, in the manner of systemd's socket
+// Sockets that the service manager opened for the service, in the manner of systemd's socket
 // activation (sd_listen_fds):
 //
 //   LISTEN_PID      for which process they are; those for another one are not looked at

@@ -5,8 +5,8 @@ extension BlockingPool {
     /// Longest time that a command waits for a path that its user named, nanoseconds.
     private static let commandNanosecondsMax: UInt64 = 30_000_000_000
 
-    /// Runs `body` about a path that a user named: what lies there may hang, and then only calls about
-    /// such paths wait for it. `what` names it in errors.
+    /// Runs `body` about a path that a user named: what lies there may hang, and then only calls
+    /// about such paths wait for it. `what` names it in errors.
     func runOnNamedPath<Value: Sendable>(
         _ lane: BlockingLane, _ what: String, _ body: @escaping @Sendable () -> Value
     ) async throws(ControlError) -> Value {

@@ -2,7 +2,8 @@ package import Logging
 internal import Synchronization
 
 // From the first freeze to the last thaw nothing is logged: what reads the log may write it to the
-// frozen filesystem, and a full pipe would hold up whoever logs. Messages wait in memory instead.
+// frozen filesystem, and a full pipe would block the logging thread. Messages wait in memory
+// instead.
 //
 // Invariants
 // - No message is written between `pause` and `resume`; `pause` waits for the one being written.

@@ -1,7 +1,7 @@
 internal import Host
 internal import Glibc
 
-/// What this process uses, as the kernel says it; what it does not say is 0.
+/// What this process uses, as the kernel reports it; 0 for what it does not report.
 struct ProcessUsage: Sendable {
     let startedSeconds: Double
     let cpuSeconds: Double

@@ -9,7 +9,7 @@ package struct ServiceConfiguration: Sendable {
     package var runtimeDirectory: String
     /// Where NBD is served besides the passed sockets.
     package var nbd: [ListenAddress]
-    /// Sockets that whoever started the service opened for it.
+    /// Sockets that the service manager opened for the service.
     package var passed: PassedSockets
     /// A path that `--control` named in vain, because a control socket was passed.
     package var unboundControl: String?
@@ -20,11 +20,11 @@ package struct ServiceConfiguration: Sendable {
     package var allowsPlaintext: Bool
     /// TLS on NBD's TCP ports; nil: none.
     package var encryption: EncryptionSettings?
-    /// Whom the service goes on as once all is open; nil: whoever started it.
+    /// Whom the service continues as once all is open; nil: the user that started it.
     package var user: ServiceUser?
     /// Optional features of io_uring to do without, for tests.
     package var withoutRingFeatures: RingFeatures
-    /// Socket of the service manager to be told when all is reachable.
+    /// Socket of the service manager that is notified when all is reachable.
     package var notifySocket: String?
     /// Longest freeze of filesystems, for tests; nil: 10 s.
     package var freezeLimitMilliseconds: UInt64?

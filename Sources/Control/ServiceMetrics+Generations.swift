@@ -1,7 +1,7 @@
 internal import FoundationEssentials
 
-// What an alert about backups can be built on: generations, checkpoints, copies, block devices. Moments
-// are told as Unix time, as Prometheus wants it: the age is `time()` less that.
+// What an alert about backups can be built on: generations, checkpoints, copies, block devices.
+// Moments are given as Unix time, as Prometheus wants it: the age is `time()` less that.
 
 extension ServiceMetrics {
     func addGenerations(to text: inout MetricsText) {

@@ -3,18 +3,18 @@ internal import Glibc
 
 // Giving up root.
 //
-// The service opens what needs root (origins, listening ports, directories) as root, and goes on as
-// another user from just before it says `ready`. glibc changes the user in every thread of the
-// process at once, so it does not matter that loops and pools run already (`cl_become_user` cares for
-// the main thread, which libdispatch has retired); what the kernel says of each thread is checked
-// afterwards. What is open stays open.
+// The service opens what needs root (origins, listening ports, directories) as root, and continues
+// as another user from just before it says `ready`. glibc changes the user in every thread of the
+// process at once, so it does not matter that loops and pools run already (`cl_become_user` cares
+// for the main thread, which libdispatch has retired); what the kernel says of each thread is
+// checked afterwards. What is open stays open.
 //
 // Invariants
 // - After `take` no thread of this process has a user, group or capability of before.
 // - Ownership is given away only of files that root made in the service's own directories: not
 //   through symbolic links, and not of files that have another name elsewhere.
 
-/// The user the service goes on as.
+/// The user the service continues as.
 package struct ServiceUser: Sendable, Equatable {
     package let name: String
     let id: uid_t
@@ -109,7 +109,7 @@ package struct ServiceUser: Sendable, Equatable {
 
     // MARK: The process
 
-    /// Goes on as this user, for good.
+    /// Continues as this user, for good.
     func take() throws(ControlError) {
         guard cl_become_user(name, id, group) == 0 else {
             throw ControlError(

@@ -1,12 +1,12 @@
 internal import Hummingbird
 internal import HummingbirdCore
 
-// Many who look at the same page cost as much as one: an answer that is younger than a moment is given
-// again, and who asks while it is being made waits for it.
+// Many who look at the same page cost as much as one: an answer that is younger than a moment is
+// given again, and who asks while it is being made waits for it.
 //
 // Invariants
-// - Bounded: `capacity` answers; one is let go when its moment is over, so that nothing is kept while
-//   nobody looks.
+// - Bounded: `capacity` answers; one is let go when its moment is over, so that nothing is kept
+//   while nobody looks.
 // - Only answers that are in memory as a whole are given again.
 
 /// Gives answers again; see the head of this file.

@@ -9,7 +9,7 @@ package enum SizeRounding: Sendable {
 }
 
 /// Reads a size in bytes. `K`, `M`, `G` and `T`, in either case and with or without `B` or `iB`
-/// behind them, stand for powers of 1024; nil when `text` is no size, or beyond 2^63.
+/// behind them, stand for powers of 1024; nil when `text` is not a size, or beyond 2^63.
 package func parseSize(_ text: String, rounding: SizeRounding = .down) -> UInt64? {
     var digits = text[...]
     let suffix = digits.reversed().prefix { !$0.isASCII || !$0.isNumber }

@@ -75,7 +75,7 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         /// Preserved blocks without overhead, nothing for zeroes and holes.
         package var storedBytes: UInt64
         package var zeroBlocks: UInt64
-        /// Until the limit is reached, if writers go on as they did since the cut.
+        /// Until the limit is reached, if writers continue as they did since the cut.
         @OrNull package var estimatedSecondsToFull: Double?
         package var sources: [Source]
         /// Those of newer snapshots that are destroyed and that still hold data of its devices.

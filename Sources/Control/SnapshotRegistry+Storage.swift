@@ -4,7 +4,7 @@ internal import DataPlane
 internal import RingIO
 internal import SnapshotCore
 
-// Where a snapshot keeps what it preserves, and what is told about it.
+// Where a snapshot keeps what it preserves, and what is reported about it.
 
 extension SnapshotRegistry {
     /// More room for a snapshot.

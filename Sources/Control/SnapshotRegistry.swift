@@ -32,7 +32,7 @@ package actor SnapshotRegistry {
     private let hooks: HookRunner
     /// Directories of the service, and what they are called: no filesystem of theirs is frozen.
     let ownDirectories: [(what: String, path: String)]
-    /// Where storage lies that nobody asked for.
+    /// Where storage lies when none was asked for.
     let defaultStorage: String
     let logger: Logger
     private(set) var entries: [UniqueID: HeldSnapshot] = [:]
@@ -128,7 +128,7 @@ package actor SnapshotRegistry {
     private func prepare(_ entry: HeldSnapshot, _ request: SnapshotRequest) async throws {
         let held = try await devices.hold(request.devices, by: entry.label)
         let storage = try await open(request.storage, for: held.map(\.device), of: entry)
-        // From here on the devices keep it open, or nobody does.
+        // From here on only the devices keep it open.
         defer { storage.release() }
         entry.storages.add(storage)
         for (name, device) in held {
@@ -239,7 +239,7 @@ package actor SnapshotRegistry {
         return published
     }
 
-    /// Who is told that the create failed finds nothing of it: the name is free again.
+    /// Once the failure is reported nothing is left of it: the name is free again.
     private func withdrawCheckpoint(of entry: HeldSnapshot) async {
         guard let name = entry.label.name else { return }
         do {
@@ -324,7 +324,7 @@ package actor SnapshotRegistry {
         return last
     }
 
-    /// The next older snapshot of each device goes on with what is left in its storage.
+    /// The next older snapshot of each device continues with what is left in its storage.
     private func handDown(_ entry: HeldSnapshot) {
         let left = (entry.storages.all.flatMap(\.sources) + entry.inherited).filter(\.isInUse)
         guard !left.isEmpty, let takenAt = entry.takenAt else { return }

@@ -74,7 +74,7 @@ package struct StorageSelection: Equatable, Sendable {
 /// What happens around the cut of a snapshot.
 package struct TakeOptions: Equatable, Sendable {
     package let freeze: FreezeSelection
-    /// What cannot be frozen is told and does not keep the cut from being made.
+    /// What cannot be frozen is reported and does not prevent the cut.
     package let isBestEffort: Bool
     package let hooks: HookOptions
 }

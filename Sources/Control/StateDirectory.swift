@@ -27,7 +27,7 @@ struct RememberedDevice: Codable, Equatable, Sendable {
 /// The durable state of a service; see the head of this file.
 final class StateDirectory: Sendable {
     let path: String
-    /// Shared by whoever writes a file or starts a program, taken alone while filesystems are
+    /// Held shared to write a file or start a program, and exclusively while filesystems are
     /// frozen.
     let freezeLock = AsyncReadWriteLock()
     /// Most bytes of a state file that are read.

@@ -110,7 +110,7 @@ package final class StillpointService: Service {
         let count = configuration.loopCount ?? max(1, min(4, cores))
         var loopConfiguration = LoopConfiguration()
         loopConfiguration.without = configuration.withoutRingFeatures
-        // For tests and for whoever looks for what holds a loop.
+        // For tests, and for finding what blocks a loop.
         loopConfiguration.measuresHolds = getenv("STILLPOINT_MEASURE_HOLDS") != nil
         var loops: [LoopThread] = []
         do {

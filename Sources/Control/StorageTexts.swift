@@ -18,8 +18,8 @@ package func sizeText(_ bytes: UInt64) -> String {
     return "\(tenths / 10).\(tenths % 10) \(units[unit])"
 }
 
-/// What people are told about difference storage: which limit was reached, and the way out. An
-/// image that is given up is never told as if the device had lost something.
+/// Messages about difference storage: which limit was reached, and what to do. An
+/// image that is given up is never reported as a loss of the device.
 enum StorageTexts {
     /// Storage is nearly full.
     static func lowSpace(_ report: StorageSource.Report, of holder: String) -> String {

@@ -40,6 +40,6 @@ package struct SummaryDocument: Codable, Equatable, Sendable {
     /// Fewest and most cells, and how many there are unless it is said.
     package static let cellCounts = 1...4096
     package static let cellCountStandard = 1024
-    /// Most checkpoints that changed bytes are told of.
+    /// Most checkpoints that changed bytes are reported for.
     package static let checkpointsMax = 32
 }

@@ -24,7 +24,7 @@ struct Descriptor: ~Copyable {
 
     init(owning number: Int32) { self.number = number }
 
-    // Whoever needs to know that data arrived has synced before; close says nothing about it.
+    // Callers that need to know that data arrived have synced before; close does not report it.
     deinit { close(number) }
 }
 
@@ -125,7 +125,7 @@ func readWhole(_ path: String, byteCountMax: Int) throws(SystemFailure) -> [UInt
 func errnoText(_ errnoValue: Int32) -> String { String(cString: strerror(errnoValue)) }
 
 /// What the filesystem has of the directory at `path`, or of the one a new file at `path` would be
-/// in; nil for anything else, and when the system does not say.
+/// in; nil for anything else, and when the system does not report it.
 func roomForFile(at path: String) -> FilesystemRoom? {
     var facts = stat()
     var directory = path

@@ -15,7 +15,7 @@ struct HeldDevice: Sendable {
 }
 
 /// What the guardian of the service before holds, received and not yet confirmed: that guardian
-/// goes on holding it until then. See `TakeoverMessage`.
+/// holds it until then. See `TakeoverMessage`.
 final class Takeover: Sendable {
     /// Time for an answer: the guardian may wait for the last requests of a killed service.
     private static let answerSeconds = Int(GuardianProcess.waitSeconds) + 10

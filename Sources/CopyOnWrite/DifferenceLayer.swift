@@ -74,8 +74,8 @@
         UnsafeRawPointer(buckets.pointer(to: bucket(of: chunk)))
     }
 
-    /// The first record that `find` would look at, for a processor to fetch it early; nil when there
-    /// is none.
+    /// The first record that `find` would look at, for a processor to fetch it early; nil when
+    /// there is none.
     @inlinable package func firstRecord(besides chunk: UInt64) -> UnsafePointer<ChunkRecord>? {
         let index = buckets.pointer(to: bucket(of: chunk)).pointee
         return index == ChunkRecord.none ? nil : UnsafePointer(records.pointer(to: index))

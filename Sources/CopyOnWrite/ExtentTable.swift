@@ -56,8 +56,8 @@ package struct ExtentTable {
 
     package init() {}
 
-    /// An extent of `slotCount` blocks at `byteOffset` of `source` was granted. It is open: it stays
-    /// although unused.
+    /// An extent of `slotCount` blocks at `byteOffset` of `source` was granted. It is open: it
+    /// stays although unused.
     package mutating func add(
         source: SourceIndex, byteOffset: UInt64, slotCount: UInt32 = slotsPerExtent
     ) -> UInt32 {

@@ -1,8 +1,8 @@
 // One growth step of a file: which bytes to allocate next, and what came of it.
 //
 // A step that falls short keeps what it got, in whole extents. A piece that fails is tried again
-// with half of its size, down to one extent; what it allocated half-way is given back by whoever
-// performs the run.
+// with half of its size, down to one extent; what it allocated half-way is given back by the one
+// who performs the run.
 
 /// A growth step under way. Pure; performed by the source's job.
 package struct GrowthRun: Sendable {
@@ -34,7 +34,7 @@ package struct GrowthRun: Sendable {
     package private(set) var room: UInt64?
 
     private let extentByteCount: UInt64
-    /// What is still to be had, the last first.
+    /// What is still available, the last first.
     private var rest: [Piece]
     private var pieceByteCount: UInt64
 

@@ -1,7 +1,8 @@
 package import BlockModel
 
 // The space of one source of difference storage: extents, growth in steps, limit, low space, what
-// is to be erased. Shared by all devices that use the source, so it lives where their requests meet.
+// is to be erased. Shared by all devices that use the source, so it lives where their requests
+// meet.
 //
 //   [ granted | ready | dirty -> erased | ... ] [ never granted ]  end ... limit
 //        ^        |        |                          |
@@ -12,10 +13,11 @@ package import BlockModel
 // - An extent is granted, ready, dirty, being erased, unclean, a hole, or was never granted.
 // - Every granted extent is reserved: its bytes were allocated after it was last punched.
 // - What was written is erased before it is granted again, unless it stays reserved in a file.
-// - Preserving may use everything; an overlay leaves a tenth of what there is to be had alone.
+// - Preserving may use everything; an overlay leaves a tenth of what is available untouched.
 // - At most one growth step and one erasure are under way. Low space is announced once until it
 //   is over.
-// - A refusal of growth holds until the next request that finds nothing: then growth is tried again.
+// - A refusal of growth holds until the next request that finds nothing: then growth is tried
+//   again.
 
 /// Who wants the space.
 package enum StoragePurpose: UInt8, Sendable {
@@ -106,7 +108,7 @@ package struct StorageSpace {
 
     private var canGrow: Bool { growthStepMax > 0 }
 
-    /// Reserved, clean and granted to nobody.
+    /// Reserved, clean and not granted.
     private var readyByteCount: UInt64 {
         UInt64(ready.count) * extentByteCount + (end - untouched)
     }
@@ -178,7 +180,7 @@ package struct StorageSpace {
         }
     }
 
-    /// True once when less than a tenth of what there is to be had is left; small storage, which is
+    /// True once when less than a tenth of the available space is left; small storage, which is
     /// used up soon, says so earlier: at 16 MiB or a quarter.
     package mutating func lowSpaceDue() -> Bool {
         let available = availableByteCount
@@ -234,7 +236,7 @@ package struct StorageSpace {
         }
     }
 
-    /// Nobody could be found to perform the run: it is due again, and nothing is known to be full.
+    /// No thread could be started for the run: it is due again, and nothing is known to be full.
     package mutating func growthPutOff(_ run: GrowthRun) {
         isGrowing = false
         isGrowthWanted = true
@@ -244,8 +246,8 @@ package struct StorageSpace {
     // MARK: Erasure
 
     /// Extents to erase now; nil when there are none, or an erasure is under way. The caller says
-    /// `erased` for every piece of an `ErasurePlan`, then `erasureEnded`, or `erasurePutOff` when it
-    /// could not begin.
+    /// `erased` for every piece of an `ErasurePlan`, then `erasureEnded`, or `erasurePutOff` when
+    /// it could not begin.
     package mutating func erasureDue() -> [UInt64]? {
         guard !isErasing, !dirty.isEmpty else { return nil }
         isErasing = true
@@ -281,13 +283,13 @@ package struct StorageSpace {
         }
     }
 
-    /// All pieces were told of.
+    /// All pieces were reported.
     package mutating func erasureEnded() {
         precondition(erasingByteCount == 0, "an erasure ends with its last piece")
         isErasing = false
     }
 
-    /// Nobody could be found to perform the erasure: it is due again.
+    /// No thread could be started for the erasure: it is due again.
     package mutating func erasurePutOff(_ offsets: [UInt64]) {
         erasingByteCount -= UInt64(offsets.count) * extentByteCount
         // Most often nothing came meanwhile: then nothing is copied.

@@ -36,7 +36,8 @@ package struct AttachError: Error, CustomStringConvertible {
 
 extension BlockingPool {
     /// Runs `body` about something that a user named, whose filesystem or disk may hang: waits at
-    /// most so long for it. `whenLate` closes what `body` opens too late. `what` names it in errors.
+    /// most so long for it. `whenLate` closes what `body` opens too late. `what` names it in
+    /// errors.
     package func runOnPath<Value: Sendable>(
         _ lane: BlockingLane, _ what: String,
         limitNanoseconds: UInt64 = AttachedDevice.pathNanosecondsMax,

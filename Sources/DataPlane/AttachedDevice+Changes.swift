@@ -109,7 +109,7 @@ struct PageCollector {
         }
     }
 
-    /// The answer goes on at `offset`, although it has room.
+    /// The answer continues at `offset`, although it has room.
     mutating func endedEarly(at offset: UInt64) { page.nextOffset = offset }
 
     func finished() -> ChangesPage { page }

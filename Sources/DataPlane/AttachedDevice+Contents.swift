@@ -84,8 +84,8 @@ extension AttachedDevice {
 /// Asks a target on its loop how a range lies, once.
 ///
 /// Invariants
-/// - From `read` until the answer was told the reader is kept by a reference of its own. It ends
-///   with the answer, not before: the extents are the reader's memory.
+/// - From `read` until the answer was delivered the reader is kept by a reference of its own. It
+///   ends with the answer, not before: the extents are the reader's memory.
 private final class StatusReader: RequestOwner {
     private static let extentCountMax = 2048
 

@@ -9,7 +9,8 @@ internal import RingIO
 //
 // Invariants
 // - A mark is cleared only after the change map has it, which is memory that outlives the service.
-// - The marks' completeness is looked at after they were taken: what may be missing is told then.
+// - The marks' completeness is looked at after they were taken: what may be missing is reported
+//   then.
 
 extension OriginOpener {
     /// Opens an origin, for use by others too when `live` is to track it.
@@ -165,7 +166,7 @@ extension AttachedDevice {
         }
     }
 
-    /// Tracking is lost already; the next generation goes on with the marks as they are.
+    /// Tracking is lost already; the next generation continues with the marks as they are.
     private func adoptMarks() async {
         guard let live, await blocking.run({ live.examine() }) != nil else { return }
         let (device, token) = (device, live.token)
@@ -186,7 +187,8 @@ extension AttachedDevice {
     }
 
     /// Bytes of a live device that were written after the cut of `base`, 0 for one that is served.
-    /// Where a mark stands for a neighbour's sectors too, nothing can be told, and that is left out.
+    /// Where a mark stands for a neighbour's sectors too, nothing is known, and that range is left
+    /// out.
     package func writtenBesides(since base: TrackingBase) async -> Result<UInt64, ChangesRefusal> {
         guard let live else { return .success(0) }
         let own = live.ownRange(size: facts.size)
@@ -199,8 +201,8 @@ extension AttachedDevice {
         }
     }
 
-    /// Before a cut: the size that the disk has now, and what is marked. What cannot be taken is left
-    /// for the next epoch; what is lost begins a new generation at the cut.
+    /// Before a cut: the size that the disk has now, and what is marked. What cannot be taken is
+    /// left for the next epoch; what is lost begins a new generation at the cut.
     func takeMarksBeforeCut() async {
         guard let live else { return }
         let failure = await blocking.run { () -> LiveError? in

@@ -6,8 +6,9 @@ internal import RingIO
 // Looks at the origin of an attached device: how large it is, and whether its path still names it.
 //
 // Invariants
-// - The sizes that an origin is found to have are numbered in the order in which they were seen, one
-//   look at a time: a cut never takes over one that was seen before another which was taken over.
+// - The sizes that an origin is found to have are numbered in the order in which they were seen,
+//   one look at a time: a cut never takes over one that was seen before another which was taken
+//   over.
 
 /// What the path of an attached origin names now.
 package enum OriginName: String, Sendable {
@@ -166,7 +167,7 @@ extension Device {
         usersChanged()
     }
 
-    /// The origin is gone: requests go on failing by themselves, and no image can be read any more.
+    /// The origin is gone: requests keep failing by themselves, and no image can be read any more.
     private func originGone(_ fault: Fault) {
         guard goneFault == nil else { return }
         goneFault = fault

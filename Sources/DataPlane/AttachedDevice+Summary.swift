@@ -14,7 +14,7 @@ internal import SnapshotCore
 package struct SummaryQuery: Sendable {
     /// Most cells.
     package var cellCountMax: Int
-    /// The cut that cells are about; nil: the begin of the generation.
+    /// The cut that cells are about; nil: the start of the generation.
     package var since: TrackingBase?
     /// Cuts that changed bytes are counted since; those of another generation are left out.
     package var cuts: [TrackingBase]

@@ -15,7 +15,7 @@ package final class AttachedDevice: Sendable {
     let foundations: Set<Foundation>
     /// All that the origin stands on.
     let allFoundations: Set<Foundation>
-    /// Why the generation of its changes began anew at the attach; nil: it was continued.
+    /// Why the attach began a new generation; nil: the former one was continued.
     package let newGenerationReason: NewGenerationReason?
     /// Of a device that is tracked in use: its marks.
     let live: LiveWindow?
@@ -56,8 +56,9 @@ package final class AttachedDevice: Sendable {
     // MARK: Attach
 
     /// Opens an origin for exclusive use and brings it on its loop. `sectorBytes`: 512 or 4096,
-    /// nil for what the origin says (files: 512). `tracking`: where the generation of its changes is
-    /// kept; nil when nobody will ask for it. `live`: it stays in use, and this tracks its writes.
+    /// nil for what the origin says (files: 512). `tracking`: where the generation of its changes
+    /// is kept; nil when nobody will ask for it. `live`: it stays in use, and this tracks its
+    /// writes.
     /// Waits at most `limitNanoseconds` for what `path` names.
     package static func attach(
         path: String, isReadOnly: Bool, sectorBytes: UInt32?, tracking: TrackingRequest? = nil,
@@ -92,12 +93,12 @@ package final class AttachedDevice: Sendable {
         return attached
     }
 
-    /// Longest time to wait for what a path names, nanoseconds: twice as long as an origin is waited
-    /// for that a service which ended still holds.
+    /// Longest time to wait for what a path names, nanoseconds: twice as long as an origin is
+    /// waited for that a service which ended still holds.
     package static let pathNanosecondsMax: UInt64 = 60_000_000_000
 
-    /// Finds out what is known of the origin's changes and puts the map in force that those to come are
-    /// marked in. Closes the origin where that fails.
+    /// Finds out what is known of the origin's changes and puts the map in force that those to come
+    /// are marked in. Closes the origin where that fails.
     private static func openGeneration(
         of origin: OpenedOrigin, _ tracking: TrackingRequest?, _ blocking: BlockingPool,
         limitNanoseconds: UInt64
@@ -199,7 +200,8 @@ package final class AttachedDevice: Sendable {
         return await loop.mailbox.run { device.get(on: $0).activity }
     }
 
-    /// Whether the page of the change map can be had now whose lack ended the tracking.
+    /// Whether the page of the change map that was missing when tracking ended can be allocated
+    /// now.
     package func canTrackAgain() async -> Bool {
         let device = device
         let found = await loop.mailbox.run { loop in
@@ -265,7 +267,7 @@ package final class AttachedDevice: Sendable {
             }
             origin.close()
         }
-        // Owed: nobody else will do it. Only a pool that has ended refuses it.
+        // This must be done here. Only a pool that has ended refuses it.
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
             let accepted = blocking.require(.origins) {
                 work()

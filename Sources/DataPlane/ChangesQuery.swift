@@ -6,7 +6,7 @@ package struct ChangesQuery: Sendable {
     package enum Since: Sendable {
         /// No cut: all that a full backup has to read.
         case everything
-        /// The begin of the present generation.
+        /// The start of the present generation.
         case generation
         case base(TrackingBase)
     }

@@ -38,8 +38,8 @@ final class DeathWatch {
         if descriptor >= 0 { close(descriptor) }
     }
 
-    // An origin is idle once the last request of the dead service has left the kernel: its lock, or its
-    // exclusive use, is released then. The lock taken here keeps others out until the end.
+    // An origin is idle once the last request of the dead service has left the kernel: its lock, or
+    // its exclusive use, is released then. The lock taken here keeps others out until the end.
 
     /// Of a file: begins to wait for its lock.
     func beginLocking() {

@@ -15,7 +15,7 @@ internal import SnapshotCore
 //   describes at least one byte. Neighbouring extents differ.
 // - What is not known is a fault, never an answer that is too short.
 
-/// Bounds of one answer and of one slice. A client goes on where an answer ends.
+/// Bounds of one answer and of one slice. A client continues where an answer ends.
 private enum ChangeStatusLimit {
     /// Bytes of the device an answer describes where nothing was ever changed.
     static let byteCount: UInt64 = 1 << 40

@@ -20,7 +20,7 @@ final class RangeBuffer: @unchecked Sendable {
     deinit { ranges.deallocate() }
 }
 
-/// A part of an answer about changes, made in one go on the loop.
+/// A part of an answer about changes, made in one step on the loop.
 struct ChangesSlice: Sendable {
     var generation: Generation
     var untilEpoch: UInt32

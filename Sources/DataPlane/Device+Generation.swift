@@ -31,8 +31,9 @@ extension Device {
         engine.newestBaseChanged(to: base)
     }
 
-    /// The cut: cannot fail. A generation that cannot be continued ends here, and the cut is the first
-    /// of the next one. Returns the epoch that ended, of the generation that the device has now.
+    /// The cut: cannot fail. A generation that cannot be continued ends here, and the cut is the
+    /// first of the next one. Returns the epoch that ended, of the generation that the device has
+    /// now.
     func switchEpoch(holding part: SnapshotPart?, isBase: Bool, resize: DeviceResize?) -> Epoch {
         // Looks are made before a cut has its turn: one that another cut overtook says nothing.
         let resize = resize.flatMap { $0.number > lastLookNumber ? $0 : nil }
@@ -63,7 +64,7 @@ extension Device {
 
     private func take(_ resize: DeviceResize) {
         let old = size
-        // The engine marks in it until it is told of the larger one.
+        // The engine marks in it until it is given the larger one.
         let former = running.memory
         // It was made before this cut had its turn: another one may have brought more room.
         let memory = resize.memory.flatMap { $0.chunkCount > former.chunkCount ? $0 : nil }
@@ -101,7 +102,7 @@ extension Device {
         pageQueue.jobEnded()
         if work.ordinal == engine.generationOrdinal {
             for page in work.pages.prefix(work.reservedCount) { engine.mapPageReserved(page) }
-            // What nobody waits for was a courtesy.
+            // A failure ahead of need is ignored.
             if work.failure != 0, !work.isAhead {
                 mapPageRefused(work.pages[work.reservedCount], failure: work.failure)
             }

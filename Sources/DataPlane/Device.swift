@@ -22,7 +22,7 @@ final class Device: BlockTarget {
     let preservation: LoopPreservation
     let running: RunningGeneration
     let notify: (DeviceNotice) -> Void
-    /// Why tracking was lost the last time, and the page of the map that could not be had.
+    /// Why tracking was lost the last time, and the page of the map that could not be allocated.
     var lossReason = NewGenerationReason.mapDamaged
     var lossPage: UInt64 = 0
     /// The snapshots of this device by their index in the engine.

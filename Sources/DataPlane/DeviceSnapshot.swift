@@ -11,7 +11,7 @@ package struct SnapshotStorage: Sendable {
     package let sources: [StorageSource]
 
     /// Opens everything that `requests` name, for use on behalf of `devices`: all or nothing. Each
-    /// source that can grow uses at most `limit` bytes. Whoever opened it says `release` once,
+    /// source that can grow uses at most `limit` bytes. Its opener calls `release` once,
     /// when the devices have it. `notify` is called on any thread.
     package static func open(
         _ requests: [StorageRequest], limit: UInt64, isForced: Bool, for devices: [AttachedDevice],
@@ -53,7 +53,7 @@ package struct SnapshotStorage: Sendable {
             })
         let storage = SnapshotStorage(sources: result.opened)
         if let failure = result.failure {
-            // Who is told that it failed finds nothing of it any more.
+            // Once the failure is reported nothing is left of it.
             storage.release()
             await storage.closed()
             throw failure

@@ -4,9 +4,9 @@ package import RingIO
 package import SnapshotCore
 internal import Synchronization
 
-// One filesystem that is synced, frozen and thawed, by a process of its own (`ErrandProcess`): each of
-// these calls can block for as long as the filesystem's disk does, and that disk may be one that
-// the service itself serves. A thread gives the orders; nobody waits for them without a limit.
+// One filesystem that is synced, frozen and thawed, by a process of its own (`ErrandProcess`): each
+// of these calls can block for as long as the filesystem's disk does, and that disk may be one that
+// the service itself serves. A thread gives the orders; every wait for it is limited.
 //
 // Invariants
 // - Orders are carried out one after the other, in the order in which they were given. So a thaw
@@ -47,11 +47,11 @@ package final class FilesystemFreezer: Sendable {
     /// more.
     package func prepare(_ reply: @escaping Reply) { order(.prepare(reply)) }
 
-    /// Replies on the thread itself: to one that waits and is no task.
+    /// Replies on the thread itself, to a waiting thread that is not a task.
     func freeze(_ reply: @escaping Reply) { order(.freeze(reply)) }
 
-    /// Replies as `freeze` does: EINVAL when somebody else has thawed it; 0 without doing anything when it was not frozen
-    /// here.
+    /// Replies as `freeze` does: EINVAL when somebody else has thawed it; 0 without doing anything
+    /// when it was not frozen here.
     func thaw(_ reply: @escaping Reply) { order(.thaw(reply)) }
 
     /// Ends the thread when all that was ordered is done, then calls `gone`. The last order.

@@ -36,7 +36,7 @@ struct FlushQueue {
         return true
     }
 
-    /// The first failure is the one that is told from now on.
+    /// The first failure is reported from now on.
     mutating func failed(_ fault: Fault) {
         if failure == nil { failure = fault }
     }
@@ -52,7 +52,7 @@ struct FlushQueue {
             finished.last = running.last
         }
         if failure != nil {
-            // Those that wait would only be told the same after another try.
+            // Those that wait would only get the same result after another try.
             if waiting.first != .none {
                 requests[finished.last].next = waiting.first
                 finished.last = waiting.last

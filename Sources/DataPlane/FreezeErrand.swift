@@ -8,12 +8,12 @@ internal import SnapshotCore
 /// It answers once when the filesystem is opened and written back, then once to each order, with an
 /// errno value. When no order will come any more it thaws what it froze, and ends.
 package enum FreezeErrand {
-    /// The first word.
+    /// The first argument.
     package static let command = "freeze"
     static let freeze = "freeze"
     static let thaw = "thaw"
 
-    /// The words that start it: each mount as its id and its path in hexadecimal digits.
+    /// The arguments that start it: each mount as its id and its path in hexadecimal digits.
     static func words(_ mounts: [Mount], _ lockPath: String) -> [String] {
         [command, lockPath]
             + mounts.map { mount in
@@ -24,7 +24,7 @@ package enum FreezeErrand {
             }
     }
 
-    /// Runs it; `words` are those behind the first.
+    /// Runs it; `words` are the arguments behind the first.
     package static func run(_ words: [String]) {
         let lock = words.first.map(FrozenFilesystems.share) ?? -1
         var failure = lock < 0 ? errno : 0

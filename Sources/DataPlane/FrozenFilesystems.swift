@@ -99,7 +99,7 @@ package enum FrozenFilesystems {
         let lock = open(lockPath, O_RDWR | O_CLOEXEC)
         guard lock >= 0 else { return }
         defer { close(lock) }
-        // Whether they have gone is looked at anew afterwards.
+        // Whether they have gone is checked again afterwards.
         _ = LockWait(LOCK_EX, on: lock).wait(
             until: cl_now_nanoseconds() + UInt64(lateSeconds) * 1_000_000_000)
     }

@@ -55,7 +55,7 @@ package enum GuardianMessage: Equatable, Sendable {
         return Array(fields.joined(separator: "\0").utf8)
     }
 
-    /// Reads a packet; nil when it is none of these.
+    /// Reads a packet; nil when it is not one of these.
     package init?(_ packet: [UInt8]) {
         let fields = String(decoding: packet, as: UTF8.self)
             .split(separator: "\0", omittingEmptySubsequences: false).map(String.init)

@@ -5,7 +5,7 @@ internal import Glibc
 internal import RingIO
 
 // The guardian: a small process beside the service that outlives it. It has one descriptor of each
-// origin that keeps nobody from anything (O_PATH), and one of each block device's /dev/fuse, which
+// origin that excludes no other user (O_PATH), and one of each block device's /dev/fuse, which
 // keeps that device from failing while no service answers it.
 //
 //   watching ──(the service's end of the socket closes)──► thaw ──► wait until no request of the
@@ -50,13 +50,14 @@ package struct GuardianOptions: Sendable {
     }
 }
 
-/// The guardian's own process. Single-threaded, but for the waits for locks of a dead service.
+/// The guardian's own process. Single-threaded, except for the waits for locks of a dead service.
 package struct GuardianProcess {
     /// The descriptor of the socket to the service.
     package static let socket: Int32 = 3
     /// Longest wait for the requests of the dead service.
     package static let waitSeconds: UInt64 = 30
-    /// How long thawing may take, where it may need the next service, before the guardian goes on.
+    /// How long thawing may take, where it may need the next service, before the guardian
+    /// continues.
     private static let thawMilliseconds: UInt64 = 200
 
     private let options: GuardianOptions
@@ -78,7 +79,7 @@ package struct GuardianProcess {
     /// Takes the lock that the next service waits for, says so, and serves until the service is
     /// gone. Returns the exit status.
     package mutating func run() -> Int32 {
-        // Whoever stops the service's group must not stop what is done after it.
+        // A signal to the service's group must not stop what is done after it.
         for number in [SIGTERM, SIGINT, SIGHUP, SIGPIPE] { signal(number, SIG_IGN) }
         cl_name_thread("guardian")
         // What the service left open for its children is not for this one. Kernels that cannot

@@ -81,7 +81,7 @@ final class HeldDevices {
             from: notes + count * Self.noteByteCountMax, count: Self.noteByteCountMax)
     }
 
-    /// Closes all descriptors: what nobody else holds fails from now on.
+    /// Closes all descriptors: what no other process holds fails from now on.
     func letGo() {
         for index in 0..<count { close(places[index].descriptor) }
         count = 0

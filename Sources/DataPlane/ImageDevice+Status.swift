@@ -4,8 +4,8 @@ internal import RingIO
 internal import SnapshotCore
 
 // Block status of an image: the origin is asked first, on the blocking pool; then the engine says
-// which parts are not as in the origin any more. That may take long, so it is done in slices, one of
-// the device in each turn of the loop.
+// which parts are not as in the origin any more. That may take long, so it is done in slices, one
+// of the device in each turn of the loop.
 //
 // Where a request stands between two slices lies in its slot:
 //   progress         bytes described

@@ -57,7 +57,8 @@ final class ImageDevice: BlockTarget {
         case .discard: finish(index, .notSupported)
         case .blockStatus:
             guard request.pointee.statusBase != nil else { return statusArrived(index) }
-            // What was written through the image is no change of the device: it cannot be told.
+            // What was written through the image is not a change of the device, so it is not
+            // reported.
             guard !isWritable else { return finish(index, .invalid) }
             device.changeStatusArrived(index, image: self)
         }

@@ -60,7 +60,7 @@ enum ImageLocks {
                 return .failed(errnoValue: errno)
             }
         }
-        // After taking, look: whoever comes second sees the first, and both may see each other.
+        // After taking, look: the second one sees the first, and both may see each other.
         for byte in used.map(\.unsharedByte) + unshared.map(\.usedByte) {
             switch cl_byte_is_locked(descriptor, byte) {
             case 0: continue

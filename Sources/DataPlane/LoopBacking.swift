@@ -7,10 +7,10 @@ internal import Synchronization
 // Tells whether a file backs a loop device: its users would write behind our back, or we behind
 // theirs.
 //
-// The kernel answers by asking the filesystem of the backing file, which hangs where that filesystem
-// does (a FUSE server that has stopped). Nobody else's filesystem may hold up an attach, so every
-// loop device is asked on a thread of its own, and one that does not answer in time is passed
-// over: the filesystem of the origin has just answered, so that is another one.
+// The kernel answers by asking the filesystem of the backing file, which hangs where that
+// filesystem does (a FUSE server that has stopped). Nobody else's filesystem may hold up an attach,
+// so every loop device is asked on a thread of its own, and one that does not answer in time is
+// passed over: the filesystem of the origin has just answered, so that is another one.
 //
 // Invariants
 // - At most `askerCountMax` threads wait for the answer of a loop device.
@@ -20,7 +20,7 @@ enum LoopBacking {
     /// Longest wait for the answer of one loop device, in nanoseconds.
     private static let waitNanoseconds: UInt64 = 2_000_000_000
 
-    /// More questions to one loop device would wait for ever like those before.
+    /// More questions to one loop device would wait forever like those before.
     private static let askerCountMax = 4
 
     /// Questions under way, by loop device.
@@ -45,12 +45,12 @@ enum LoopBacking {
                 continue
             }
             // Asking about one that a service like this serves means asking that service, which
-            // may be this one; an origin is no file of theirs.
+            // may be this one; an origin is not one of their files.
             guard !served.contains(where: backing.hasPrefix) else { continue }
             let isBacking =
                 switch ask(name) {
                 case .file(let itsDevice, let itsInode): itsDevice == device && itsInode == inode
-                // Without the right to open it, the name the kernel shows has to do.
+                // Without the right to open it, the name that the kernel shows is used.
                 case .unknown: backing.trimmingNewline == path
                 }
             if isBacking { return "/dev/\(name)" }

@@ -72,8 +72,8 @@ final class LoopPreservation {
         device.callAtEndOfTurn()
     }
 
-    /// Goes on with giving back, unless there are snapshots again. Buffers of the last one may
-    /// still be read or written; the turn in which they are freed ends here too.
+    /// Continues to give buffers back, unless there are snapshots again. Buffers of the last one
+    /// may still be read or written; the turn in which they are freed ends here too.
     func turnEnded(of device: Device) {
         guard givenBackByteCount < Self.byteCount, buffers.freeCount == buffers.capacity else {
             return
@@ -83,7 +83,7 @@ final class LoopPreservation {
             return
         }
         giveSliceBack()
-        // A closing device may be gone by the next turn: whoever stays goes on.
+        // A closing device may be gone by the next turn: the remaining ones continue.
         if givenBackByteCount < Self.byteCount, !device.isClosing { device.callAtEndOfTurn() }
     }
 

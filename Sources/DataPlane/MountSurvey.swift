@@ -62,7 +62,7 @@ package enum MountSurvey {
         return underlyingDevices(ofDescriptor: descriptor)
     }
 
-    /// Numbers of all that an open file stands on; empty for what is no file: pipes, sockets,
+    /// Numbers of all that an open file stands on; empty for what is not a file: pipes, sockets,
     /// terminals.
     package static func underlyingDevices(ofDescriptor descriptor: Int32) -> Set<DeviceNumber> {
         var facts = stat()
@@ -80,7 +80,7 @@ package enum MountSurvey {
     /// `stat` tells neither (btrfs gives every subvolume a number of its own).
     static func numbersBehindAnonymousDevice(of descriptor: Int32) -> [DeviceNumber] {
         var id: UInt64 = 0
-        // Without an answer what stat says has to do.
+        // Without an answer the result of stat is used.
         guard cl_mount_id(descriptor, &id) == 0,
             let mount = (try? mounts())?.first(where: { $0.id == id })
         else { return [] }
@@ -111,7 +111,7 @@ package enum MountSurvey {
         return numbers(found)
     }
 
-    /// The block devices of a filesystem whose own number is none of a device: the one it was
+    /// The block devices of a filesystem whose device number is anonymous: the one it was
     /// mounted from, and for btrfs all that belong to it.
     private static func sourceDevices(of mount: Mount) -> [DeviceNumber] {
         guard mount.device.major == 0, mount.source.starts(with: "/".utf8) else { return [] }

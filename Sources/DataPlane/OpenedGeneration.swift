@@ -20,7 +20,7 @@ struct OpenedGeneration: Sendable {
     let memory: ChangeMapMemory
     var header: MapFileHeader
     let status: GenerationStatus
-    /// Nil for a device whose generation nobody asked to keep.
+    /// Nil for a device whose generation is not kept.
     let request: TrackingRequest?
     /// Why the generation is new; nil when it was continued.
     let reason: NewGenerationReason?

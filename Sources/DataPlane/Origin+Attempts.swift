@@ -2,8 +2,8 @@ internal import BlockModel
 internal import Glibc
 internal import RingIO
 
-// Operations that the kernel interrupted, or had no room for: they are tried again, at once at first,
-// then after a pause each, and not for ever.
+// Operations that the kernel interrupted, or had no room for: they are tried again, at once at
+// first, then after a pause each, and not forever.
 
 extension Origin {
     /// Attempts that follow each other at once, and all there are: some two seconds.

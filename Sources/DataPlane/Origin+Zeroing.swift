@@ -206,7 +206,7 @@ extension Origin {
     }
 }
 
-/// Memory that is zero for ever, to write zeroes from.
+/// Memory that is always zero, to write zeroes from.
 enum ZeroMemory {
     /// Bytes that may be written from it at once.
     static let byteCount = 1 << 20

@@ -4,7 +4,7 @@ internal import Glibc
 internal import RingIO
 
 // Performs the requests of one device on its origin. It decides nothing about chunks or
-// snapshots: it reads, writes, zeroes, and says how it went.
+// snapshots: it reads, writes, zeroes, and reports the result.
 //
 // Steps of a request (`BlockRequest.step`), each one operation in the kernel:
 //
@@ -49,7 +49,8 @@ final class Origin: RingHandler {
     var flushes: FlushQueue
     /// Set when the device closes.
     private var closed: ((Fault?) -> Void)?
-    /// Block status scans and searches for holes in the blocking pool, of the device and its images.
+    /// Block status scans and searches for holes in the blocking pool, of the device and its
+    /// images.
     var scanCount = 0
     /// Those that wait for the one in the pool, from `scanHead` on: an origin that does not answer
     /// holds one thread, and its clients' questions do not crowd those of others.
@@ -206,7 +207,7 @@ final class Origin: RingHandler {
         writeStepsFinished(index, fault, isStable: honoursDataSync)
     }
 
-    /// The last step of a write or zeroing but for synchronisation is done.
+    /// The last step of a write or zeroing before synchronisation is done.
     func writeStepsFinished(_ index: RequestIndex, _ fault: Fault?, isStable: Bool) {
         if alignment > 1 {
             locks.finished(index)

@@ -12,8 +12,8 @@ internal import Glibc
 /// Looks at origins.
 enum OriginInspector {
     /// The origin behind `descriptor`, which nobody writes to at this moment; nil when the kernel
-    /// does not say. `probe`: a descriptor that reads past the page cache, to see whether reads
-    /// are counted; nil when there is none.
+    /// does not report it. `probe`: a descriptor that reads past the page cache, to see whether
+    /// reads are counted; nil when there is none.
     static func record(of descriptor: Int32, probe: Int32?) -> OriginRecord? {
         var facts = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &facts) == 0 else { return nil }
@@ -58,7 +58,8 @@ enum OriginInspector {
         var size: UInt64 = 0
         guard cl_block_device_size(descriptor, &size) == 0 else { return nil }
         var sequence: UInt64 = 0
-        // Before Linux 5.15 disks have no number: then it is 0 for all, and the id has to do.
+        // Before Linux 5.15 disks have no number: then it is 0 for all, and only the id is
+        // compared.
         if cl_disk_sequence(descriptor, &sequence) != 0 { sequence = 0 }
         let folder = "/sys/dev/block/\(facts.special_major):\(facts.special_minor)"
         let isPartition = SystemFile.read("\(folder)/partition") != nil
@@ -141,7 +142,7 @@ package enum BootID {
         return id(of: text.filter { !$0.isWhitespace })
     }
 
-    /// Text that is no UUID is as good a name, in shorter form (FNV-1a, twice).
+    /// Text that is not a UUID is hashed to one (FNV-1a, twice).
     private static func id(of text: String) -> UniqueID {
         if let id = UniqueID(text) { return id }
         func hash(from start: UInt64) -> UInt64 {

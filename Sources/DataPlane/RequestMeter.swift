@@ -1,8 +1,8 @@
 package import BlockModel
 
-// What the requests of a target did, counted on its loop: plain words in memory that is there
-// from the start. The time is the loop's, read once a turn: a request that is done within the turn
-// it arrived in counts as having taken no time at all.
+// What the requests of a target did, counted on its loop: plain counters in memory that is
+// allocated from the start. The time is the loop's, read once a turn: a request that is done within
+// the turn it arrived in counts as having taken no time at all.
 
 /// Counts the requests of one target. Confined to the target's loop.
 final class RequestMeter {

@@ -51,7 +51,7 @@ final class RunningGeneration {
         write()
     }
 
-    /// A live device goes on with another set of marks: nothing is known of what was before.
+    /// A live device continues with another set of marks: nothing is known of what was before.
     func marksRenewed(_ token: UniqueID) { header.origin.liveToken = token }
 
     /// Begins a new generation, whose map is empty. No write may be under way.

@@ -10,7 +10,7 @@ internal import Synchronization
 // Invariants
 // - The file is locked (flock) as long as the object lives: one service uses it.
 // - A stale page holds entries of an earlier generation, or of an attach that was killed. It is
-//   emptied before it is reserved anew.
+//   emptied before it is reserved again.
 
 final class RunningMapFile: Sendable {
     /// Nil: it has no name.
@@ -51,7 +51,7 @@ final class RunningMapFile: Sendable {
 
     deinit { close(descriptor) }
 
-    /// A file without a name, for a device whose generation nobody asked to keep.
+    /// A file without a name, for a device whose generation is not kept.
     static func unnamed() -> RunningMapFile? {
         let descriptor = cl_memory_file("change-map")
         return descriptor < 0 ? nil : RunningMapFile(path: nil, descriptor: descriptor)

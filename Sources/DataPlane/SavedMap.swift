@@ -112,7 +112,7 @@ struct SavedMap {
         else { throw Fault(errnoValue: errno) }
     }
 
-    /// Keeps a damaged file for whoever wants to look at it; one such file is kept.
+    /// Keeps one damaged file for later analysis.
     func setAside() throws(Fault) {
         guard rename(path, path + ".damaged") == 0 else { throw Fault(errnoValue: errno) }
         try syncDirectory()
@@ -134,7 +134,7 @@ struct SavedMap {
                 rename(temporary, path) == 0
             else { throw Fault(errnoValue: errno) }
         } catch {
-            // Whether it goes or not: the next save begins it anew.
+            // Whether the removal works or not, the next save writes a new file.
             unlink(temporary)
             throw error
         }

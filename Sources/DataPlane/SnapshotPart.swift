@@ -144,7 +144,7 @@ extension Device {
         engineTouched()
     }
 
-    /// Changes go on, after a switch or instead of one.
+    /// Changes continue, after a switch or instead of one.
     func openGate() {
         gateDrained = nil
         engine.gateOpened(now: loop.now)

@@ -22,7 +22,7 @@ package protocol StorageMedium: Sendable {
     var outlivesUs: Bool { get }
     /// Making memory of an extent resident is worth it.
     var isPopulated: Bool { get }
-    /// What the filesystem has; nil when it does not say, and for what does not grow.
+    /// What the filesystem has; nil when it does not report it, and for what does not grow.
     func room() -> FilesystemRoom?
     /// Reserves the bytes.
     func allocate(_ range: ByteRange) -> Int32
@@ -57,7 +57,7 @@ struct FileMedium: StorageMedium {
 
     static func room(of descriptor: Int32) -> FilesystemRoom? {
         var space = statvfs()
-        // A filesystem without a size of its own does not say.
+        // A filesystem without a size of its own does not report it.
         guard fstatvfs(descriptor, &space) == 0, space.f_blocks > 0 else { return nil }
         return FilesystemRoom(
             free: UInt64(space.f_bavail) * UInt64(space.f_frsize),
@@ -184,7 +184,8 @@ struct MemoryMedium: StorageMedium {
         return 0
     }
 
-    /// Large pages are not asked for: compaction for them took 7 ms per extent of fragmented memory.
+    /// Large pages are not asked for: compaction for them took 7 ms per extent of fragmented
+    /// memory.
     func populate(_ range: ByteRange) {
         let start = place(of: range)
         // Where it is refused, faults at first use do.

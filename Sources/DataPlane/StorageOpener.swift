@@ -103,7 +103,7 @@ enum StorageOpener {
     }
 
     /// O_DIRECT keeps preserved data from pushing the page cache out; where it is refused the
-    /// page cache has to do.
+    /// page cache is used.
     private static func setDirect(_ descriptor: Int32) {
         let flags = fcntl(descriptor, F_GETFL)
         if flags >= 0 { _ = fcntl(descriptor, F_SETFL, flags | cl_o_direct) }

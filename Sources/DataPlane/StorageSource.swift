@@ -7,7 +7,7 @@ internal import Synchronization
 // of a snapshot, which may live on several loops; they meet here once per extent.
 //
 // Invariants
-// - The descriptor or mapping lives until the last user is gone: whoever opened the source, devices,
+// - The descriptor or mapping lives until the last user is gone: the opener of the source, devices,
 //   and what runs elsewhere. A number or address that was closed may belong to somebody else by the
 //   time a late job uses it.
 // - Bytes are read and written by the loops themselves; growing, erasing and closing, which may
@@ -26,9 +26,9 @@ package enum StorageWork: Sendable {
     case overwriting
 }
 
-/// Finds threads for what a source has to do; tests plan refusals and delays here.
+/// Finds threads for the jobs of a source; tests plan refusals and delays here.
 package protocol StorageJobs: Sendable {
-    /// Runs `job` on another thread, soon; false when no thread can be had.
+    /// Runs `job` on another thread, soon; false when no thread is available.
     func start(_ work: StorageWork, _ job: @escaping @Sendable () -> Void) -> Bool
 }
 
@@ -51,9 +51,9 @@ struct PoolJobs: StorageJobs {
 
 /// One source of difference storage.
 package final class StorageSource: Sendable {
-    /// What the events of a source tell.
+    /// What the events of a source report.
     package enum Notice: Sendable {
-        /// Less than a tenth of what there is to be had is left.
+        /// Less than a tenth of the available space is left.
         case lowSpace(Report)
         /// It grew by that many bytes.
         case grown(UInt64)
@@ -86,7 +86,7 @@ package final class StorageSource: Sendable {
         var space: StorageSpace
         var requests: [ExtentRequest] = []
         var requestCount: UInt64 = 0
-        /// Whoever opened the source is its first user.
+        /// The opener of the source is its first user.
         var userCount = 1
         /// Users that may still want extents.
         var askerCount = 1
@@ -149,7 +149,7 @@ package final class StorageSource: Sendable {
     }
 
     /// A user wants no more extents. After the last one growth under way breaks off, so that
-    /// whoever waits for it and for the end does not wait long.
+    /// so waiting for it and for the end does not take long.
     package func userAsksNoMore() { state.withLock { $0.askerCount -= 1 } }
 
     /// Somebody has it, or may still have data in it.
@@ -192,8 +192,8 @@ package final class StorageSource: Sendable {
         }
     }
 
-    /// True when a job has answered the request or will; false when no thread could be had for one: it
-    /// is forgotten then, and what others wait for is begun when it is asked again.
+    /// True when a job has answered the request or will; false when no thread could be had for one:
+    /// it is forgotten then, and what others wait for is begun when it is asked again.
     private func isAnswered(_ request: ExtentRequest) -> Bool {
         state.withLock { state in
             guard !state.space.isWorking,
@@ -228,7 +228,7 @@ package final class StorageSource: Sendable {
 
     // MARK: Growth and erasure
 
-    /// Starts the growth and the erasure that are due. What no thread can be had for stays due.
+    /// Starts the growth and the erasure that are due. What no thread is available for stays due.
     private func startWork() {
         let (growth, erasure) = takeWork()
         if let growth {
@@ -265,7 +265,7 @@ package final class StorageSource: Sendable {
         }
     }
 
-    /// A job goes on with what became due meanwhile, and ends.
+    /// A job continues with what became due meanwhile, and ends.
     private func continueWork() {
         while true {
             let (growth, erasure) = takeWork()

@@ -7,15 +7,15 @@ internal import Glibc
 //   service                                   guardian
 //   stillpoint-takeover MIN MAX          ->
 //                                        <-   version N COUNT      the newest that both know
-//                                        <-   versions MIN MAX     none, and the guardian goes on holding
+//                                        <-   versions MIN MAX     none, and the guardian keeps holding
 //                                        <-   device KEY STATE NOTE, with the descriptor; COUNT times
 //   taken                                ->                        all of them are held elsewhere
 //                                        <-   accepted             and the guardian is gone
 //
-// Whatever happens before `taken`, the guardian goes on holding. The first packet of each side must
+// Whatever happens before `taken`, the guardian keeps holding. The first packet of each side must
 // stay as it is in every later version. A note says itself which version it has.
 
-/// The words of a takeover; see the head of this file.
+/// The messages of a takeover; see the head of this file.
 package enum TakeoverMessage: Equatable, Sendable {
     case ask(ClosedRange<Int>)
     case version(Int, count: Int)
@@ -63,8 +63,8 @@ package enum TakeoverMessage: Equatable, Sendable {
         return Array(fields.joined(separator: "\0").utf8)
     }
 
-    /// Reads a packet; nil when it is none of these. Fields that a later version adds behind those
-    /// known here are not looked at.
+    /// Reads a packet; nil when it is not one of these. Fields that a later version adds behind
+    /// those known here are not looked at.
     package init?(_ packet: ArraySlice<UInt8>) {
         let fields = String(decoding: packet, as: UTF8.self)
             .split(separator: "\0", omittingEmptySubsequences: false).map(String.init)

@@ -3,8 +3,9 @@ internal import ChangeTracking
 internal import CLinux
 internal import Glibc
 
-// What whoever writes to a file or block device from outside the service must know first: what it
-// stands on, who uses it, which disk it is and whether somebody wrote to it. Everything here blocks.
+// What a program that writes to a file or block device outside the service must know first: what it
+// stands on, who uses it, which disk it is and whether somebody wrote to it. Everything here
+// blocks.
 
 /// Looks at files and block devices that something is to be written to.
 package enum TargetSurvey {
@@ -23,7 +24,7 @@ package enum TargetSurvey {
         package func stands(on other: DeviceStack) -> Bool { all.contains(other.own) }
     }
 
-    /// What an open file or block device stands on; nil when the kernel does not say.
+    /// What an open file or block device stands on; nil when the kernel does not report it.
     package static func deviceStack(ofDescriptor descriptor: Int32) -> DeviceStack? {
         var facts = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &facts) == 0 else { return nil }
@@ -98,7 +99,7 @@ package enum TargetSurvey {
 
     private static let sectorByteCount: UInt64 = 512
 
-    /// The disk that is open; nil for what is no block device.
+    /// The disk that is open; nil for what is not a block device.
     package static func disk(ofDescriptor descriptor: Int32) -> Disk? {
         var facts = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &facts) == 0,

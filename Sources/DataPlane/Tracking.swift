@@ -9,7 +9,7 @@ package struct TrackingRequest: Sendable {
     /// Where it lies while the device is attached.
     package var runtimeDirectory: String
     package var bootID: UniqueID
-    /// The operator's word that nobody else writes to the origin.
+    /// The operator's assurance that nobody else writes to the origin.
     package var isExclusive: Bool
     /// Has the guardian watch the origin; returns when it does, or when it cannot.
     package var watch: @Sendable (WatchedOrigin) async -> Void

@@ -6,7 +6,7 @@ internal import Glibc
 //
 // Invariants
 // - What is written down, paths included, is made before the service is gone: afterwards nothing
-//   is allocated but for the packets of a takeover.
+//   is allocated except the packets of a takeover.
 // - The files in the runtime directory: `block-devices-waiting` while devices wait, which becomes
 //   `block-devices-let-go` before they are let go. Lines: since, until, in seconds of the epoch;
 //   then the first line of each note, which names the device for people.
@@ -18,7 +18,7 @@ final class WaitingDevices {
     static let waitingName = "block-devices-waiting"
     /// Name of the file that says what was let go.
     static let letGoName = "block-devices-let-go"
-    /// Time for each word of the next service: it has others to ask meanwhile.
+    /// Time for each message of the next service, which has other requests to serve.
     private static let answerSeconds = 30
 
     private let directory: Int32
@@ -149,7 +149,7 @@ final class WaitingDevices {
             guard send(message, to: connection, with: place.descriptor) else { return false }
         }
         guard receive(connection) == .taken else { return false }
-        // The service does not wait for longer than for this word.
+        // The service waits for this message at most.
         _ = send(.accepted, to: connection)
         return true
     }

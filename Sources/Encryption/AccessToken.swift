@@ -1,4 +1,4 @@
-/// A secret word that whoever knows it may come in with.
+/// A secret that admits the clients that know it.
 package struct AccessToken: Sendable {
     private let bytes: [UInt8]
 

@@ -61,7 +61,7 @@ package enum TLSServerProof: Sendable {
         }
     }
 
-    /// The name to ask the server for; an address is none.
+    /// The host name to send to the server; nil for an address.
     fileprivate var serverName: String? {
         guard case .certificates(_, let host?) = self else { return nil }
         var address = in6_addr()
@@ -75,9 +75,9 @@ package enum TLSServerProof: Sendable {
 package enum TLSClient {
     private static let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
 
-    /// Takes over a connected `socket` whose server awaits a TLS handshake, and `plain`, one end of a
-    /// socket pair: the other end is for the plain text, and closes when the handshake fails, after
-    /// `report` was told why.
+    /// Takes over a connected `socket` whose server awaits a TLS handshake, and `plain`, one end of
+    /// a socket pair: the other end is for the plain text, and closes when the handshake fails,
+    /// after `report` was told why.
     package static func relay(
         socket: Int32, plain: Int32, _ proof: TLSServerProof,
         report: @escaping @Sendable (String) -> Void

@@ -4,7 +4,7 @@ internal import NIOSSL
 internal import Synchronization
 
 /// Ends TLS for connections that are served elsewhere, on event loops of its own: what comes in
-/// encrypted on one socket goes on in plain text on another, and back.
+/// encrypted on one socket continues in plain text on another, and back.
 package final class TLSGateway: Sendable {
     private let context: NIOSSLContext
     private let group: MultiThreadedEventLoopGroup
@@ -14,7 +14,7 @@ package final class TLSGateway: Sendable {
     private static let goodbye = TimeAmount.seconds(5)
 
     /// Loads the credentials and starts `threadCount` event loops. `report` is told why
-    /// connections failed, in words that no client chose.
+    /// connections failed, without text from the client.
     package init(
         _ credentials: TLSCredentials, threadCount: Int,
         report: @escaping @Sendable (String) -> Void

@@ -7,7 +7,8 @@ package import RingIO
 package enum BlockErrand: Equatable, Sendable {
     /// Sets a free loop device up; answered with its path and number.
     case configure(LoopNodeRequest)
-    /// Writes back and takes a loop device over `file` away, as the next two; answered with the errno value of the write-back.
+    /// Writes back and takes a loop device over `file` away, as the next two; answered with the
+    /// errno value of the write-back.
     case detach(String, file: String)
     /// Takes a loop device away now, or as soon as its users have left.
     case abandon(String, file: String)
@@ -20,10 +21,10 @@ package enum BlockErrand: Equatable, Sendable {
     /// Takes away what a dead service left under a directory; answered with what was found.
     case removeStale(String, keeping: [String])
 
-    /// The first word of all of them.
+    /// The first argument of all of them.
     package static let command = "block"
 
-    /// The words of the command line behind `word`.
+    /// The arguments behind `command`.
     package var words: [String] {
         switch self {
         case .configure(let request):
@@ -40,7 +41,7 @@ package enum BlockErrand: Equatable, Sendable {
         }
     }
 
-    /// Reads the words; nil when they are none of these.
+    /// Reads the arguments; nil when they are not one of these.
     package init?(_ words: [String]) {
         let rest = Array(words.dropFirst())
         switch (words.first, rest.count) {

@@ -12,8 +12,8 @@ internal import Synchronization
 // Invariants
 // - What waits for our own FUSE runs in a process of its own (`BlockErrand`), what closes its
 //   descriptor on `BlockPools.closing`; neither on a loop.
-// - Somebody else (`BlockHolding`) has the open /dev/fuse from before the mount until the session has
-//   ended: whatever becomes of this process, the users of the device wait for the next one.
+// - Somebody else (`BlockHolding`) has the open /dev/fuse from before the mount until the session
+//   has ended: whatever becomes of this process, the users of the device wait for the next one.
 // - The loop device goes before the session where the device is detached, after it where it is
 //   cut off; the mount goes last.
 
@@ -194,7 +194,7 @@ package final class BlockExport: Sendable {
 
     // MARK: Adopt
 
-    /// Goes on with a block device of a service that has ended: what that one read and did not
+    /// Continues with a block device of a service that has ended: what that one read and did not
     /// answer is done and answered first. Everything of it must have left the kernel, which who has
     /// locked the origin knows. `ended` as of `open`.
     package static func adopt(

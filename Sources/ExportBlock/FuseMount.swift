@@ -1,7 +1,7 @@
 internal import CLinux
 internal import Glibc
 
-// Mounts of the one-file filesystems. None of these calls waits for an answer of ours: the kernel
+// Mounts of the one-file filesystems. These calls do not wait for an answer of ours: the kernel
 // greets a FUSE server in the background, and a lazy unmount asks it nothing.
 
 /// The connection to the kernel of one mount.

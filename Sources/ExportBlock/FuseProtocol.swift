@@ -1,7 +1,7 @@
 internal import BlockModel
 internal import CLinux
 
-// The words of the FUSE protocol (linux/fuse.h) that an export of one file needs.
+// The constants of the FUSE protocol (linux/fuse.h) that an export of one file needs.
 
 /// Numbers of the FUSE protocol.
 enum Fuse {
@@ -29,7 +29,7 @@ enum Fuse {
     static let pageCountMax = UInt16(dataByteCountMax / 4096)
     /// Requests of the loop device under way at a time: its queue is 128 deep.
     static let backgroundCountMax: UInt16 = 128
-    /// Seconds the kernel may remember that the file has its name: for ever, nearly.
+    /// Seconds for which the kernel may cache the name of the file: practically forever.
     static let nameSeconds: UInt64 = 1 << 30
 }
 

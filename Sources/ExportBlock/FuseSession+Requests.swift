@@ -116,7 +116,7 @@ extension FuseSession {
         submit(place, request)
     }
 
-    /// Looks for the answer in the records that came; false when the search goes on behind them.
+    /// Looks for the answer in the records that came; false when the search continues behind them.
     func seekEnded(_ request: UnsafeMutablePointer<BlockRequest>, _ place: UInt32) -> Bool {
         guard let records = request.pointee.buffer else {
             preconditionFailure("a block status request has a buffer")

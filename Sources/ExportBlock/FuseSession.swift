@@ -7,19 +7,20 @@ internal import RingIO
 //
 //   kernel ─readv─► message ─submit─► target ─finished─► reply ─ring─► kernel
 //
-// Reading: the ring polls for messages (`FuseChannel.watch`); when something waits, messages are read by plain calls that
-// cannot block until none is left (the descriptor is O_NONBLOCK). A read through the ring would
-// have to be armed with a buffer of 1 MiB each, or may block the loop when a request is taken back
-// between the poll and the read. An idle session owns no buffer: one of 2 MiB is leased while
-// messages are read, the payload of a write lands page-aligned at its start. Small payloads are
-// copied to a buffer of their size, a large one keeps the buffer and another is leased.
-// What messages ask of the disk, and replies, go to the kernel some at a time: reading a message is a
-// system call, and a turn can have many.
+// Reading: the ring polls for messages (`FuseChannel.watch`); when something waits, messages are
+// read by plain calls that cannot block until none is left (the descriptor is O_NONBLOCK). A read
+// through the ring would have to be armed with a buffer of 1 MiB each, or may block the loop when a
+// request is taken back between the poll and the read. An idle session owns no buffer: one of 2 MiB
+// is leased while messages are read, the payload of a write lands page-aligned at its start. Small
+// payloads are copied to a buffer of their size, a large one keeps the buffer and another is
+// leased.
+// What messages ask of the disk, and replies, go to the kernel some at a time: reading a message is
+// a system call, and a turn can have many.
 //
 // Invariants
 // - A message is read only while there are a reply place, a request slot and a buffer for it, so
 //   nothing that was read ever has to wait for room.
-// - Each request is answered once; the kernel waits for ever for one that is not.
+// - Each request is answered once; the kernel waits forever for one that is not.
 // - Nothing here allocates after start.
 
 /// A FUSE session; see the head of this file.
@@ -36,7 +37,7 @@ final class FuseSession: RequestOwner, TargetUser {
     /// Bytes of the buffer messages are read into: the largest payload, and room to move it where
     /// an unaligned write must lie.
     private static let receiveByteCount = 2 << 20
-    /// Messages read in one go, then others have their turn.
+    /// Messages read in one step, then others have their turn.
     private static let messageCountMax = 64
 
     let loop: EventLoop
@@ -56,7 +57,7 @@ final class FuseSession: RequestOwner, TargetUser {
     private let head: UnsafeMutableRawPointer
 
     private(set) var phase = Phase.open
-    /// The next service goes on: what was begun is brought to its end.
+    /// The next service continues: what was begun is brought to its end.
     private var isHandedOver = false
     private var isPolling = false
     private var submittedCount = 0
@@ -65,7 +66,7 @@ final class FuseSession: RequestOwner, TargetUser {
     /// Only while messages are read.
     private var receiveLease: BufferLease?
     private var spare: RequestIndex?
-    /// Seeks that go on at the end of the turn.
+    /// Seeks that continue at the end of the turn.
     private let seeks: UnsafeMutablePointer<RequestIndex>
     private var seekCount = 0
     /// Seconds of the clock when the session began: the times of the file.
@@ -400,7 +401,7 @@ final class FuseSession: RequestOwner, TargetUser {
         switch -result {
         // ENOENT: nobody waits for it any more. ENODEV, ECONNABORTED: nobody waits for anything.
         case ...0, ENOENT, ENODEV, ECONNABORTED, EPERM: break
-        // The kernel has not understood or not taken a reply, and would wait for it for ever.
+        // The kernel did not accept a reply and would wait for it forever.
         default: targetIsClosing()
         }
         if phase != .open || !isPolling { loop.callAtEndOfTurn(handler) }

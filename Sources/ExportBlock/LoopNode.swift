@@ -140,7 +140,7 @@ struct LoopNode: Sendable {
         defer { close(node) }
         guard file.isBehind(node, path) else { return 0 }
         let flushFailure = fsync(node) == 0 ? 0 : errno
-        // The service that asked is gone, and the next one goes on with the device.
+        // The service that asked is gone, and the next one continues with the device.
         guard ErrandProcess.hasService else { throw inUse(path) }
         for step in 0..<waitStepCount {
             guard cl_loop_clear(node) == 0 else {

@@ -5,8 +5,9 @@ internal import Glibc
 /// Mounts and loop devices that a killed service left behind.
 enum StaleBlockDevices {
     /// Takes away everything under `directory`, an absolute path without symbolic links in which
-    /// no living service mounts, but for what is in the directories `kept`. Devices that somebody
-    /// still holds go with their last user. Returns what was found, one sentence each. Blocks.
+    /// no living service mounts, except for what is in the directories `kept`. Devices that
+    /// somebody still holds go with their last user. Returns what was found, one sentence each.
+    /// Blocks.
     static func remove(under directory: String, keeping kept: Set<String>) -> [String] {
         var found: [String] = []
         for name in SystemFile.names(in: "/sys/block") where name.hasPrefix("loop") {

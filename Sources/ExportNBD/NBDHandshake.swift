@@ -11,7 +11,7 @@ final class NBDHandshake: RingHandler {
 
     private enum Phase {
         case negotiating
-        /// The last bytes in plain text go out, then the negotiation begins anew under TLS.
+        /// The last bytes in plain text go out, then the negotiation starts over under TLS.
         case securing
         /// The last bytes go out, then the export serves the socket.
         case opening(NBDNegotiation.Opening)
@@ -161,7 +161,7 @@ final class NBDHandshake: RingHandler {
         }
     }
 
-    /// Goes on under TLS, with the time that is left.
+    /// Continues under TLS, with the time that is left.
     private func secure() {
         guard let plain = acceptor.server.encrypt(socket, of: connection) else { return end() }
         socket = plain

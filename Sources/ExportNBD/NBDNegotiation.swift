@@ -6,7 +6,7 @@ internal import BlockModel
 //                                      │  ▲
 //                                      └──┘ every other option
 //
-// STARTTLS, where it is offered, ends a negotiation: the client goes on under TLS with one that
+// STARTTLS, where it is offered, ends a negotiation: the client continues under TLS with one that
 // knows nothing of the first but the client flags.
 //
 // Invariants
@@ -22,11 +22,11 @@ internal import BlockModel
 struct NBDNegotiation {
     /// What follows from the bytes received so far.
     enum Outcome {
-        /// Send `output`, then go on with what more comes in.
+        /// Send `output`, then continue with what more comes in.
         case more
         /// Send `output`, then serve requests; `remainingInput` belongs to them.
         case opened(Opening)
-        /// Send `output`, then go on under TLS with `init(under:)`.
+        /// Send `output`, then continue under TLS with `init(under:)`.
         case secured
         /// Send `output`, then close.
         case closed
@@ -76,7 +76,7 @@ struct NBDNegotiation {
         output.append(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
     }
 
-    /// Goes on under TLS after `plain` ended with `.secured`.
+    /// Continues under TLS after `plain` ended with `.secured`.
     init(under plain: NBDNegotiation) {
         directory = plain.directory
         security = .established
@@ -93,7 +93,7 @@ struct NBDNegotiation {
         return bytes
     }
 
-    /// Takes bytes in; an empty piece goes on with what is there already.
+    /// Takes bytes in; an empty piece continues with what is there already.
     mutating func received(_ bytes: UnsafeRawBufferPointer) -> Outcome {
         input.append(contentsOf: bytes)
         // One answer at a time: a client that only asks must take its answers in between.

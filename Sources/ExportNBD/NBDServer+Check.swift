@@ -1,4 +1,4 @@
-/// Why addresses beyond loopback are refused: whoever reaches them could read and write.
+/// Why addresses beyond loopback are refused: any host that reaches them could read and write.
 package enum NBDExposureRefusal: Sendable {
     /// Nothing is encrypted, and no client is asked who it is.
     case withoutTLS

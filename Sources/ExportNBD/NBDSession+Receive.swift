@@ -7,8 +7,8 @@ internal import RingIO
 extension NBDSession {
     /// Payloads with at least this many bytes missing are received straight into their buffer; with
     /// fewer, one receive for several requests costs less than it saves in copying. Measured on
-    /// tmpfs: 64 KiB at depth 16 a fifth faster so, 16 KiB at depth 4 two fifths, 8 KiB at depth 32 a
-    /// quarter slower.
+    /// tmpfs: 64 KiB at depth 16 a fifth faster so, 16 KiB at depth 4 two fifths, 8 KiB at depth 32
+    /// a quarter slower.
     static let directByteCount = 16384
 
     /// Asks for more bytes, unless the session is blocked or ends.
@@ -93,7 +93,7 @@ extension NBDSession {
         }
     }
 
-    /// Room was made, or replies have left: goes on with what waits.
+    /// Room was made, or replies have left: continues with what waits.
     func unblock() {
         guard isListening else { return receiveMore() }
         guard isBlocked else { return receiveMore() }

@@ -20,7 +20,7 @@ enum NBDStatusReply {
     /// Bytes before the reply.
     static let start = 64
     /// Bytes of room for all contexts' records, and for each where there are many. Some clients
-    /// cannot go on where an answer ends before the range does, so it has room for much.
+    /// cannot continue where an answer ends before the range does, so it has room for much.
     private static let byteCountMin = (2 << 20) - start
     private static let recordByteCount = 65536
 

@@ -16,7 +16,8 @@ internal import RingIO
 // - Every request holds a slot of the loop's pool from its header until its reply was sent.
 // - One receive and one send are in the kernel at a time at most.
 // - The connection leaves the loop when both have ended and no request is with the target.
-// - Closing a TCP socket with unread input would reset the connection and lose replies on their way:
+// - Closing a TCP socket with unread input would reset the connection and lose replies on their
+//   way:
 //   while some are, input is read and dropped until the client closes, for a bounded time.
 // - Nothing here allocates after start but `backlog`, under pressure only.
 
@@ -104,10 +105,11 @@ final class NBDSession: RequestOwner, TargetUser {
     var backlog: UnsafeMutableRawPointer?
     var backlogStart = 0
     var backlogEnd = 0
-    /// Bytes of reads that were begun since the turn's work was last counted, and which turn that was.
+    /// Bytes of reads that were begun since the turn's work was last counted, and which turn that
+    /// was.
     private var begunByteCount: UInt64 = 0
     private var begunTurn: UInt64 = 0
-    /// Stopped because its share of the turn is used up: the next turn goes on.
+    /// Stopped because its share of the turn is used up: the next turn continues.
     var isTurnSpent = false
 
     // Sending.

@@ -1,8 +1,8 @@
 internal import BlockModel
 internal import RingIO
 
-/// Requests of one owner that wait for it, linked through their slots: the links are a target's only
-/// while it holds the request.
+/// Requests of one owner that wait for it, linked through their slots: the links are a target's
+/// only while it holds the request.
 struct RequestQueue {
     private var first = RequestIndex.none
     private var last = RequestIndex.none

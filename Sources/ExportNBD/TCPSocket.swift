@@ -5,7 +5,7 @@ package import Glibc
 package enum TCPListenError: Error, CustomStringConvertible {
     /// Somebody else listens there.
     case busy(address: String)
-    /// The host is no host.
+    /// The host cannot be resolved.
     case unknown(address: String, reason: String)
     /// The caller does not want it.
     case refused(message: String)

@@ -3,9 +3,9 @@ internal import Glibc
 
 /// A flock on a whole file that may still be held by a process that has ended.
 ///
-/// A killed process keeps its locks for a while: its last requests may not have left the kernel, and
-/// a child that was being started shares its descriptors until it runs its own program. So a lock
-/// whose owner has ended is waited for, and one whose owner lives is refused at once.
+/// A killed process keeps its locks for a while: its last requests may not have left the kernel,
+/// and a child that was being started shares its descriptors until it runs its own program. So a
+/// lock whose owner has ended is waited for, and one whose owner lives is refused at once.
 package enum FileLock {
     /// What came of the attempt.
     package enum Outcome: Equatable, Sendable {
@@ -39,8 +39,8 @@ package enum FileLock {
         return .taken
     }
 
-    /// Whether any process holds a flock on the open file of `descriptor`. It takes no lock itself, so
-    /// it cannot make another process's attempt fail. Blocks.
+    /// Whether any process holds a flock on the open file of `descriptor`. It takes no lock itself,
+    /// so it cannot make another process's attempt fail. Blocks.
     package static func isHeld(_ descriptor: Int32) -> Bool {
         !holders(of: descriptor).isEmpty
     }

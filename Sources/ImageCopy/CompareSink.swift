@@ -3,8 +3,8 @@ internal import CLinux
 internal import Glibc
 internal import Synchronization
 
-// What comes of comparing a copy with an image, block by block: the image is "copied" into a sink that
-// compares instead of writing.
+// What comes of comparing a copy with an image, block by block: the image is "copied" into a sink
+// that compares instead of writing.
 
 /// Compares what it is given with a copy; see the head of this file.
 package final class CompareSink: CopySink {

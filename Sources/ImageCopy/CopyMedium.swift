@@ -43,8 +43,8 @@ package protocol CopyMedium: Sendable {
         _ record: CopyRecord, except changes: RangeSpool?
     ) throws(CopyError) -> Bool?
 
-    /// What tells later whether somebody else wrote to it: samples of places in `ranges` alone where
-    /// they are given, and of what was written. Nil where something better tells.
+    /// What tells later whether somebody else wrote to it: samples of places in `ranges` alone
+    /// where they are given, and of what was written. Nil where something better tells.
     func samples(
         within ranges: [ByteRange]?, written: RangeSpool?
     ) throws(CopyError) -> [CopyRecord.Sample]?
@@ -61,7 +61,7 @@ package protocol CopyMedium: Sendable {
     /// `sync` may be called while the sinks are written to.
     var syncsWhileWriting: Bool { get }
 
-    /// The sinks are written to no more: whoever else writes to it from now on is seen.
+    /// The sinks are no longer written to: any later write is another program's and is detected.
     func settle() throws(CopyError)
 
     /// All was written: what it holds now is the image of `cut`. Nothing is written afterwards.

@@ -26,7 +26,7 @@ package enum CopyPlace: Sendable {
         }
     }
 
-    /// The name is no path of this machine.
+    /// The name is not a local path.
     package static func isRemote(_ name: String) -> Bool {
         NBDPlace.schemes.contains { name.hasPrefix($0 + "://") } || name.hasPrefix(RBDPlace.prefix)
     }

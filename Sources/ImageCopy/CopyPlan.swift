@@ -5,12 +5,12 @@ package import BlockModel
 //
 // Invariants
 // - An increment begins only at a target whose every block that differs from the wanted image lies
-//   in the changes since the base: it equals the base or a cut between the base and the wanted one, or
-//   was interrupted on its way between two such cuts. (Killed just after its last write, a copy is
-//   complete though nobody was told so: the same base with a newer snapshot must go on.)
+//   in the changes since the base: it equals the base or a cut between the base and the wanted one,
+//   or was interrupted on its way between two such cuts. (Killed just after its last write, a copy
+//   is complete though nobody was told so: the same base with a newer snapshot must continue.)
 // - Without force nothing is overwritten but what is left of a copy of the same device. A complete
-//   copy of another cut is a version that somebody keeps: where it may be replaced, a file is written
-//   beside it first.
+//   copy of another cut is a version that somebody keeps: where it may be replaced, a file is
+//   written beside it first.
 // - What cannot be told for certain of a block device counts as different.
 
 /// What is to be done; see the head of this file.
@@ -137,7 +137,7 @@ package enum CopyPlan: Equatable, Sendable {
             + "or replace it with --force"
     }
 
-    /// A full copy that was interrupted goes on where it was when it is of the same cut.
+    /// A full copy that was interrupted continues where it was when it is of the same cut.
     private static func resumption(
         _ record: CopyRecord, _ request: CopyRequest, _ target: CopyTargetFacts
     ) -> Full {
@@ -148,7 +148,7 @@ package enum CopyPlan: Equatable, Sendable {
         let done = (record.done ?? []).compactMap {
             ByteRange(checking: $0.offset, length: $0.length, within: request.cut.size)
         }
-        // A block device of which nothing proves that it is as it was left is copied anew.
+        // A block device that cannot be proved unchanged is copied again.
         if target.file.isBlockDevice, !done.isEmpty, target.samplesMatch != true { return Full() }
         return Full(isFresh: record.isFresh == true && !target.file.isBlockDevice, done: done)
     }
@@ -160,8 +160,8 @@ package enum CopyPlan: Equatable, Sendable {
             || record.target.changedNanoseconds == target.file.changedNanoseconds
     }
 
-    /// Why a full copy that was interrupted does not go on where it was; nil when it does, or none
-    /// was.
+    /// Why a full copy that was interrupted does not continue where it was; nil when it does, or
+    /// none was.
     package static func whyAnew(
         _ request: CopyRequest, _ target: CopyTargetFacts, _ found: CopyRecordFound
     ) -> String? {

@@ -3,7 +3,8 @@ internal import CLinux
 internal import DataPlane
 internal import Glibc
 
-// A copy in a file or on a block device, to be read: for restoring it, or comparing it with an image.
+// A copy in a file or on a block device, to be read: for restoring it, or comparing it with an
+// image.
 
 /// A copy that is read; see the head of this file. Used by several threads at once.
 package final class CopyReader: Sendable {

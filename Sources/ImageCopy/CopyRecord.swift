@@ -183,7 +183,7 @@ package struct CopyRecord: Codable, Equatable, Sendable {
     package static func decoded(_ bytes: [UInt8]) -> CopyRecord? {
         let decoder = JSONDecoder()
         decoder.keyDecodingStrategy = .convertFromSnakeCase
-        // What does not decode is no record, for whatever reason.
+        // What does not decode is not a record, whatever the reason.
         guard let record = try? decoder.decode(CopyRecord.self, from: Data(bytes)),
             record.format == format, record.version == version,
             let sum = try? record.sum(), sum == record.checksum

@@ -42,7 +42,7 @@ package struct CopyRequest: Sendable {
 /// What the record of a target is.
 package enum CopyRecordFound: Equatable, Sendable {
     case none
-    /// Something that is no record.
+    /// Something other than a record.
     case damaged
     case record(CopyRecord)
 }

@@ -46,7 +46,7 @@ package enum CopySamples {
         return places
     }
 
-    /// Places within what was written, spread over all of it: whoever brings back what was there
+    /// Places within what was written, spread over all of it: restoring what was there
     /// before is noticed by them.
     package static func places(written ranges: RangeSpool) throws(CopyError) -> [ByteRange] {
         guard ranges.count > 0 else { return [] }

@@ -300,7 +300,7 @@ package final class CopyTarget: CopySink, CopyMedium, CopyBytes {
         }
     }
 
-    /// Makes a range read as zero, as a hole where that can be had.
+    /// Makes a range read as zero, with a hole where the target supports it.
     package func zero(_ range: ByteRange) throws(CopyError) {
         guard cl_punch_hole(descriptor, range.offset, range.length) != 0 else { return }
         let reason = errno

@@ -112,7 +112,7 @@ package final class CopyWork: Sendable {
     }
 }
 
-/// Ranges that were copied: ascending, apart from each other. They are few: each worker goes on
+/// Ranges that were copied: ascending, apart from each other. They are few: each worker continues
 /// where it was.
 struct DoneRanges {
     private(set) var ranges: [ByteRange]

@@ -11,7 +11,7 @@ internal import Synchronization
 
 /// One connection of a copy; see the head of this file.
 package final class CopyWorker: @unchecked Sendable {
-    // Used by one thread at a time: whoever runs `work`.
+    // Used by one thread at a time: the one that runs `work`.
 
     /// Most reads in flight.
     private static let slotCount = 64
@@ -36,7 +36,7 @@ package final class CopyWorker: @unchecked Sendable {
 
     private struct Slot {
         var range = ByteRange(offset: 0, length: 0)
-        /// What came of it: parts that neither overlap nor touch.
+        /// The result: parts that neither overlap nor touch.
         private var parts: [ByteRange] = []
 
         init() {}
@@ -46,7 +46,7 @@ package final class CopyWorker: @unchecked Sendable {
         /// Bytes that came.
         var receivedByteCount: UInt64 { parts.reduce(0) { $0 + $1.length } }
 
-        /// Notes bytes that come; false when they are none of its own, came before, or come in
+        /// Notes bytes that come; false when they are not its own, came before, or come in
         /// more pieces than anybody needs.
         mutating func take(_ offset: UInt64, _ byteCount: UInt64) -> Bool {
             guard offset >= range.offset, offset <= range.end, byteCount > 0,
@@ -80,7 +80,7 @@ package final class CopyWorker: @unchecked Sendable {
         self.init(try NBDExport(address, export: export))
     }
 
-    /// Goes on with a connection to an image.
+    /// Continues with a connection to an image.
     init(_ reader: NBDExport) {
         self.reader = reader
         buffer = .allocate(

@@ -4,7 +4,7 @@ internal import Glibc
 
 /// Looks at a block device without using it.
 enum DiskLook {
-    /// Which disk it is, and its bytes; nil for what is no block device or cannot be opened.
+    /// Which disk it is, and its bytes; nil for what is not a block device or cannot be opened.
     static func state(ofPath path: String) -> (state: DiskState, size: UInt64)? {
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else { return nil }

@@ -25,7 +25,7 @@ package struct DiskState: Codable, Equatable, Sendable {
     /// An RBD image: the number of the snapshot that it equals, or that it is on its way from.
     package var version: UInt64?
 
-    /// How the identity of an RBD image begins. Its size is no part of it.
+    /// How the identity of an RBD image begins. The size is not part of it.
     static let rbdPrefix = "rbd "
     /// How the identity of an NBD server's export begins.
     static let nbdPrefix = "nbd "

@@ -3,7 +3,7 @@ internal import Glibc
 
 /// Programs of QEMU that copies are made with.
 enum HelperProcess {
-    /// Most bytes of what a program says that are told.
+    /// Most bytes of a program's output that are reported.
     private static let textByteCountMax = 2000
 
     /// Neither qemu-img nor qemu-nbd is there.

@@ -6,7 +6,7 @@ internal import Glibc
 //
 // Invariants
 // - A full copy's record names the cut `to` after which everything in its `done` was read: the copy
-//   goes on with what changed since that cut. An increment's names its base until it is complete.
+//   continues with what changed since that cut. An increment's names its base until it is complete.
 
 extension ImageCopier {
     /// Reads pieces of a pass after the first copy into the target, or into `blocks`: one worker's
@@ -49,8 +49,8 @@ extension ImageCopier {
         try record.store(running)
     }
 
-    /// Several threads write to it at once, also to places that another one has written to before: a
-    /// file or a block device.
+    /// Several threads write to it at once, also to places that another one has written to before:
+    /// a file or a block device.
     private var fileTarget: CopyTarget {
         guard let target = target as? CopyTarget else {
             preconditionFailure("live devices are copied to files and block devices")
@@ -58,8 +58,8 @@ extension ImageCopier {
         return target
     }
 
-    /// The record of a copy that was interrupted: of the target, or of the file beside it that is to
-    /// take its place.
+    /// The record of a copy that was interrupted: of the target, or of the file beside it that is
+    /// to take its place.
     package static func interrupted(
         ofTarget path: String, options: CopyOptions
     ) -> CopyRecord? {

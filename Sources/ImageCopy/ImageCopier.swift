@@ -10,11 +10,13 @@ internal import Synchronization
 //
 // Killed anywhere before the last step, the record says that the copy is under way and between
 // which cuts; an increment is done again by the next run, which changes nothing that was right, and
-// a full copy goes on after what the record says is done.
+// a full copy continues after what the record says is done.
 //
-// A full copy that replaces a complete one is written to TARGET.unfinished, which has a record of its
-// own, and takes the place of TARGET when it is complete: first the file is renamed, then its record.
-// Killed between the two, the next run finds a complete record that describes TARGET, and renames it.
+// A full copy that replaces a complete one is written to TARGET.unfinished, which has a record of
+// its own, and takes the place of TARGET when it is complete: first the file is renamed, then its
+// record.
+// Killed between the two, the next run finds a complete record that describes TARGET, and renames
+// it.
 
 /// What else a copy is made with.
 package struct CopyOptions: Sendable {
@@ -175,7 +177,7 @@ package final class ImageCopier: Sendable {
         choice.record = record
         if case .record(let its) = try record.load(), its.state == .running {
             facts.samplesMatch = try target.holds(its, except: nil)
-            // A plan that refuses is one that cannot go on.
+            // A plan that refuses is one that cannot continue.
             if case .full(let full) = try? CopyPlan(request, facts, .record(its)),
                 !full.done.isEmpty
             {
@@ -184,7 +186,7 @@ package final class ImageCopier: Sendable {
                 return
             }
         }
-        // What is left of a copy that cannot go on.
+        // What is left of a copy that cannot continue.
         try target.empty()
         choice.plan = .full(CopyPlan.Full(isFresh: true, isBeside: true))
     }
@@ -242,7 +244,7 @@ package final class ImageCopier: Sendable {
             if let keep = options.keep, !file.isBlockDevice {
                 notes += try keepFormer(base, as: keep)
             }
-            // An overlay that is not finished is made anew: nothing depends on what it holds.
+            // An overlay that is not finished is made again: nothing depends on what it holds.
             var samples = former?.samples
             if samples == nil, options.onto == nil {
                 samples = try target.samples(within: nil, written: nil)
@@ -325,7 +327,7 @@ package final class ImageCopier: Sendable {
         }
     }
 
-    /// Records how far a full copy is, so that it goes on from there when it is interrupted.
+    /// Records how far a full copy is, so that it continues from there when it is interrupted.
     package func recordProgress() throws(CopyError) {
         guard case .full = plan, target.syncsWhileWriting else { return }
         let done = work.doneRanges

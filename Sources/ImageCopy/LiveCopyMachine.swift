@@ -9,13 +9,13 @@
 //   written from then on is found by the next pass, or by the last one.
 // - A cut is forgotten only when every record names a later one, or none; a record names a cut only
 //   when all that changed before it is on the target's disk.
-// - Everything that is left is read between freeze and release. The service refuses the release when
-//   somebody wrote meanwhile.
+// - Everything that is left is read between freeze and release. The service refuses the release
+//   when somebody wrote meanwhile.
 // - Passes and freezes have a bound each.
 
-/// Decides how a copy of devices in use goes on; see the head of this file.
+/// Decides how a copy of devices in use continues; see the head of this file.
 package struct LiveCopyMachine: Sendable {
-    /// What is to be done next. Whoever does it reports the end by the event of the same place.
+    /// What is to be done next. The performer reports the end by the corresponding event.
     package enum Effect: Equatable, Sendable {
         /// Make a cut without freezing, filesystems written back before.
         case cut
@@ -126,7 +126,8 @@ package struct LiveCopyMachine: Sendable {
 
     // MARK: Events
 
-    /// Begins. `isResumed`: every target goes on from a cut that its record names, so none is made.
+    /// Begins. `isResumed`: every target continues from a cut that its record names, so none is
+    /// made.
     package mutating func begun(isResumed: Bool) -> Effect {
         expect(.idle)
         return enter(isResumed ? .firstCopy : .firstCut, isResumed ? .copyFirst : .cut)
@@ -243,7 +244,8 @@ package struct LiveCopyMachine: Sendable {
         readRate = Double(byteCount) / max(seconds, 0.001)
     }
 
-    /// Filesystems are thawed after this time, whatever happens: an expectation may be wrong by half.
+    /// Filesystems are thawed after this time, whatever happens: an expectation may be wrong by
+    /// half.
     private var holdMilliseconds: UInt64 {
         UInt64(min(30, max(0.2, limits.freezeSeconds * 2)) * 1000)
     }

@@ -4,7 +4,7 @@ internal import NBDAccess
 internal import Synchronization
 
 // A copy in an export of an NBD server. What it equals is kept on this side, beside the records of
-// block devices; who else wrote to it is told by samples, as of a disk after a reboot.
+// block devices; other writers are detected by samples, as on a disk after a reboot.
 //
 // Invariants
 // - One copy at a time is made of those that this machine makes of an export: the record is locked.

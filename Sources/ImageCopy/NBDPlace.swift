@@ -7,8 +7,8 @@ package import NBDAccess
 //   nbd://HOST[:PORT]/EXPORT                     nbds://[USER@]HOST[:PORT]/EXPORT?tls-...
 //   nbd+unix:///EXPORT?socket=PATH               nbds+unix:///EXPORT?socket=PATH&tls-...
 //
-// With `nbds`: tls-certificates=DIRECTORY (ca-cert.pem, and client-cert.pem with client-key.pem where
-// the server asks for them), or tls-psk-file=FILE and USER.
+// With `nbds`: tls-certificates=DIRECTORY (ca-cert.pem, and client-cert.pem with client-key.pem
+// where the server asks for them), or tls-psk-file=FILE and USER.
 
 /// An export of an NBD server; see the head of this file.
 package struct NBDPlace: Equatable, Sendable {
@@ -115,7 +115,8 @@ package struct NBDPlace: Equatable, Sendable {
         return (host, port)
     }
 
-    /// Takes escapes such as %40 out of a text; nil when they are none, or not of UTF-8.
+    /// Takes escapes such as %40 out of a text; nil when an escape is invalid or the result is not
+    /// UTF-8.
     private static func decoded(_ text: Substring) -> String? {
         var bytes: [UInt8] = []
         var rest = Array(text.utf8)[...]
@@ -174,7 +175,7 @@ package struct NBDPlace: Equatable, Sendable {
         }
     }
 
-    /// Which export it is. Another server that gets the same address is told by what it holds.
+    /// Which export it is. Another server at the same address is recognised by its contents.
     var disk: DiskState {
         let server =
             switch address {

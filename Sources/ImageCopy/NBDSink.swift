@@ -8,8 +8,8 @@ internal import Synchronization
 // Invariants
 // - Used by one thread at a time: each of the threads that share a work has a sink of its own.
 // - When `drain` has returned every write was acknowledged.
-// - A range counts as done when all that was sent until then was acknowledged: what is recorded as done
-//   is not copied again after a failure.
+// - A range counts as done when all that was sent until then was acknowledged: what is recorded as
+//   done is not copied again after a failure.
 
 /// Writes to an export; see the head of this file.
 package final class NBDSink: CopySink, @unchecked Sendable {
@@ -42,7 +42,7 @@ package final class NBDSink: CopySink, @unchecked Sendable {
         }
     }
 
-    /// Goes on with a connection.
+    /// Continues with a connection.
     init(_ export: NBDExport, _ name: String) {
         self.export = export
         self.name = name

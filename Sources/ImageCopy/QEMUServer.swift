@@ -133,10 +133,10 @@ final class QEMUServer: Sendable {
     private static func start(
         _ path: String, _ format: String, _ isReadOnly: Bool, _ socket: Int32, _ words: Int32
     ) throws(CopyError) -> pid_t {
-        // qemu-nbd forgets a SIGTERM that comes before it serves. What a record names was flushed, so
-        // SIGKILL loses nothing. No signal comes if this process ends before it is asked for, so the
-        // shell looks who its parent is afterwards. Only the program itself knows its number, which the protocol of
-        // passing sockets asks for.
+        // qemu-nbd forgets a SIGTERM that comes before it serves. What a record names was flushed,
+        // so SIGKILL loses nothing. No signal comes if this process ends before it is asked for, so
+        // the shell looks who its parent is afterwards. Only the program itself knows its number,
+        // which the protocol of passing sockets asks for.
         var arguments = [
             "setpriv", "--pdeathsig", "KILL", "sh", "-c",
             "[ \"$PPID\" = \"$0\" ] || exit; LISTEN_PID=$$ LISTEN_FDS=1 exec qemu-nbd \"$@\"",
@@ -165,7 +165,7 @@ final class QEMUServer: Sendable {
         return try outcome.get()
     }
 
-    /// How its start went, told by the thread that started it.
+    /// How its start went, reported by the thread that started it.
     private final class Start: Sendable {
         let outcome = Mutex<Result<pid_t, CopyError>?>(nil)
         let isKnown = DispatchSemaphore(value: 0)

@@ -1,8 +1,8 @@
 internal import Glibc
 internal import Host
 
-// What lies on what among copies in qcow2 files. An overlay holds what changed since the copy that it
-// lies on, and reads the rest from it: who writes to the lower one changes every upper one, and
+// What lies on what among copies in qcow2 files. An overlay holds what changed since the copy that
+// it lies on, and reads the rest from it: who writes to the lower one changes every upper one, and
 // nothing in the upper one tells. The records do: each says which file it lies on, and how that
 // file stood.
 //
@@ -26,7 +26,7 @@ enum QcowChain {
 
     // MARK: Files
 
-    /// Reads the head of a file; nil when it is no qcow2 file.
+    /// Reads the head of a file; nil when it is not a qcow2 file.
     static func header(_ descriptor: Int32) -> Header? {
         var bytes = [UInt8](repeating: 0, count: headerByteCount)
         guard pread(descriptor, &bytes, bytes.count, 0) == bytes.count else { return nil }

@@ -8,10 +8,10 @@ internal import Synchronization
 // A copy in a qcow2 file, which qemu-nbd writes.
 //
 // Invariants
-// - A complete copy is never written to again: others may lie on it. What changed goes into a new file
-//   that lies on the former one.
-// - An overlay that was not finished is made anew. So is a full copy of which nothing is known to be
-//   there; another one goes on where it was.
+// - A complete copy is never written to again: others may lie on it. What changed goes into a new
+//   file that lies on the former one.
+// - An overlay that was not finished is made again. So is a full copy of which nothing is known to
+//   be there; another one continues where it was.
 // - How the file stands is looked at when qemu-nbd has ended.
 
 /// A qcow2 file; see the head of this file. Everything blocks.
@@ -53,7 +53,7 @@ final class QcowMedium: CopyMedium {
     func holds(
         _ record: CopyRecord, except changes: RangeSpool?
     ) throws(CopyError) -> Bool? {
-        // What is complete is told by its time of change, an overlay is made anew.
+        // A complete file is recognised by its change time; an overlay is made again.
         guard record.state == .running, onto == nil, let samples = record.samples,
             !(record.done ?? []).isEmpty
         else { return nil }
@@ -61,7 +61,7 @@ final class QcowMedium: CopyMedium {
             let reader = try NBDBytes(server: try QEMUServer.serve(path, isReadOnly: true), path)
             return try CopySamples.match(samples, of: reader)
         } catch {
-            // Killed at the wrong moment, it may be no file that can be opened: it begins anew.
+            // Killed at the wrong moment, the file may be unreadable: the copy starts over.
             if error.code == .busy { throw error }
             return false
         }

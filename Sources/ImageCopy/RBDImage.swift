@@ -163,7 +163,7 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
     }
 
     /// Where it may differ from one of its snapshots; from zeroes where none is named. With
-    /// `byObjects` whole objects are told, which Ceph knows without asking for each.
+    /// `byObjects` whole objects are listed, which Ceph knows without asking for each.
     func differences(
         since snapshot: String?, byObjects: Bool = false, _ body: @escaping (ByteRange) -> Void
     ) throws(CopyError) {

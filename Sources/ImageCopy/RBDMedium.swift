@@ -3,14 +3,14 @@ internal import FoundationEssentials
 internal import Glibc
 internal import Synchronization
 
-// A copy in an RBD image. Each finished copy leaves a snapshot with the name of its cut, so Ceph keeps
-// the versions, and a description of the cut among the image's metadata.
+// A copy in an RBD image. Each finished copy leaves a snapshot with the name of its cut, so Ceph
+// keeps the versions, and a description of the cut among the image's metadata.
 //
 //   image written, flushed -> snapshot made -> described -> record complete
 //
 // Invariants
-// - The image equals the cut of its record if the snapshot of that name has the number that the record
-//   holds, and nothing in the image differs from it: Ceph knows that exactly.
+// - The image equals the cut of its record if the snapshot of that name has the number that the
+//   record holds, and nothing in the image differs from it: Ceph knows that exactly.
 // - Half-way between two cuts it differs from the snapshot of the first one where something changed
 //   until the second one, and nowhere else.
 
@@ -120,7 +120,7 @@ final class RBDMedium: CopyMedium {
             let former = try RBDImage(
                 image.place, image.pool, snapshot: snapshot, isReadOnly: true)
         else { return false }
-        // Nearly always nothing differs, which is told at once.
+        // Nearly always nothing differs, which is found at once.
         let isTouched = Mutex(false)
         try image.differences(since: snapshot, byObjects: true) { _ in
             isTouched.withLock { $0 = true }
@@ -156,7 +156,8 @@ final class RBDMedium: CopyMedium {
         return true
     }
 
-    /// Bytes beyond the end of one of the two are none that differ: the copy decides about its end.
+    /// Bytes beyond the end of one of the two do not count as different: the copy decides about its
+    /// end.
     private static func isSame(
         _ one: RBDImage, _ other: RBDImage, _ start: UInt64, _ end: UInt64
     ) throws(CopyError) -> Bool {

@@ -49,7 +49,7 @@ package final class RangeSpool: @unchecked Sendable {
 
     deinit { if file >= 0 { close(file) } }
 
-    /// Adds the next range; one that goes on where the last one ends is one with it.
+    /// Adds the next range; one that begins where the last one ends is merged with it.
     package func add(_ range: ByteRange) throws(CopyError) {
         precondition(!isFinished, "a spool that is read takes no more")
         guard let last = pending else {

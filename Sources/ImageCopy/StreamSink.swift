@@ -2,8 +2,8 @@ package import BlockModel
 internal import Glibc
 internal import Synchronization
 
-// An image as a stream of bytes: raw, or as a difference in the format of `rbd export-diff` (version
-// 1: https://docs.ceph.com/en/latest/dev/rbd-diff/):
+// An image as a stream of bytes: raw, or as a difference in the format of `rbd export-diff`
+// (version 1: https://docs.ceph.com/en/latest/dev/rbd-diff/):
 //
 //   "rbd diff v1\n"  'f' name  't' name  's' size  ('w' offset length data | 'z' offset length)...  'e'
 //

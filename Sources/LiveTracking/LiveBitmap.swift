@@ -9,8 +9,8 @@ internal import Glibc
 //   | header page: shape, counters of doubt, token | one bit for each 2^shift sectors ... |
 //
 // Invariants
-// - A word is taken by: load, fold what was loaded into the change map, clear what was loaded. A mark
-//   that comes between is in neither or stays; a process killed between folds twice.
+// - A word is taken by: load, fold what was loaded into the change map, clear what was loaded. A
+//   mark that comes between is in neither or stays; a process killed between folds twice.
 // - The shape is written before the programs know of the bitmap.
 
 /// Marks of a disk. Safe on any thread: words are changed by atomic operations alone.
@@ -97,7 +97,7 @@ final class LiveBitmap: @unchecked Sendable {
         return .success(bitmap)
     }
 
-    /// Takes over a bitmap that was pinned; nil when it is none of ours.
+    /// Takes over a bitmap that was pinned; nil when it is not one of ours.
     static func adopt(_ descriptor: Int32) -> LiveBitmap? {
         var count: UInt32 = 0
         guard clt_bitmap_word_count(descriptor, &count) == 0, count >= 1024,
@@ -175,8 +175,8 @@ final class LiveBitmap: @unchecked Sendable {
         return nil
     }
 
-    /// Begins a new set of marks: what a generation named that went on with the former is void from
-    /// here on, whatever happens next.
+    /// Begins a new set of marks: what a generation named that continued with the former is void
+    /// from here on, whatever happens next.
     func renew() {
         token = .random()
         for word in CLT_WORD_BEYOND...CLT_WORD_TWICE { store(word, 0) }
@@ -187,7 +187,7 @@ final class LiveBitmap: @unchecked Sendable {
     private var headerWordCount: Int { CLT_HEADER_WORDS }
 
     /// Finds marks in the words that hold the bits `bits`, from the word of `position` on. Returns
-    /// the bit at which the search goes on; `bits.upperBound` when nothing is left.
+    /// the bit at which the search continues; `bits.upperBound` when nothing is left.
     func collect(
         from position: UInt64, in bits: Range<UInt64>, countMax: Int,
         into found: inout [(word: Int, bits: UInt64)]

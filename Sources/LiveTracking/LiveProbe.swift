@@ -5,8 +5,8 @@ internal import Glibc
 
 /// What this machine offers for devices in use, found out without tracking one.
 package enum LiveProbe {
-    /// Why no device can be tracked in use here; nil when one could be. Loads the programs, attaches
-    /// nothing and gives them back. Blocks for about 100 ms.
+    /// Why no device can be tracked in use here; nil when one could be. Loads the programs,
+    /// attaches nothing and gives them back. Blocks for about 100 ms.
     package static func obstacle() -> String? {
         var facts = LivePlace.kernelFacts()
         // What a good disk would add.

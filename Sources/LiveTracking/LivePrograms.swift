@@ -3,13 +3,13 @@ internal import BlockModel
 internal import CLiveTracking
 internal import Glibc
 
-// The programs on the tracepoints, and their pins: with these they go on while no service runs.
+// The programs on the tracepoints, and their pins: with these they continue while no service runs.
 //
 // Invariants
 // - Pinned programs are taken over only when each is there, with its link and the maps; else all
-//   pins are removed and everything is loaded anew.
-// - Programs on bios are attached while a mapped device is tracked, all of them or none: each costs every
-//   write of the machine some 0.1 us.
+//   pins are removed and everything is reloaded.
+// - Programs on bios are attached while a mapped device is tracked, all of them or none: each costs
+//   every write of the machine some 0.1 us.
 
 /// Programs that are loaded, attached and pinned.
 final class LivePrograms: @unchecked Sendable {

@@ -5,13 +5,13 @@ internal import CLiveTracking
 internal import Glibc
 internal import Synchronization
 
-// Tracks disks in use: loads the programs when the first disk is tracked, takes over what an earlier
-// service left pinned, and gives everything back with the last. All of it may block.
+// Tracks disks in use: loads the programs when the first disk is tracked, takes over what an
+// earlier service left pinned, and gives everything back with the last. All of it may block.
 //
 // Invariants
-// - `track` returns when every write that begins later is marked; those in flight then are marked at
-//   their completion.
-// - A set of marks that may lack one gets another token before anybody is told.
+// - `track` returns when every write that begins later is marked; those in flight then are marked
+//   at their completion.
+// - A set of marks that may lack one gets another token before its loss is reported.
 // - Disks whose marks are pinned are taken over together with the programs, so that what the
 //   programs missed meanwhile is held against each of them.
 

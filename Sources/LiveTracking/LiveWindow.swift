@@ -5,9 +5,9 @@ internal import Synchronization
 // A live device: the part of a disk's marks that are its own.
 //
 // Invariants
-// - Whoever takes marks folds what `collect` found before it calls `clear` with it.
-// - A bit that stands for sectors of a neighbour too (a partition that does not begin at a multiple of
-//   the granularity) is reported to both and never cleared.
+// - A taker of marks folds what `collect` found before it calls `clear` with it.
+// - A bit that stands for sectors of a neighbour too (a partition that does not begin at a multiple
+//   of the granularity) is reported to both and never cleared.
 
 /// Marks that were found and are not yet cleared.
 package struct LiveMarks: Sendable {
@@ -39,7 +39,7 @@ package final class LiveWindow: Sendable {
         known = Mutex(disk.bitmap.token)
     }
 
-    /// Names the set of marks that a generation goes on with.
+    /// Names the set of marks that a generation continues with.
     package var token: UniqueID { known.withLock { $0 } }
     /// What was found of the marks at the attach.
     package var finding: LiveFinding { disk.finding }

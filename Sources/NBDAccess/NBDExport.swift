@@ -293,7 +293,7 @@ package final class NBDExport {
     // MARK: Replies
 
     /// Waits for the next piece of a reply. `place` says where `byteCount` bytes at `offset` of
-    /// the request with that cookie belong; nil when they are none of it.
+    /// the request with that cookie belong; nil when they do not belong to it.
     package func next(
         _ place: (_ cookie: UInt64, _ offset: UInt64, _ byteCount: Int) -> UnsafeMutableRawPointer?
     ) throws(NBDAccessError) -> Piece {

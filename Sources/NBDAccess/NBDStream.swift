@@ -19,7 +19,7 @@ package final class NBDStream {
         input = .allocate(byteCount: Self.inputByteCount, alignment: 16)
     }
 
-    /// Goes on with a connected socket, which it closes.
+    /// Continues with a connected socket, which it closes.
     package init(adopting descriptor: Int32) {
         self.descriptor = descriptor
         input = .allocate(byteCount: Self.inputByteCount, alignment: 16)
@@ -84,9 +84,9 @@ package final class NBDStream {
         throw .unreachable(errnoValue: reason)
     }
 
-    /// Goes on over TLS: `begin` takes over the socket and returns one with the plain text.
+    /// Continues over TLS: `begin` takes over the socket and returns one with the plain text.
     func secure(_ begin: (Int32) throws(NBDAccessError) -> Int32) throws(NBDAccessError) {
-        // What came before the handshake was sent by nobody in particular.
+        // Data from before the handshake is not authenticated.
         guard inputStart == inputEnd, output.isEmpty else {
             throw .notUnderstood("more than an answer before TLS")
         }

@@ -2,9 +2,9 @@
 
 #include <stddef.h>
 
-// The compiler embeds the files as they are: they stay readable sources, and are built anew when they
-// change. SwiftPM's resources would be files beside the program, and its `embedInCode` writes every
-// byte as a number for the Swift compiler to read.
+// The compiler embeds the files as they are: they stay readable sources, and are built anew when
+// they change. SwiftPM's resources would be files beside the program, and its `embedInCode` writes
+// every byte as a number for the Swift compiler to read.
 #pragma clang diagnostic ignored "-Wc23-extensions"
 
 static const unsigned char index_html[] = {

@@ -147,8 +147,9 @@ package final class BlockingPool: Sendable {
         add(.closure(job), lane, isOwed: true)
     }
 
-    /// Queues work, whose `finished` runs on its loop afterwards. False only when the pool is closed:
-    /// whoever owns the work bounds it.
+    /// Queues work, whose `finished` runs on its loop afterwards. False only when the pool is
+    /// closed:
+    /// the owner of the work bounds it.
     package func submit(_ lane: BlockingLane, work: BlockingWork) -> Bool {
         add(.work(work), lane, isOwed: true)
     }
@@ -177,8 +178,8 @@ package final class BlockingPool: Sendable {
         return true
     }
 
-    /// All threads of the lane are held: it gets another one. Where none can be had its jobs wait for
-    /// one of those.
+    /// All threads of the lane are held: it gets another one. Where no thread can be started its
+    /// jobs wait for one of those.
     private func addThread(to lane: BlockingLane) {
         do throws(RingError) {
             try startThread()
@@ -233,7 +234,8 @@ package final class BlockingPool: Sendable {
     private func run() {
         while true {
             available.wait()
-            // What was held back by a bound of its lane is taken by whoever ends a job of it.
+            // What was held back by a bound of its lane is taken by the thread that ends a job of
+            // it.
             while let (lane, job) = nextJob() {
                 switch job {
                 case .closure(let body): body()
@@ -295,7 +297,7 @@ extension BlockingPool {
     }
 }
 
-/// Resumes whoever waits, once.
+/// Resumes the waiter, once.
 private final class Race<Value: Sendable>: Sendable {
     private let waiter: Mutex<CheckedContinuation<LimitedOutcome<Value>, Never>?>
 

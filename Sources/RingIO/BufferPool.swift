@@ -61,7 +61,7 @@ package final class BufferPool {
     private let isResident: UnsafeMutablePointer<Bool>
 
     /// `capacityBytes` is rounded down to a multiple of the largest run (64 MiB, at least
-    /// one); fails with ENOMEM when the address space is not to be had.
+    /// one); fails with ENOMEM when no address space is left.
     package init(capacityBytes requested: Int) throws(RingError) {
         let largest = Self.pageByteCount << Self.orderMax
         capacityBytes = max(requested / largest, 1) * largest
@@ -134,8 +134,8 @@ package final class BufferPool {
         return BufferLease(page: page, order: UInt8(order))
     }
 
-    /// Sees to it that a run of at least 2 MiB is resident, so that nothing which the kernel copies to
-    /// it has to wait for a page: a copy that is killed while it waits fails.
+    /// Sees to it that a run of at least 2 MiB is resident, so that nothing which the kernel copies
+    /// to it has to wait for a page: a copy that is killed while it waits fails.
     package func makeResident(_ lease: BufferLease) {
         let runs = residentRuns(of: lease)
         for run in runs where !isResident[run] {
@@ -165,7 +165,7 @@ package final class BufferPool {
             return
         }
         // A large run goes back to the kernel: one burst of 32 MiB requests must not stay
-        // resident for ever.
+        // resident forever.
         if lease.byteCount >= 8 << 20 {
             for run in residentRuns(of: lease) { isResident[run] = false }
             if madvise(address(of: lease), lease.byteCount, MADV_FREE) != 0 {

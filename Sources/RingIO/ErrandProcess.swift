@@ -9,7 +9,7 @@ internal import Glibc
 // call; it waits for the answer of a process that does.
 //
 // Invariants
-// - An errand has none of the service's descriptors but one socket, on which it answers.
+// - An errand inherits one descriptor of the service: the socket on which it answers.
 // - One that outlives the service sees that in `hasService` and leaves undone what is not begun.
 
 /// An errand; see the head of this file.

@@ -1,7 +1,7 @@
 package import CLinux
 internal import Glibc
 
-// One function per operation. Each takes the handler that is told of the completion, a tag and a
+// One function per operation. Each takes the handler that receives the completion, a tag and a
 // token that come back with it. Buffers, vectors and messages must stay valid until then.
 
 extension EventLoop {

@@ -86,9 +86,9 @@ package final class EventLoop {
     private var deferred: [RingHandler] = []
     private var deferredSpare: [RingHandler] = []
     private var waitingForRoom: [RingHandler] = []
-    /// Those before it in `waitingForRoom` were told.
+    /// Those before it in `waitingForRoom` were notified.
     private var notifiedCount = 0
-    /// Those who wait and were not told since room was last made: the next to be told.
+    /// Those that wait and were not notified since room was last made.
     private var unnotifiedCount = 0
     /// Sum of the pools' release counters when it was last looked at.
     private var releasesSeen: UInt64 = 0
@@ -227,7 +227,8 @@ package final class EventLoop {
     private static let inlineByteCountMax = 4 << 20
     private static let inlineOperationByteCountMax = 1 << 20
 
-    /// True when `byteCount` bytes may be read or written by a plain call on the loop, in this turn.
+    /// True when `byteCount` bytes may be read or written by a plain call on the loop, in this
+    /// turn.
     @inline(__always)
     package func takeInline(byteCount: Int) -> Bool {
         guard byteCount <= Self.inlineOperationByteCountMax, byteCount <= inlineByteCountLeft
@@ -262,9 +263,9 @@ package final class EventLoop {
         endTurn()
     }
 
-    /// Submits and, with `wait`, sleeps until a completion is there or `timeout` (negative: none) is
-    /// over. Where only clients are waited for it looks for a completion first, as long as `waiting`
-    /// says: a disk takes longer, and may need the processor to answer.
+    /// Submits and, with `wait`, sleeps until a completion is there or `timeout` (negative: none)
+    /// is over. Where only clients are waited for it looks for a completion first, as long as
+    /// `waiting` says: a disk takes longer, and may need the processor to answer.
     private func enter(wait: Bool, timeout: Int64) {
         guard wait, features.contains(.deferTaskRun), fileOperationsInFlight == 0 else {
             return check(cl_ring_turn(ring, wait, timeout))
@@ -354,7 +355,7 @@ package final class EventLoop {
         waitingCount > 0 && (unnotifiedCount > 0 || releases != releasesSeen)
     }
 
-    /// Most of those who wait for room that are told in one turn: many of them may wait in vain, and
+    /// Most waiters for room that are notified in one turn: many of them may wait in vain, and
     /// others must not wait for that.
     private static let notifiedCountMax = 8
 
@@ -374,7 +375,7 @@ package final class EventLoop {
             if handler.isRegistered { handler.roomMade() }
             holdEnds(start)
         }
-        // The list moves up when half of it was told, so each entry is moved once on average.
+        // The list moves up when half of it was notified, so each entry is moved once on average.
         if notifiedCount > waitingForRoom.count / 2 {
             waitingForRoom.removeSubrange(..<notifiedCount)
             notifiedCount = 0

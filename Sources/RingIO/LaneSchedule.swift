@@ -1,10 +1,10 @@
 // Which job of the blocking pool runs next. Decides only: jobs and threads are the pool's.
 //
 // Invariants
-// - A lane never has more jobs running than it has threads; so a call that hangs keeps a thread of its
-//   own lane, and those of the others stay free for theirs.
-// - A lane whose jobs may hang gets more threads when all of its own are held, up to its bound: what
-//   does not hang goes on beside what does.
+// - A lane never has more jobs running than it has threads; so a call that hangs keeps a thread of
+//   its own lane, and those of the others stay free for theirs.
+// - A lane whose jobs may hang gets more threads when all of its own are held, up to its bound:
+//   what does not hang continues beside what does.
 // - A free thread takes the oldest job of the first lane, in the order of `BlockingLane`, that has
 //   one and may run one more.
 // - A lane that is full refuses; what is owed is taken all the same: who says it has nothing else

@@ -9,7 +9,7 @@ internal import Synchronization
 // - The thread waits through a descriptor of its own for the same open file, which is closed before
 //   the wait is said to be over. So the lock is that of the caller's descriptor alone: it ends
 //   when that is closed.
-// - A wait that nobody waits for any more ends with the others' lock, or with the process. What it
+// - A wait that was abandoned ends with the others' lock, or with the process. What it
 //   gets then it gives up at once if the caller has closed its descriptor.
 
 /// A wait for a flock; see the head of this file.
@@ -37,13 +37,14 @@ package final class LockWait: Sendable {
                 end(locked: result == 0)
             }
         } catch {
-            // Without a thread there is no wait: the lock is not had.
+            // Without a thread there is no wait: the lock was not acquired.
             close(own)
             end(locked: false)
         }
     }
 
-    /// Whether the lock was had before `deadline`, in monotonic nanoseconds. Asked once. Blocks.
+    /// Whether the lock was acquired before `deadline`, in monotonic nanoseconds. Asked once.
+    /// Blocks.
     package func wait(until deadline: UInt64) -> Bool {
         ended.wait(until: deadline) && isLocked.withLock { $0 }
     }

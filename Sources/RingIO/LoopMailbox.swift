@@ -50,7 +50,7 @@ package final class LoopMailbox: Sendable {
         add(.message(message), behindOthers: true) == .queued
     }
 
-    /// Queues finished work, which is told on the loop.
+    /// Queues finished work, which is reported on the loop.
     func post(finished work: BlockingWork) { _ = add(.finished(work), behindOthers: true) }
 
     private enum Outcome {

@@ -4,8 +4,8 @@
 //   | kept for guarantees                | trusted | proven     | all                |
 //
 // A pool is lent from the right: as long as it is full enough to be right of a mark, those named
-// there may borrow beyond their guarantee. What lies left of the marks is lent to nobody who holds
-// more than the guarantee.
+// there may borrow beyond their guarantee. What lies left of the marks is not lent to a borrower
+// that holds more than the guarantee.
 //
 // Invariants
 // - A user whose holding stays within `guarantee` is never refused, while there are at most

@@ -41,8 +41,8 @@ package final class RequestPool {
     }
 
     /// A slot holding `request`, or nil when none is free now. `heldCount` is what the asker
-    /// holds already, `earnedCount` what it has given back since it came; `PoolShares` says what that
-    /// entitles it to.
+    /// holds already, `earnedCount` what it has given back since it came; `PoolShares` says what
+    /// that entitles it to.
     package func lease(
         _ request: BlockRequest, heldCount: Int, earnedCount: Int = .max
     ) -> RequestIndex? {

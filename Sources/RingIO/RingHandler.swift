@@ -1,8 +1,9 @@
 /// What the loop tells when an operation it submitted has completed.
 ///
-/// Public because only `open` classes may be subclassed by other rooms. Confined to one loop. A handler is registered with `EventLoop.register(_:)` and may be removed
-/// only when none of its operations is in the kernel: buffers that an operation names must stay
-/// valid until its completion has been seen.
+/// Public because only `open` classes may be subclassed by other rooms. Confined to one loop. A
+/// handler is registered with `EventLoop.register(_:)` and may be removed only when none of its
+/// operations is in the kernel: buffers that an operation names must stay valid until its
+/// completion has been seen.
 open class RingHandler {
     /// Slot in the loop's table; set while registered.
     package fileprivate(set) var slot: HandlerSlot = .none
@@ -53,7 +54,7 @@ package struct HandlerSlot: Equatable, Sendable {
 ///
 /// Invariants
 /// - A slot holds a handler from `add` to `remove`; the table keeps it alive from `add` until
-///   `releaseRemoved`, which no handler is inside of: one that leaves while it is told of a
+///   `releaseRemoved`, which no handler is inside of: one that leaves while it handles a
 ///   completion does not end under its own feet.
 /// - A slot is given away again only after its handler's last operation completed.
 struct HandlerTable {
@@ -114,8 +115,8 @@ struct HandlerTable {
         return Self.userData(handler, tag: tag, token: token)
     }
 
-    /// What names an operation in the ring: slot (16 bits), tag (8), nothing (7), whether it is one of
-    /// a file (1), token (32).
+    /// What names an operation in the ring: slot (16 bits), tag (8), nothing (7), whether it is one
+    /// of a file (1), token (32).
     @inline(__always)
     static func userData(_ handler: RingHandler, tag: UInt8, token: UInt32) -> UInt64 {
         precondition(handler.slot != .none, "a handler must be registered before it submits")

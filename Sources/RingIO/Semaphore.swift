@@ -21,7 +21,7 @@ package final class Semaphore: @unchecked Sendable {
 
     package func wait() { while sem_wait(semaphore) != 0 && errno == EINTR {} }
 
-    /// Waits until `deadline`, in monotonic nanoseconds (nil: for ever); false when it passed.
+    /// Waits until `deadline`, in monotonic nanoseconds (nil: forever); false when it passed.
     package func wait(until deadline: UInt64?) -> Bool {
         guard let deadline else {
             wait()

@@ -8,7 +8,7 @@
 package struct WaitWindow {
     /// Longest time to look, nanoseconds.
     package static let max: UInt64 = 50_000
-    /// Sleeps longer than this, nanoseconds, say that nobody is in a hurry.
+    /// Sleeps longer than this, nanoseconds, mean that the loop is idle.
     package static let nearMax: UInt64 = 1_000_000
     /// Sleeps in a row before looking is tried: at first, and after it was in vain many times.
     package static let trialMin = 4, trialMax = 256
@@ -27,7 +27,8 @@ package struct WaitWindow {
     /// Something came within the window.
     package mutating func found() { trial = Self.trialMin }
 
-    /// The loop slept: `nanoseconds` in all; with `looked`, nothing had come within the window before.
+    /// The loop slept: `nanoseconds` in all; with `looked`, nothing had come within the window
+    /// before.
     package mutating func slept(for nanoseconds: UInt64, looked: Bool) {
         if looked {
             trial = min(trial * 2, Self.trialMax)

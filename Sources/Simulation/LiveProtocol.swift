@@ -5,7 +5,7 @@
 // What must hold at the end
 // - The copy equals the disk.
 // - Every block that was written is known to have changed, at the latest by the first take that
-//   began after its writer was told.
+//   began after its writer was notified.
 
 /// How marks are set and taken: the protocol that is built, or one with a planted bug.
 package enum LiveProtocol: String, CaseIterable, Sendable {

@@ -153,7 +153,7 @@ final class SimulatedDevice {
         payloads.deallocate()
     }
 
-    /// What held requests up was not a snapshot: their waits begin anew.
+    /// What held requests up was not a snapshot: their waits start over.
     func restartWaits(now: UInt64) {
         for slot in requests.indices { requests[slot].waitStart = now }
     }

@@ -2,8 +2,8 @@ import BlockModel
 import CopyOnWrite
 
 // The space of one source, over a simulated file or block device: a filesystem that others fill and
-// empty, that refuses at a quota nobody told of, and that leaves half of a refused allocation
-// behind; erasures that fail; threads that cannot be had. Checked after every step:
+// empty, that refuses at a hidden quota, and that leaves half of a refused allocation
+// behind; erasures that fail; threads that are not available. Checked after every step:
 //
 // - what was granted is reserved, belongs to one user, and holds nothing of another one;
 // - the capacity is what the file really has, whatever failed half-way;
@@ -136,7 +136,7 @@ final class StorageWorld {
 
     // MARK: Growth and erasure
 
-    /// Does one thing that is due; false when nothing is. `isHindered`: not every thread can be had.
+    /// Does one thing that is due; false when nothing is. `isHindered`: starting a thread may fail.
     private func work(isHindered: Bool) -> Bool {
         if growth != nil {
             grow()

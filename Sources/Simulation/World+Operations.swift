@@ -48,8 +48,8 @@ extension World {
         perform(number)
     }
 
-    /// All storage of a device fails, now and then while much is on its way to it: that at once, and
-    /// what comes for a while.
+    /// All storage of a device fails, now and then while much is on its way to it: that at once,
+    /// and what comes for a while.
     func failAllStorage() {
         let busy = devices.indices.filter { number in
             let writes = pending.count { entry in

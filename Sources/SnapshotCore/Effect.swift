@@ -3,7 +3,7 @@ package import CopyOnWrite
 
 /// What the data plane has to do, in the order in which it is given. Memory effects
 /// (`copyFromMemory`, `fillZero`) are done completely before the next effect is looked at: a
-/// buffer named in one effect may be filled anew by a later one.
+/// buffer named in one effect may be refilled by a later one.
 package enum Effect: Sendable {
     /// Give the whole request to the origin, then say `originWriteFinished`.
     case issue(RequestIndex)

@@ -148,7 +148,7 @@ package struct FreezePlan: Equatable, Sendable {
                 mounts: filesystem.mounts, covered: Self.covered(filesystem, blockDevices))
         }
         self.leftOut = leftOut
-        // Who asks for nothing to be frozen is told of nothing that was not.
+        // A request to freeze nothing gets no report of what was not frozen.
         let isAsked = selection.isAutomatic || !selection.mountPoints.isEmpty
         outOfReach = elsewhere.filter { foreign in
             isAsked && !Self.covered(foreign.filesystem, blockDevices).isEmpty
@@ -158,10 +158,10 @@ package struct FreezePlan: Equatable, Sendable {
     }
 
     /// Whether the images are as their filesystems left them, when the targets with these indexes
-    /// were frozen: nothing mounted here was left out, nothing is out of reach, and every device is covered by a frozen
-    /// filesystem, as far as this machine can see. A filesystem that was named and stands on none
-    /// of our block devices (one reached through a client of ours) counts for the devices nothing
-    /// else covers: that is what its user says by naming it.
+    /// were frozen: nothing mounted here was left out, nothing is out of reach, and every device is
+    /// covered by a frozen filesystem, as far as this machine can see. A filesystem that was named
+    /// and stands on none of our block devices (one reached through a client of ours) counts for
+    /// the devices nothing else covers: that is what its user says by naming it.
     package func isFilesystemConsistent(frozen: Set<Int>) -> Bool {
         guard !targets.isEmpty, frozen.count == targets.count, leftOut.isEmpty,
             outOfReach.isEmpty

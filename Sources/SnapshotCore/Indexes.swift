@@ -58,7 +58,7 @@ package enum Admission: Equatable, Sendable {
 package enum Completion: Equatable, Sendable {
     /// Tell its owner, with the fault if there is one.
     case finish(Fault?)
-    /// The engine goes on with it; effects follow.
+    /// The engine continues with it; effects follow.
     case taken
 }
 
@@ -78,8 +78,8 @@ package struct EngineLimits: Sendable {
     package var layerByteCountMax: UInt64
     /// Bytes of a zeroing or discard from which on the origin is asked for its holes.
     package var scannedByteCountMin: UInt64 = 1 << 20
-    /// Most bytes of a zeroing or discard that are marked and preserved at a time, a whole number of
-    /// chunks: with a snapshot held, and without or in a hole.
+    /// Most bytes of a zeroing or discard that are marked and preserved at a time, a whole number
+    /// of chunks: with a snapshot held, and without or in a hole.
     package var heldPieceByteCount: UInt64 = 1 << 20
     package var freePieceByteCount: UInt64 = 1 << 28
     /// Chunks of the origin's holes that are marked after a cut, while its snapshot is held.
@@ -88,7 +88,7 @@ package struct EngineLimits: Sendable {
     package var piecesPerTurn = 8
     /// Chunks of a write whose copies are begun in a turn: each may take a system call or two.
     package var chunksPerTurn: UInt64 = 16
-    /// Requests that yielded which go on in a turn.
+    /// Requests that yielded which continue in a turn.
     package var resumedPerTurn = 2
     /// Blocks of an image read that are worked on at a time, at most 256.
     package var imageWindowBlockCount: UInt64 = 256

@@ -9,7 +9,7 @@ package import BlockModel
 // - The bytes may be anything: a line that does not fit is refused by its number, nothing traps.
 // - Mounts stand in the order in which they were made, which is the kernel's order of the lines.
 
-/// A line that is none of a mount table.
+/// A line that is not valid in a mount table.
 package struct MountTableFault: Error, Equatable {
     /// Counted from 1.
     package let line: Int

@@ -352,12 +352,13 @@ extension SnapshotEngine {
         effects.append(.timer(at: wanted))
     }
 
-    /// It is `now`: a writer that waited longer than its snapshots may delay it goes on, and the
+    /// It is `now`: a writer that waited longer than its snapshots may delay it continues, and the
     /// snapshots are given up; an image write that waited as long for memory gets ENOSPC.
     package func timeReached(_ now: UInt64) {
         timeAdvanced(to: now)
         if let deadline, deadline <= now {
-            // What is full or fails is told as such; else storage or the origin was merely slow.
+            // What is full or fails is reported as such; else storage or the origin was merely
+            // slow.
             let reason = storeCount > 0 ? shortage : nil
             giveUp(upTo: newestLive, fault: reason ?? Fault(errnoValue: 110))
         }

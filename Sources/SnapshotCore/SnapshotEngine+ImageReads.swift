@@ -5,7 +5,7 @@ package import CopyOnWrite
 //
 // A block read from the origin is right if it is still not preserved when its read has ended,
 // because a write waits until the old data is in memory. So at the end of a window every such
-// block is resolved anew; what was preserved meanwhile is read again from there.
+// block is resolved again; what was preserved meanwhile is read again from there.
 
 /// Where the bytes of an image request's read go.
 package enum ImageTarget: Equatable, Sendable {
@@ -181,7 +181,7 @@ extension SnapshotEngine {
                         overlay: record.pointee.isOverlay)
                     {
                         let rest = blocksPerChunk - block % blocksPerChunk
-                        // What nobody overwrote is told by one look-up for each chunk.
+                        // One look-up for each chunk tells what was not overwritten.
                         let added = min(rest, count - position)
                         if isFirst, !run.extend(with: .origin, block: block, count: added) {
                             emit(run, index)
@@ -319,7 +319,7 @@ extension SnapshotEngine {
             giveUp(upTo: index, fault: fault)
             return
         }
-        // Freed while it was read: nobody else will miss it.
+        // Freed while it was read: this was the last user.
     }
 
     private func holds(_ slot: StorageSlot, _ position: Int, _ chunk: UInt64, _ layer: Int) -> Bool

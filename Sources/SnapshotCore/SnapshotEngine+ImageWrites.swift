@@ -97,7 +97,7 @@ extension SnapshotEngine {
         settle()
     }
 
-    /// An image request that waited goes on.
+    /// An image request that waited continues.
     func imageAdvance(_ index: UInt32) {
         switch requests[Int(index)].operation {
         case .read: readStep(index)

@@ -63,7 +63,7 @@ extension SnapshotEngine {
         settle()
     }
 
-    /// The origin is gone: its images cannot be read any more. Requests go on failing below.
+    /// The origin is gone: its images cannot be read any more. Requests keep failing below.
     package func originLost(fault: Fault) {
         if newestLive >= 0 { giveUp(upTo: newestLive, fault: fault) }
         settle()
@@ -72,7 +72,7 @@ extension SnapshotEngine {
     // MARK: Giving up
 
     /// Data of the layer at `position` is lost: every held snapshot cut at or before it is
-    /// corrupted, none later. Their waiting writers go on.
+    /// corrupted, none later. Their waiting writers continue.
     func giveUp(upTo position: Int, fault: Fault) {
         precondition(position >= 0 && position < chainCount, "a lost layer is in the chain")
         for index in 0...position {
@@ -314,7 +314,7 @@ extension SnapshotEngine {
     }
 
     /// Says that the snapshot is gone once its layer, overlay and requests are and no extent is on
-    /// its way to it: whoever destroyed it finds its space free.
+    /// its way to it: its space is free once it is destroyed.
     func finishDestroying(_ snapshot: UInt16) {
         let record = snapshots + Int(snapshot)
         guard record.pointee.state == .destroying, record.pointee.requestCount == 0 else { return }

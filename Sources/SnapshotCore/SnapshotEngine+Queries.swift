@@ -29,7 +29,7 @@ extension SnapshotEngine {
     /// Blocks changed after the cut that ended epoch `base` (then `baseSize` bytes), until the
     /// cut of `snapshot`, or until now. Ranges ascend from `offset`, end at `windowEnd` and fill
     /// `ranges`. At most `chunkBudget` chunks that can have changed are looked at: a range that
-    /// ends at `resumeOffset` may then go on in the next answer.
+    /// ends at `resumeOffset` may then continue in the next answer.
     package func changes(
         since base: UInt32, baseSize: UInt64, until snapshot: SnapshotIndex?,
         from offset: UInt64, to windowEnd: UInt64 = .max, chunkBudget: UInt64 = .max,
@@ -85,8 +85,8 @@ extension SnapshotEngine {
         return .ranges(count: result.count, resumeOffset: result.resumeOffset)
     }
 
-    /// Adds the changes until now from `chunk` on to a summary, as far as `budget` goes. Nil: nothing
-    /// can be said, tracking was lost.
+    /// Adds the changes until now from `chunk` on to a summary, as far as `budget` goes. Nil:
+    /// nothing can be said, tracking was lost.
     package func summarizeChanges(
         into summary: inout ChangeSummary, from chunk: UInt64, costOfChanged: Int, budget: Int
     ) -> ChangeMap.SummaryStep? {
@@ -131,7 +131,7 @@ extension SnapshotEngine {
     }
 
     /// The same, looking for at most about `lookupBudget` records in layers, which is lessened by
-    /// those looked for. A run that ends for want of them may go on as the next one.
+    /// those looked for. A run that ends for want of them may continue as the next one.
     package func imageRun(
         of snapshot: SnapshotIndex, overlay: Bool, offset: UInt64, length: UInt64,
         lookupBudget: inout Int

@@ -274,7 +274,7 @@ extension SnapshotEngine {
     }
 
     private func sourceFailed(_ source: SourceIndex, _ fault: Fault) {
-        // Also when it says ENOSPC: its extents have room, and would be tried again for ever.
+        // Also when it says ENOSPC: its extents have room, and would be tried again forever.
         let record = sources + Int(source.rawValue)
         record.pointee.state = .failed
         record.pointee.isOutOfSpace = fault == .noSpace

@@ -96,8 +96,8 @@ extension SnapshotEngine {
         return layers[Int(chain[newestLive])].bucketAddress(of: offset / chunkByteCount)
     }
 
-    /// Where a write at `offset` looks first for what the newest snapshot has of the chunk; nil when
-    /// none is held, or it has nothing like it.
+    /// Where a write at `offset` looks first for what the newest snapshot has of the chunk; nil
+    /// when none is held, or it has nothing like it.
     package func recordAddress(at offset: UInt64) -> UnsafeRawPointer? {
         guard newestLive >= 0 else { return nil }
         return UnsafeRawPointer(
@@ -151,12 +151,12 @@ extension SnapshotEngine {
         settle()
     }
 
-    /// The page cannot be made resident: what changes from now on is not known. Writers go on;
+    /// The page cannot be made resident: what changes from now on is not known. Writers continue;
     /// the control plane begins a new generation.
     package func mapPageRefused(_ page: UInt64) { trackingLost() }
 
     /// Nothing that the map says can be trusted any more: a page is missing, or an entry is
-    /// damaged. Writers go on; the control plane begins a new generation.
+    /// damaged. Writers continue; the control plane begins a new generation.
     package func trackingLost() {
         isTrackingLost = true
         while let index = pop(&mapWaiters) { wake(index) }
@@ -228,8 +228,8 @@ extension SnapshotEngine {
         append(index, to: &parked)
     }
 
-    /// Marks the next piece, but for a hole that counts as no change. False when the request has to wait for a page of
-    /// the map or for what the origin says, or has ended.
+    /// Marks the next piece, except for a hole that counts as no change. False when the request has
+    /// to wait for a page of the map or for what the origin says, or has ended.
     func beginPiece(_ index: UInt32) -> Bool {
         let record = requests + Int(index)
         let start = record.pointee.pieceStart

@@ -11,7 +11,7 @@ package import BlockModel
 // marked after each cut, and then no more: nothing changes in them.
 //
 // An answer holds until the next cut. The gate of a request that is under way cannot drain; one
-// that is not is asked about anew when a gate closed since the question.
+// that is not is queried again when a gate closed since the question.
 
 extension SnapshotEngine {
     /// What the origin has at the start of the request's piece: `length` bytes that are a hole, or
@@ -131,13 +131,13 @@ extension SnapshotEngine {
         return min(position, end)
     }
 
-    /// The request has had its share of this turn and goes on in the next one.
+    /// The request has had its share of this turn and continues in the next one.
     func giveWay(_ index: UInt32) {
         requests[Int(index)].phase = .yielded
         append(index, to: &yielded)
     }
 
-    /// A turn begins: some of those that yielded go on.
+    /// A turn begins: some of those that yielded continue.
     func resumeYielded() {
         var left = limits.resumedPerTurn
         while left > 0, let index = pop(&yielded) {

@@ -4,7 +4,8 @@ internal import CopyOnWrite
 internal import Glibc
 
 // SnapshotCore decides what happens to the requests of one device and its images: events come in
-// as method calls, effects go out through `nextEffect`. No I/O, no clock, no allocation per request.
+// as method calls, effects go out through `nextEffect`. No I/O, no clock, no allocation per
+// request.
 //
 //   write --gate--> map page --mark--> copies of blocks not yet preserved --> issue --> finish
 //            |          |                    |  memory or copy short: wait, at most the
@@ -37,7 +38,7 @@ package final class SnapshotEngine {
     #endif
     /// Bytes of the device.
     package internal(set) var size: UInt64
-    /// Latest time the engine was told, monotonic nanoseconds.
+    /// Latest time given to the engine, monotonic nanoseconds.
     package internal(set) var now: UInt64 = 0
     /// Counts generations since attach.
     package internal(set) var generationOrdinal: UInt32 = 0
@@ -96,7 +97,7 @@ package final class SnapshotEngine {
     var storeHead = UInt32.max
     var storeTail = UInt32.max
     var storeCount = 0
-    /// Why the queue finds no room although nobody is asked for any; nil when it finds some.
+    /// Why the queue finds no room although no source is being asked; nil when it finds some.
     var shortage: Fault?
     var preservingBatches = 0
     var overlayBatches = 0
@@ -163,8 +164,8 @@ package final class SnapshotEngine {
         chain.deallocate()
     }
 
-    /// Records for all slots of the loop, of which a device uses few: zero bytes are an idle record,
-    /// so memory is resident only where a slot was used.
+    /// Records for all slots of the loop, of which a device uses few: zero bytes are an idle
+    /// record, so memory is resident only where a slot was used.
     private static func requestRecords(_ count: Int) -> UnsafeMutablePointer<RequestRecord> {
         precondition(RequestRecord.Phase.idle.rawValue == 0, "zero bytes are an idle record")
         guard let memory = calloc(count, MemoryLayout<RequestRecord>.stride) else {

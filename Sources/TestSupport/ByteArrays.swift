@@ -1,6 +1,7 @@
 import Glibc
 
-// Comparing and changing parts of byte arrays; the tests themselves are built without the optimiser.
+// Comparing and changing parts of byte arrays; the tests themselves are built without the
+// optimiser.
 
 extension [UInt8] {
     /// The first index at which `other`, laid over this array from `offset` on, differs; nil when

@@ -21,8 +21,8 @@ package final class ChildProcess: @unchecked Sendable {
     private var pending: [UInt8] = []
     private var ending: Ending?
 
-    /// Starts `path`; standard error goes to `diagnostics`, standard output is read with `readLine`;
-    /// it finds the descriptors `passing` from 3 on.
+    /// Starts `path`; standard error goes to `diagnostics`, standard output is read with
+    /// `readLine`; it finds the descriptors `passing` from 3 on.
     package init(
         _ path: String, _ arguments: [String], environment: [String: String] = [:],
         diagnostics: String? = nil, withInput: Bool = false, passing: [Int32] = []
@@ -106,7 +106,7 @@ package final class ChildProcess: @unchecked Sendable {
         guard status & 0xff == 0x7f else { throw TestFailure("process \(processID) has ended") }
     }
 
-    /// Lets it go on after `suspend`.
+    /// Lets it continue after `suspend`.
     package func resume() { send(signal: SIGCONT) }
 
     /// Waits for the end of the process; the deadline only detects hangs.

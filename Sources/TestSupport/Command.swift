@@ -12,7 +12,7 @@ package enum Command {
         /// The code of the error document that a command with `--json` printed; nil when its
         /// output is anything else.
         package var errorCode: String? {
-            // What is not JSON is no error document.
+            // Output that is not JSON is not an error document.
             let document = try? JSONSerialization.jsonObject(with: Data(output.utf8))
             let error = (document as? [String: Any])?["error"] as? [String: Any]
             guard error?["message"] is String, error?["details"] is [String: String] else {

@@ -2,8 +2,8 @@ import Foundation
 import Glibc
 import Synchronization
 
-/// A filesystem of its own on a loop device, mounted: thawed and unmounted when the object goes, and
-/// by `ExitCleanup` when the test process dies.
+/// A filesystem of its own on a loop device, mounted: thawed and unmounted when the object goes,
+/// and by `ExitCleanup` when the test process dies.
 package final class MountedDisk: Sendable {
     /// Kinds that can be frozen.
     package enum Kind: String, CaseIterable, Sendable {

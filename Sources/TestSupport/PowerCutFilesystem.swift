@@ -38,8 +38,8 @@ package final class PowerCutFilesystem: Sendable {
         ExitCleanup.shared.withdraw(ticket)
     }
 
-    /// Cuts the power: requests fail until `restorePower`. Without a seed all that was not synced is
-    /// lost, with one a random part of it. Returns the number of changes that were not synced.
+    /// Cuts the power: requests fail until `restorePower`. Without a seed all that was not synced
+    /// is lost, with one a random part of it. Returns the number of changes that were not synced.
     @discardableResult
     package func cutPower(seed: UInt64? = nil) throws -> Int {
         let answer = try command("cut \(seed.map { "\($0)" } ?? "all")")

@@ -7,7 +7,7 @@ package enum PythonTools {
     package static let repository = URL(filePath: #filePath).deletingLastPathComponent()
         .deletingLastPathComponent().deletingLastPathComponent().path
 
-    /// The interpreter; nil, and a printed reason, when the packages cannot be had.
+    /// The interpreter; nil, and a printed reason, when the packages are not available.
     package static let interpreter: String? = {
         do {
             let outcome = try Command.run(repository + "/Scripts/ensure-python", [])

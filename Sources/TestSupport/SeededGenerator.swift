@@ -1,6 +1,6 @@
 import Foundation
 
-/// Random numbers that can be had again from their seed (splitmix64).
+/// Random numbers that can be reproduced from their seed (splitmix64).
 package struct SeededGenerator: RandomNumberGenerator {
     package let seed: UInt64
     private var state: UInt64

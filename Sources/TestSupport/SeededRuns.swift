@@ -1,6 +1,7 @@
 import Foundation
 
-/// Runs each job on a thread of its own, so that bodies which block hold up none of Swift's pool.
+/// Runs each job on a thread of its own, so that bodies which block do not occupy threads of
+/// Swift's pool.
 private final class ThreadForEachJob: TaskExecutor {
     func enqueue(_ job: consuming ExecutorJob) {
         let job = UnownedJob(job)
@@ -10,8 +11,8 @@ private final class ThreadForEachJob: TaskExecutor {
     }
 }
 
-/// Runs `body` with `count` seeds, four at a time: most of a run is waiting for a service. The first
-/// seed is that of `seeds`, so that a failing one can be given as STILLPOINT_SEED.
+/// Runs `body` with `count` seeds, four at a time: most of a run is waiting for a service. The
+/// first seed is that of `seeds`, so that a failing one can be given as STILLPOINT_SEED.
 ///
 /// Throws the first failure, with the seed that shows it again.
 package func runSeeds(

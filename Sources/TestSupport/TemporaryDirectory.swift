@@ -18,7 +18,8 @@ package final class TemporaryDirectory: Sendable {
     }
 
     deinit {
-        // Nothing sensible can be done when a file cannot be removed; the cleanup shell tries again.
+        // Nothing sensible can be done when a file cannot be removed; the cleanup shell tries
+        // again.
         if (try? FileManager.default.removeItem(atPath: root)) != nil {
             ExitCleanup.shared.withdraw(ticket)
         }

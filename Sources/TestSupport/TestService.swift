@@ -165,7 +165,7 @@ package final class TestService: @unchecked Sendable {
         }
     }
 
-    /// Waits until the service has no more open than it had, but for `spare`: connections whose
+    /// Waits until the service has no more open than it had, except for `spare`: connections whose
     /// clients have ended take a moment to be closed.
     ///
     /// - Returns: What is open beyond `before` when the time is over; nothing if all was returned.
@@ -194,8 +194,8 @@ package final class TestService: @unchecked Sendable {
         throw TestFailure("no \(name) in the status of \(process.processID)")
     }
 
-    /// Resident memory in KiB without the loops' buffers, each a mapping of 192 MiB or more: how much
-    /// of those has been touched depends on how much was ever in flight at once.
+    /// Resident memory in KiB without the loops' buffers, each a mapping of 192 MiB or more: how
+    /// much of those has been touched depends on how much was ever in flight at once.
     package func residentKibibytesWithoutBuffers() throws -> Int {
         let text = try String(
             contentsOfFile: "/proc/\(process.processID)/smaps", encoding: .utf8)

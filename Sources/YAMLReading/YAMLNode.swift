@@ -5,8 +5,8 @@
 package struct YAMLNode: Sendable {
     /// What the value is.
     package enum Content: Sendable {
-        /// A text. `isPlain` says that it stands without quotes, so that words like `true` and `null`
-        /// have a meaning.
+        /// A text. `isPlain` says that it stands without quotes, so that words like `true` and
+        /// `null` have a meaning.
         case scalar(String, isPlain: Bool)
         case sequence([YAMLNode])
         case mapping([YAMLEntry])

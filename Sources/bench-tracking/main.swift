@@ -3,9 +3,9 @@ import CLinux
 import ChangeTracking
 import Glibc
 
-// What tracking costs by itself, without I/O: nanoseconds for each mark, and the scan of a change map
-// of 1 TiB in which every second chunk changed, round by round. Prints one line of JSON for each;
-// `make bench` runs it.
+// What tracking costs by itself, without I/O: nanoseconds for each mark, and the scan of a change
+// map of 1 TiB in which every second chunk changed, round by round. Prints one line of JSON for
+// each; `make bench` runs it.
 
 /// A map in plain memory with every page reserved.
 final class BenchMap {
@@ -55,11 +55,11 @@ struct RandomBlocks {
     }
 }
 
-/// What marking adds to a loop over random blocks, with a cut every `cutInterval` marks: nine rounds,
-/// nanoseconds per mark. Before each round the same blocks are drawn without being marked, and that
-/// time is taken off: it is not what a mark costs.
-/// `isForeseen`: the entry is fetched 16 marks ahead, as the service does when it has seen a write's
-/// header and has its payload, about a microsecond of work, still to take.
+/// What marking adds to a loop over random blocks, with a cut every `cutInterval` marks: nine
+/// rounds, nanoseconds per mark. Before each round the same blocks are drawn without being marked,
+/// and that time is taken off: it is not what a mark costs.
+/// `isForeseen`: the entry is fetched 16 marks ahead, as the service does when it has seen a
+/// write's header and has its payload, about a microsecond of work, still to take.
 func markCosts(deviceBytes: UInt64, cutInterval: Int, isForeseen: Bool) -> [Double] {
     let bench = BenchMap(byteCount: deviceBytes)
     let count = 2_000_000

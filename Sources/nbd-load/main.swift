@@ -7,9 +7,9 @@ import TestSupport
 //   nbd-load SOCKET EXPORT read|write|trim random|sequential|shuffled|zipfian BLOCKBYTES DEPTH SECONDS
 //            [SEED [STRIDEBYTES [REQUESTS]]]
 //
-// Writes and trims end with a flush, whose time counts. Prints one JSON object. `shuffled` visits each
-// place once in an order that SEED decides, then all over again; `zipfian` prefers few places that
-// lie scattered (exponent 0.99). With STRIDEBYTES requests start
+// Writes and trims end with a flush, whose time counts. Prints one JSON object. `shuffled` visits
+// each place once in an order that SEED decides, then all over again; `zipfian` prefers few places
+// that lie scattered (exponent 0.99). With STRIDEBYTES requests start
 // at its multiples only (4096 bytes at every 65536: the first overwrite of every chunk). REQUESTS
 // ends the run after that many instead of SECONDS, so that the same work can be repeated.
 

@@ -36,7 +36,7 @@ struct CheckpointCommand: AsyncParsableCommand {
 
         mutating func run() async throws {
             let document = CheckpointCreateDocument(name: name, devices: device)
-            // Wrong usage is told without a service.
+            // Wrong usage is reported without a service.
             _ = try CheckpointRequest(document)
             let checkpoint = try await options.client().call(
                 .POST, "/v1/checkpoints", body: document, as: CheckpointDocument.self)

@@ -3,8 +3,8 @@ import Glibc
 import YAMLReading
 
 // The configuration file of `serve`: YAML, one key for each option of the command line, named as
-// the option without its dashes. What is wrong is collected and reported together, each problem with
-// the file and the line.
+// the option without its dashes. What is wrong is collected and reported together, each problem
+// with the file and the line.
 
 /// A configuration file that has been read; see the head of this file.
 final class ConfigurationFile {
@@ -17,8 +17,8 @@ final class ConfigurationFile {
     ]
     /// Largest file that is read.
     static let byteCountMax = 1 << 20
-    /// Most aliases (`*name`). Each may stand for everything before it, so the number of values that
-    /// a text stands for grows exponentially with their number.
+    /// Most aliases (`*name`). Each may stand for everything before it, so the number of values
+    /// that a text stands for grows exponentially with their number.
     static let aliasCountMax = 8
 
     private let path: String
@@ -71,7 +71,7 @@ final class ConfigurationFile {
     /// A text.
     func text(_ key: String) -> String? { values[key].flatMap { text($0, of: key) } }
 
-    /// An absolute path: a service manager's working directory is nobody's choice.
+    /// An absolute path: a service manager's working directory is arbitrary.
     func path(_ key: String) -> String? { values[key].flatMap { path($0, of: key) } }
 
     /// A number of a range.

@@ -3,8 +3,8 @@ import NIOHTTP1
 import NIOPosix
 import Synchronization
 
-/// An HTTP/1.1 exchange with the service over its control socket: one request on a connection of its
-/// own, and the answer as it comes.
+/// An HTTP/1.1 exchange with the service over its control socket: one request on a connection of
+/// its own, and the answer as it comes.
 enum ControlConnection {
     /// Why an exchange ended without a complete answer.
     enum Failure: Error {
@@ -22,8 +22,8 @@ enum ControlConnection {
         let hasPassed = Atomic(false)
     }
 
-    /// Sends a request to the socket at `path` and calls `take` with the head of the answer and what
-    /// follows. `timeLimit` bounds the whole exchange; nil: no limit.
+    /// Sends a request to the socket at `path` and calls `take` with the head of the answer and
+    /// what follows. `timeLimit` bounds the whole exchange; nil: no limit.
     static func exchange<Value>(
         _ path: String, _ request: ControlRequest, timeLimit: TimeAmount?,
         _ take: (HTTPResponseHead, inout ControlAnswer) async throws -> Value

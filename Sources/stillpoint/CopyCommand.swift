@@ -155,7 +155,7 @@ struct CopyCommand: AsyncParsableCommand {
     }
 
     mutating func run() async throws {
-        // A file that grows beyond the limit is an error that is told, not the end.
+        // A file that grows beyond the limit is reported as an error and does not end the program.
         signal(SIGXFSZ, SIG_IGN)
         let images = try (to == nil ? operands.dropLast() : operands[...]).map { text in
             try CopyImageName(text)
@@ -342,7 +342,7 @@ struct CopyCommand: AsyncParsableCommand {
         return document(image, target, base: base, copier, changes, notes, begun)
     }
 
-    /// No cut is known that an increment could begin at: what the user is told when everything is
+    /// No cut is known that an increment could begin at: the message when everything is
     /// copied.
     private func beginsAnew(
         _ image: CopySource, _ target: String, _ options: inout CopyOptions
@@ -370,7 +370,7 @@ struct CopyCommand: AsyncParsableCommand {
             ? "" : " to a new file, which replaces the target when it is complete"
     }
 
-    /// How progress is told.
+    /// How progress is reported.
     private var report: ProgressReport {
         guard progress else { return .bar }
         return options.json ? .json : .lines

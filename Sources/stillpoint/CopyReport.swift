@@ -2,9 +2,9 @@ import Control
 import NIOCore
 
 // Tells the service how far a copy is, for those who look at its page and for its metrics. The copy
-// does not depend on it: what cannot be told is left out.
+// does not depend on it: what cannot be reported is left out.
 
-/// A copy that the service is told of; see the head of this file.
+/// A copy that is reported to the service; see the head of this file.
 struct CopyReport: Sendable {
     private let client: ControlClient
     private let id: String
@@ -31,7 +31,7 @@ struct CopyReport: Sendable {
         return CopyReport(client: client, id: id, progress: progress, done: done)
     }
 
-    /// Performs a copy that the service is told of, and tells how it ended.
+    /// Performs a copy, and reports its start and end to the service.
     static func reporting<Value>(
         _ copy: CopyBeginDocument, to client: ControlClient,
         done: @escaping @Sendable () -> UInt64, _ body: () async throws -> Value

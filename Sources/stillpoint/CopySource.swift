@@ -115,8 +115,8 @@ struct CopySource: Sendable {
         return Self.newestBase(of: device, for: cut, among: checkpoints)
     }
 
-    /// The newest checkpoint of the same generation that is not later than the cut: whatever changed
-    /// since an older one covers what changed since the cut.
+    /// The newest checkpoint of the same generation that is not later than the cut: whatever
+    /// changed since an older one covers what changed since the cut.
     static func newestBase(
         of device: String, for cut: CopyCut, among checkpoints: [CheckpointDocument]
     ) -> String? {

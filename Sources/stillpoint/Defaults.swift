@@ -2,7 +2,7 @@ import Control
 import Glibc
 import ImageCopy
 
-/// Where things are when nobody says otherwise.
+/// Where things are by default.
 enum Defaults {
     /// An environment variable; an empty one counts as not set.
     static func environment(_ name: String) -> String? {

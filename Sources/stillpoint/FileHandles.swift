@@ -26,7 +26,8 @@ struct FileHandles {
         Glibc.exit(ExitStatus.failed.rawValue)
     }
 
-    /// Writes all of `text` if somebody reads it; a program that serves others goes on in any case.
+    /// Writes all of `text` if somebody reads it; a program that serves others continues in any
+    /// case.
     func announce(_ text: String) { _ = attempt(Array(text.utf8)) }
 
     /// Returns 0, or the errno value of the write that failed.

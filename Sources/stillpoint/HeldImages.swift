@@ -5,8 +5,8 @@ import Glibc
 import RingIO
 
 // A snapshot for the time of one command, destroyed in every case: also when the command is killed.
-// A helper process (`stillpoint snapshot-holder`) makes the snapshot, and what is wanted on top of it, and
-// takes all of it down when the socket to the command closes, for whatever reason.
+// A helper process (`stillpoint snapshot-holder`) makes the snapshot, and what is wanted on top of
+// it, and takes all of it down when the socket to the command closes, for whatever reason.
 //
 //   command ----- HolderRequest -----> holder        (one JSON document on a line each)
 //           <---- HolderReply ----
@@ -53,7 +53,7 @@ struct HeldImages: Sendable {
     /// Most bytes of an answer.
     private static let answerByteCountMax = 4 << 20
 
-    /// A snapshot of these devices; nil when they are none.
+    /// A snapshot of these devices; nil when there are none.
     static func hold(
         _ devices: [String], named name: String?, with client: ControlClient
     ) async throws -> HeldImages? {

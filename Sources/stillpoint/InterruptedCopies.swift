@@ -2,13 +2,13 @@ import BlockModel
 import Control
 import ImageCopy
 
-// What copies to the same targets that were killed have left: records, and checkpoints that nobody else
-// uses. A copy's records and checkpoints have a token in common.
+// What copies to the same targets that were killed have left: records, and checkpoints that nobody
+// else uses. A copy's records and checkpoints have a token in common.
 //
 // Invariants
-// - Only checkpoints with the token of a record are deleted, and of those none that a target equals,
-//   but the one whose name the same command asks for again; and cuts of passes with that name, whose
-//   copy was killed before it had a record.
+// - Only checkpoints with the token of a record are deleted, and of those none that a target
+//   equals, but the one whose name the same command asks for again; and cuts of passes with that
+//   name, whose copy was killed before it had a record.
 
 /// See the head of this file.
 struct InterruptedCopies {
@@ -19,7 +19,7 @@ struct InterruptedCopies {
         var complete: CopyRecord?
         /// The cut that what changes is asked since; nil: everything is copied.
         var base: String?
-        /// The checkpoint that an interrupted full copy goes on from.
+        /// The checkpoint that an interrupted full copy continues from.
         var resumed: (name: String, cut: CopyCut)?
     }
 
@@ -99,8 +99,8 @@ struct InterruptedCopies {
         checkpoints.contains { $0.name.contains(LiveCopyCuts.mark(of: token)) }
     }
 
-    /// Sees to it that no checkpoint has the name: one that an interrupted run of the same copy made
-    /// goes, for no target equals it.
+    /// Sees to it that no checkpoint has the name: one that an interrupted run of the same copy
+    /// made goes, for no target equals it.
     func freeName(_ name: String, _ client: ControlClient) async throws {
         guard let other = checkpoints.first(where: { $0.name == name }) else {
             let snapshots = try await client.call(
@@ -128,7 +128,8 @@ struct InterruptedCopies {
                 + "--checkpoint, or delete it first")
     }
 
-    /// Names of the checkpoints that nobody needs when the copy is made, but those of its own passes.
+    /// Names of the checkpoints that nobody needs when the copy is made, but those of its own
+    /// passes.
     /// Those by which `finishedRecords` knows a run that was killed come last. The service is asked
     /// again: what a killed run asked for last may have come after the copy began.
     func unneededNames(

@@ -1,8 +1,8 @@
 import Glibc
 import Synchronization
 
-// Ctrl-C and SIGTERM for commands that must leave something behind in order: the first one asks them
-// to stop, the second one ends the program.
+// Ctrl-C and SIGTERM for commands that must leave something behind in order: the first one asks
+// them to stop, the second one ends the program.
 //
 //   signal handler -> pipe -> a thread of its own -> what was registered
 
@@ -53,7 +53,7 @@ final class Interruption: Sendable {
         let thread = Thread(reading: readEnd)
         guard thread.start() else { return false }
         for number in signals {
-            // A program that was told to ignore it (nohup) goes on ignoring it.
+            // A program that was told to ignore it (nohup) keeps ignoring it.
             var former = sigaction()
             guard sigaction(number, nil, &former) == 0,
                 unsafeBitCast(former.__sigaction_handler.sa_handler, to: Int.self)

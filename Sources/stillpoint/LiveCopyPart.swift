@@ -36,7 +36,7 @@ final class LiveCopyPart {
         since = resumed
     }
 
-    /// An interrupted copy goes on, from the cut that its record names.
+    /// An interrupted copy continues, from the cut that its record names.
     var isResumed: Bool { resumed != nil }
     var foundByteCount: UInt64 { ranges.reduce(0) { $0 + $1.length } }
 
@@ -297,7 +297,7 @@ final class LiveCopyPart {
         newest = (cut.snapshot, cut)
     }
 
-    /// What came of it.
+    /// The result.
     func document(seconds: Double) -> CopyDocument {
         guard let copier, let newest else { preconditionFailure("passes follow the first copy") }
         func total(_ count: (CopyWork) -> UInt64) -> UInt64 { works.reduce(0) { $0 + count($1) } }

@@ -5,12 +5,12 @@ import ImageCopy
 import NBDAccess
 import RingIO
 
-// Copies of live devices, which have no images: the targets are brought forward in passes until they
-// equal the devices at a moment at which filesystems are frozen. `LiveCopyMachine` decides.
+// Copies of live devices, which have no images: the targets are brought forward in passes until
+// they equal the devices at a moment at which filesystems are frozen. `LiveCopyMachine` decides.
 //
 // Invariants
-// - From the freeze to its release nothing is written, to files, records or a terminal: it may lie on
-//   a filesystem that is frozen.
+// - From the freeze to its release nothing is written, to files, records or a terminal: it may lie
+//   on a filesystem that is frozen.
 // - Cuts of passes are checkpoints whose names no other copy chooses; an answer about changes must
 //   name the very cut that was meant.
 // - Whatever fails, a hold is given up and the records say how far the targets are.
@@ -65,7 +65,7 @@ final class LiveCopyRun {
             try await perform(&machine, found)
         } catch {
             if isHolding { await cuts.abandon() }
-            // What a record names is what the next run goes on from.
+            // What a record names is what the next run continues from.
             let isFull = parts.contains { $0.copier?.isFull ?? false }
             await cuts.forget(but: isFull ? cuts.recorded : nil)
             throw error
@@ -124,7 +124,7 @@ final class LiveCopyRun {
 
     // MARK: Steps
 
-    /// Every part gets the cut, but one that goes on from an older one.
+    /// Every part gets the cut, but one that continues from an older one.
     private func cut() async throws {
         let isFirst = cuts.isEmpty && !parts.allSatisfy(\.isResumed)
         let named = parts.filter { !isFirst || !$0.isResumed }

@@ -63,7 +63,7 @@ extension CompletionKind {
                 .GET, list, timeLimit: timeLimit, as: [Document].self
             ).flatMap(names)
         } catch {
-            // Nobody wants an error message between two words that are being typed.
+            // An error message would interrupt the typing.
             return []
         }
     }

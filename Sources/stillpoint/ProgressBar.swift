@@ -1,6 +1,6 @@
 import Control
 
-/// How it is told how far a command is.
+/// How the progress of a command is reported.
 enum ProgressReport: Sendable {
     /// A bar on a terminal, and nothing elsewhere.
     case bar

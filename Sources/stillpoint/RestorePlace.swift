@@ -105,7 +105,7 @@ enum RestorePlace {
         }
     }
 
-    /// Throws unless the target equals the cut of that name: only there may a stream go on.
+    /// Throws unless the target equals the cut of that name: only there may a stream continue.
     func checkEquals(_ name: String, _ client: ControlClient) async throws {
         guard case .device(let device, _) = self else {
             throw ControlError(

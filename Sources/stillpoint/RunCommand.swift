@@ -45,7 +45,7 @@ struct RunCommand: AsyncParsableCommand {
         let client = try options.client()
         var document = SnapshotCreateDocument(devices: device)
         document.name = checkpoint
-        // Wrong usage is told without a service.
+        // Wrong usage is reported without a service.
         _ = try SnapshotRequest(document)
         let held = try await HeldImages.hold(
             HolderRequest(
@@ -107,7 +107,7 @@ struct RunCommand: AsyncParsableCommand {
                 "\(command[0]) cannot be run: \(String(cString: strerror(failure)))")
         }
         if isatty(STDIN_FILENO) == 1 {
-            // Whoever gives the terminal away is stopped by it otherwise.
+            // Otherwise giving the terminal away would stop this process.
             signal(SIGTTOU, SIG_IGN)
             tcsetpgrp(STDIN_FILENO, process)
         }

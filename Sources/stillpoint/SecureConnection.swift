@@ -6,8 +6,8 @@ import NBDAccess
 
 /// TLS with NBD servers that hold copies.
 enum SecureConnection {
-    /// See `NBDPlace.Securing`. The plain text goes through a socket pair whose other end event loops
-    /// serve for as long as the program runs.
+    /// See `NBDPlace.Securing`. The plain text goes through a socket pair whose other end event
+    /// loops serve for as long as the program runs.
     static let begin: NBDPlace.Securing = { security, socket throws(NBDAccessError) in
         var ends: [Int32] = [-1, -1]
         let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue)

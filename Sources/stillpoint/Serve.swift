@@ -252,8 +252,8 @@ struct Serve: AsyncParsableCommand {
         return configuration
     }
 
-    /// What the command line and the file say about the page; a fault of the file is told with the
-    /// others.
+    /// What the command line and the file say about the page; a fault of the file is reported with
+    /// the others.
     private func pageOptions(
         _ file: ConfigurationFile?
     ) -> Result<PageSettings.Options, any Error> {

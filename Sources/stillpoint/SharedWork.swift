@@ -6,7 +6,7 @@ import Synchronization
 /// Threads that share a work, with a progress bar, until it is done or the user interrupts.
 enum SharedWork {
     /// Runs `body` on as many threads, each with its number, and throws what failed.
-    /// `interrupted` says how to go on after Ctrl-C.
+    /// `interrupted` says how to continue after Ctrl-C.
     static func perform(
         _ label: String, _ work: CopyWork, threads count: Int, interrupted: String,
         _ body: @escaping @Sendable (Int) -> Void

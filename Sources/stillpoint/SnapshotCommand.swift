@@ -61,7 +61,7 @@ struct SnapshotCommand: AsyncParsableCommand {
             try take.apply(to: &document)
             document.prepare = prepare
             document.force = storage.force
-            // Wrong usage is told without a service.
+            // Wrong usage is reported without a service.
             _ = try SnapshotRequest(document)
             let snapshot = try await options.client().call(
                 .POST, "/v1/snapshots", body: document,

@@ -172,7 +172,7 @@ struct Holdings {
                 let users = Self.users(of: snapshot.id)
                 if users.isEmpty { return }
                 for user in users { kill(user, number) }
-                // They are nobody's children here: their end is not reported.
+                // They are not children of this process: their end is not reported.
                 try? await Task.sleep(for: .milliseconds(100))
             }
         }
@@ -234,7 +234,7 @@ struct Holdings {
             if umount2(path, 0) == 0 || errno == EINVAL || errno == ENOENT { return nil }
             // The command has ended and left something behind that sits on it.
             if attempt == Self.triesMax / 5 { await endUsers() }
-            // Who uses it is told by nobody; the system has no event for the end of that.
+            // The system has no event for the end of its use.
             try? await Task.sleep(for: Self.pause)
         }
         let reason = String(cString: strerror(errno))

@@ -43,16 +43,17 @@ struct Stillpoint: AsyncParsableCommand {
         } catch { Failure.end(error, Array(CommandLine.arguments.dropFirst())) }
     }
 
-    /// Whether the service started this process for itself. Such a process stays on its first thread,
-    /// which carries its name, and starts no other: waiting for the parser would go on with another one.
+    /// Whether the service started this process for itself. Such a process stays on its first
+    /// thread, which carries its name, and starts no other: after waiting for the parser another
+    /// thread would continue.
     private static var isOfService: Bool {
         [GuardianCommand.self, ErrandCommand.self].contains { (command: any ParsableCommand.Type) in
             command.configuration.commandName == CommandLine.arguments.dropFirst().first
         }
     }
 
-    /// Arguments are taken as text; bytes that are none would be replaced, and another file written
-    /// than the one that was named.
+    /// Arguments are taken as text; bytes that are not UTF-8 would be replaced, and another file
+    /// written than the one that was named.
     private static func checkArguments() throws(ControlError) {
         for index in 0..<Int(CommandLine.argc) {
             guard let argument = CommandLine.unsafeArgv[index] else { continue }

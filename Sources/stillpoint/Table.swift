@@ -23,7 +23,7 @@ struct Table {
         rows.append(row)
     }
 
-    /// The lines, each at most `columns` wide where that can be had; nil: as wide as needed.
+    /// The lines, each at most `columns` wide where possible; nil: as wide as needed.
     func lines(columns: Int?) -> String {
         var widths = headings.indices.map { column in
             rows.reduce(headings[column].text.count) { max($0, $1[column].count) }

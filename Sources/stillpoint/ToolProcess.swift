@@ -62,8 +62,9 @@ func makePipe() -> [Int32]? {
     return ends
 }
 
-/// Calls `body` with attributes for a program that receives signals: threads of Swift's pool block them,
-/// and programs that they start would inherit that. `flags` are more of the attributes' flags.
+/// Calls `body` with attributes for a program that receives signals: threads of Swift's pool block
+/// them, and programs that they start would inherit that. `flags` are more of the attributes'
+/// flags.
 func withPlainSignals(
     flags: Int32 = 0, _ body: (inout posix_spawnattr_t) -> Int32
 ) -> Int32 {

@@ -63,7 +63,7 @@ struct TopCommand: AsyncParsableCommand {
 
     /// Refreshes the screen until the user has seen enough.
     private static func show(_ client: ControlClient, every interval: Duration) async throws {
-        // Asked before the screen is taken: a service that is not there is told as ever.
+        // Asked before the screen is taken: a missing service is reported as usual.
         var before = try await activity(client)
         let (actions, continuation) = AsyncStream.makeStream(of: TopScreen.Action.self)
         let screen = try TopScreen { continuation.yield($0) }

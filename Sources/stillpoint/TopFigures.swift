@@ -30,7 +30,7 @@ struct TopFigures: Codable, Equatable {
         @OrNull var latencySeconds: Double?
     }
 
-    /// Nil when the two are of different runs of the service, which count anew.
+    /// Nil when the two are of different runs of the service, which count from zero.
     init?(from before: ActivityDocument, to after: ActivityDocument) {
         let seconds = after.uptimeSeconds - before.uptimeSeconds
         guard before.instance == after.instance, seconds > 0 else { return nil }
@@ -51,7 +51,7 @@ struct TopFigures: Codable, Equatable {
         }
     }
 
-    /// A counter that fell began anew.
+    /// A counter that fell was reset.
     fileprivate static func rate(_ before: UInt64?, _ after: UInt64, _ seconds: Double) -> Double {
         Double(after >= before ?? 0 ? after - (before ?? 0) : after) / seconds
     }

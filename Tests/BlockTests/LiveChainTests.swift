@@ -62,8 +62,8 @@ private struct LiveFilesystem {
         if round > 0 {
             try FileManager.default.removeItem(atPath: former)
             try Command.check("sync", ["-f", mount.path])
-            // /mnt: 8.4 MiB (8810496 bytes) trimmed; less where the load beside has taken some of the
-            // space again.
+            // /mnt: 8.4 MiB (8810496 bytes) trimmed; less where the load beside has taken some of
+            // the space again.
             let text = try Command.check("fstrim", ["--verbose", mount.path])
             let trimmed = text.split(separator: "(").last?.split(separator: " ").first
             #expect(Int(trimmed ?? "") ?? 0 > 0, "\(text)")

@@ -13,9 +13,9 @@ enum OriginPlace: String, Sendable, CaseIterable {
 /// A service that ends while its block devices are used, and the next one.
 @Suite(.serialized, .needsBlockDevices)
 struct `Block devices outlive the service` {
-    /// One run: a load on a mounted filesystem, `again` for as long as it goes on, which says whether
-    /// another service runs, then `settle` and all checks. Every second of those services holds a
-    /// snapshot, which ends with it.
+    /// One run: a load on a mounted filesystem, `again` for as long as it goes on, which says
+    /// whether another service runs, then `settle` and all checks. Every second of those services
+    /// holds a snapshot, which ends with it.
     private static func run(
         _ filesystem: Filesystem, on place: OriginPlace, seconds: Int,
         settle: (BlockHarness) throws -> Void = { _ in },
@@ -47,8 +47,8 @@ struct `Block devices outlive the service` {
         print("\(count) times: \(load.summary); pauses \(load.pauses.map { Int($0 * 1000) }) ms")
         try mount.unmount()
         try filesystem.check(block)
-        // The history went on over all of them, and no change was missed: an increment onto the copy
-        // of before makes it equal to the image.
+        // The history went on over all of them, and no change was missed: an increment onto the
+        // copy of before makes it equal to the image.
         let history = try harness.command("device", "show", "disk", "--json")
         #expect(history.contains("\"continued\""), "\(history)")
         try harness.command("snapshot", "create", "--device", "disk", "--name", "after")

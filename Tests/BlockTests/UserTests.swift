@@ -32,7 +32,8 @@ struct `Users of block devices` {
     @Test func `a mount is named, in another namespace of mounts too`() throws {
         try Filesystem.ext4.make(on: block)
         let folder = try TemporaryDirectory()
-        // The new namespace has copies of the mounts of other tests, which must not keep those in use.
+        // The new namespace has copies of the mounts of other tests, which must not keep those in
+        // use.
         let script = """
             awk '/stillpoint-test/ { print $5 }' /proc/self/mountinfo | sort -r | xargs -r umount -l
             mount \(block) \(folder.root) && echo mounted && read line

@@ -1,5 +1,5 @@
-// Pages as the first release wrote them, made from the tables in the sources by a program of its own
-// (Python, struct.pack and a bitwise CRC32C). Lines of 16 bytes; what is left out is zero.
+// Pages as the first release wrote them, made from the tables in the sources by a program of its
+// own (Python, struct.pack and a bitwise CRC32C). Lines of 16 bytes; what is left out is zero.
 
 /// Golden pages.
 enum GoldenPages {

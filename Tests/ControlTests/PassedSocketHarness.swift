@@ -50,8 +50,8 @@ final class TestSocket {
     }
 }
 
-/// Starts services as a service manager does: with sockets it has opened, and one on which it is told
-/// that they are ready.
+/// Starts services as a service manager does: with sockets it has opened, and one on which it is
+/// told that they are ready.
 final class TestManager {
     let directory: TemporaryDirectory
     let control: TestSocket

@@ -34,7 +34,8 @@ struct Victim {
         try NBDClient(service.address(), export: "disk", headers: headers, contexts: contexts)
     }
 
-    /// The witness is served as before, a new client is, and the process is the one that was started.
+    /// The witness is served as before, a new client is, and the process is the one that was
+    /// started.
     func expectUnharmed(sourceLocation: SourceLocation = #_sourceLocation) throws {
         let expected = [UInt8](repeating: 0xa5, count: 4096)
         do {

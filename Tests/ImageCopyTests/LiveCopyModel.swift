@@ -1,9 +1,10 @@
 import ImageCopy
 import TestSupport
 
-// A disk that is written to, programs that mark, a service that cuts, and a copy that `LiveCopyMachine`
-// leads and that may be killed at any step: what the copy holds at the end is compared with the disk as
-// it was at the freeze. The parts outside of the machine can have a mistake, which must be found.
+// A disk that is written to, programs that mark, a service that cuts, and a copy that
+// `LiveCopyMachine` leads and that may be killed at any step: what the copy holds at the end is
+// compared with the disk as it was at the freeze. The parts outside of the machine can have a
+// mistake, which must be found.
 
 /// A mistake of whoever performs what the machine decides.
 enum LiveCopyMistake: String, CaseIterable, Sendable {

@@ -48,7 +48,8 @@ enum MatrixKind: String, CaseIterable, CustomTestStringConvertible {
         return false
     }
 
-    /// One for an image of `byteCount` bytes; `room`: bytes that its place has, where that is limited.
+    /// One for an image of `byteCount` bytes; `room`: bytes that its place has, where that is
+    /// limited.
     func make(_ files: String, _ byteCount: Int, name: String = "target") throws
         -> any MatrixTarget
     {

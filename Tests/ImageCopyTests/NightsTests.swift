@@ -4,7 +4,8 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// A nightly job over three disks under load: every version that was kept is the image of its night.
+/// A nightly job over three disks under load: every version that was kept is the image of its
+/// night.
 @Suite(.enabled(if: TestService.isBuilt, "no stillpoint binary at \(TestService.binary)"))
 struct `Thirty nights` {
     private static let byteCount = 16 * mebibyte
@@ -32,8 +33,8 @@ struct `Thirty nights` {
         func end() { isOver.store(true, ordering: .relaxed) }
     }
 
-    /// The nights of one kind of target. `copy`: copies a night; `version`: a raw file of what was kept
-    /// of a disk in a night.
+    /// The nights of one kind of target. `copy`: copies a night; `version`: a raw file of what was
+    /// kept of a disk in a night.
     private func perform(
         _ kind: String, _ files: TemporaryDirectory, environment: [String: String] = [:],
         copy: (_ night: Int, _ run: ([String]) throws -> Void) throws -> Void,

@@ -101,8 +101,8 @@ final class MountedLive {
 }
 
 extension LiveHarness {
-    /// Blocks in which a copy differs from the disk and that did not change since its cut: there may
-    /// be none.
+    /// Blocks in which a copy differs from the disk and that did not change since its cut: there
+    /// may be none.
     func wrongBlocks(
         _ copy: String, of live: MountedLive, _ device: String, since cut: String
     ) throws -> Set<Int> {

@@ -3,8 +3,9 @@ import Foundation
 import Glibc
 import TestSupport
 
-// Debian's Chromium, driven by its own protocol over two pipes: what is asked goes into one, what it
-// answers and what happens in it comes out of the other, each message JSON with a zero behind it.
+// Debian's Chromium, driven by its own protocol over two pipes: what is asked goes into one, what
+// it answers and what happens in it comes out of the other, each message JSON with a zero behind
+// it.
 
 /// A browser of one test, ended with the object. For one thread.
 final class Browser {
@@ -213,8 +214,8 @@ final class Tab {
         }
     }
 
-    /// What the page complained of since: exceptions, errors on the console, files that could not be
-    /// had, violations of its policy.
+    /// What the page complained of since: exceptions, errors on the console, files that could not
+    /// be had, violations of its policy.
     func errors() -> [String] {
         let thrown = browser.take("Runtime.exceptionThrown", session: session).map { event in
             "exception: \(event["exceptionDetails"] ?? event)"

@@ -92,7 +92,8 @@ import Testing
                 free -= 1 << 20
             }
         }
-        // One that has read 1 GiB goes on with several requests of 1 MiB, a new one with small ones.
+        // One that has read 1 GiB goes on with several requests of 1 MiB, a new one with small
+        // ones.
         var held = 0
         while held < 4 << 20, Self.rule(1 << 20, held, 1 << 30, free) {
             held += 1 << 20

@@ -78,8 +78,8 @@ extension ModelRun {
         devices[index].images[newest].contents.overwrite(at: start, with: found)
         guard item.overwrites else { return }
         if isOut, isIn {
-            // It changed nothing, so nobody can tell which layer has its blocks: the same bytes once
-            // more, behind the cut, put them into the newest.
+            // It changed nothing, so nobody can tell which layer has its blocks: the same bytes
+            // once more, behind the cut, put them into the newest.
             try devices[index].clients[0].write(item.request.offset, after)
         }
         let older = devices[index].images[..<newest].lastIndex { !$0.isLost }

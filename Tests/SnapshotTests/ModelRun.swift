@@ -144,8 +144,8 @@ final class ModelRun {
         }
     }
 
-    /// Takes a snapshot; a cut that was called off, because the machine is busy, changed nothing and
-    /// is tried again.
+    /// Takes a snapshot; a cut that was called off, because the machine is busy, changed nothing
+    /// and is tried again.
     static func takeUntilCut(_ take: () throws -> Void) throws {
         for attempt in 1... {
             do { return try take() } catch let failure as TestFailure

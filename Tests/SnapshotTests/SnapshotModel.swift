@@ -5,7 +5,8 @@ import TestSupport
 /// A snapshot that is held, over one or several devices.
 final class ModelSnapshot {
     let name: String
-    /// Its policy is `throttle`: while it is held nothing of its devices is given up for want of room.
+    /// Its policy is `throttle`: while it is held nothing of its devices is given up for want of
+    /// room.
     let isThrottled: Bool
     /// Its storage in order; true is the source that is made to fail.
     var sources: [Bool]

@@ -76,8 +76,8 @@ struct `Difference storage` {
         let after = try harness.memoryKibibytes()
         print("memory storage: \(before) KiB before, \(held) while held, \(after) after")
         #expect(held - before > byteCount / 1024 / 2)
-        // Less than two rounds held, where leaks would leave eight: more of the pools is in use where
-        // a busy machine lets blocks wait for an extent.
+        // Less than two rounds held, where leaks would leave eight: more of the pools is in use
+        // where a busy machine lets blocks wait for an extent.
         #expect(after - before < byteCount / 1024 * 2)
         #expect(try harness.service.stop() == .exited(0))
     }

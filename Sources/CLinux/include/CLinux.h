@@ -49,9 +49,10 @@ enum {
     cl_feat_nodrop = IORING_FEAT_NODROP,
 };
 
-// Opens a ring, in memory of the process's own where the kernel offers that (Linux 6.5): the mapping
-// of a ring's memory holds the ring, and what it polls and reads, for as long as any thread of the
-// process lives. A thread that waits for I/O which the ring serves would then outlive a kill.
+// Opens a ring, in memory of the process's own where the kernel offers that (Linux 6.5): the
+// mapping of a ring's memory holds the ring, and what it polls and reads, for as long as any thread
+// of the process lives. A thread that waits for I/O which the ring serves would then outlive a
+// kill.
 int cl_ring_open(struct io_uring *ring, unsigned entries, unsigned cq_entries, unsigned flags);
 
 static inline unsigned cl_ring_features(const struct io_uring *ring) { return ring->features; }
@@ -60,7 +61,7 @@ static inline unsigned cl_ring_unsubmitted(const struct io_uring *ring) {
     return io_uring_sq_ready(ring);
 }
 
-// Submits, and waits for one completion at most until `timeout_ns` (negative: for ever) when
+// Submits, and waits for at most one completion until `timeout_ns` (negative: forever) when
 // `wait` is set; runs deferred task work in either case. One system call.
 static inline int cl_ring_turn(struct io_uring *ring, bool wait, int64_t timeout_ns) {
     if (!wait) return io_uring_submit_and_get_events(ring);
@@ -242,7 +243,7 @@ int cl_lock_byte_shared(int fd, int64_t offset);
 // 1 when another open file description holds a lock on the byte, 0 when none does, -1 on error.
 int cl_byte_is_locked(int fd, int64_t offset);
 
-// An unnamed file in a directory, mode 0600, that nobody can give a name.
+// An unnamed file in a directory, mode 0600, that cannot be linked.
 int cl_open_unnamed(const char *directory);
 
 // Keeps pages in memory from their first touch on (mlock2 with MLOCK_ONFAULT).
@@ -301,7 +302,7 @@ enum {
     cl_loop_direct = LO_FLAGS_DIRECT_IO,
 };
 
-// Number of a loop device nobody uses now; somebody else may be faster.
+// Number of a loop device that is free now; another process may take it first.
 int cl_loop_get_free(int control);
 // Sees to it that the loop device of that number exists, used or not. Returns the number.
 int cl_loop_add(int control, int number);
@@ -327,7 +328,7 @@ int cl_sync_filesystem(int fd);
 
 // -- processes and threads -----------------------------------------------------------------------
 
-// Goes on as another user in all threads, with the groups that user has and no limit on locked
+// Continues as another user in all threads, with the groups that user has and no limit on locked
 // memory where the system lets root lift it. 0, or -1 and errno.
 int cl_become_user(const char *name, uint32_t user, uint32_t group);
 
@@ -354,8 +355,9 @@ int cl_own_descriptors(void);
 // I/O that it may itself have to serve (PR_SET_IO_FLUSHER, Linux 5.6).
 int cl_become_io_flusher(void);
 
-// Asks the scheduler for short time slices of the calling thread, `nanoseconds` each (sched_setattr(2),
-// Linux 6.12; earlier kernels take the call and change nothing). 0, or -1 with errno.
+// Asks the scheduler for short time slices of the calling thread, `nanoseconds` each
+// (sched_setattr(2), Linux 6.12; earlier kernels take the call and change nothing). 0, or -1 with
+// errno.
 int cl_take_short_turns(uint64_t nanoseconds);
 
 // Locks what the process has and will have in memory, page by page as it is touched.

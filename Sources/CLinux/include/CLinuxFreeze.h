@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-// Each takes a descriptor of any file of the filesystem; all can block for as long as its disk does.
+// Each takes a descriptor of any file of the filesystem; all can block for as long as its disk
+// does.
 int cl_freeze_filesystem(int fd);
 int cl_thaw_filesystem(int fd);
 

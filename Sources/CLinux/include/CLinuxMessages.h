@@ -13,8 +13,8 @@ ssize_t cl_send_packet(int socket, const void *bytes, size_t count, int descript
 // and -1 with EBADMSG for a packet that was cut off, or that came with more than one descriptor.
 ssize_t cl_receive_packet(int socket, void *bytes, size_t capacity, int *descriptor);
 
-// A listening socket for packets at `name` in a directory, whatever the length of its path; replaces
-// what is there. -1 and errno on failure.
+// A listening socket for packets at `name` in a directory, whatever the length of its path;
+// replaces what is there. -1 and errno on failure.
 int cl_listen_in(int directory, const char *name);
 
 // Connects to such a socket. -1 and errno on failure.

@@ -1,4 +1,4 @@
-// Words of C that the tests need and Swift cannot say: system calls without a wrapper in the C
+// C functions that the tests need and Swift cannot call: system calls without a wrapper in the C
 // library, variadic functions, and the kernel's structures of the FUSE protocol.
 #ifndef STILLPOINT_TEST_SUPPORT_H
 #define STILLPOINT_TEST_SUPPORT_H

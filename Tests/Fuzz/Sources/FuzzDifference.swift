@@ -3,9 +3,9 @@ import Glibc
 
 @testable import ImageCopy
 
-/// A stream of `rbd export-diff` that may hold anything, or is made of records that mostly fit. It is
-/// applied to a file of 1 MiB, or refused; what is applied equals what a plain reading of the same
-/// bytes says, and nothing beyond the image's end is touched.
+/// A stream of `rbd export-diff` that may hold anything, or is made of records that mostly fit. It
+/// is applied to a file of 1 MiB, or refused; what is applied equals what a plain reading of the
+/// same bytes says, and nothing beyond the image's end is touched.
 func fuzzDifference(_ input: inout FuzzInput) {
     let kind = input.byte()
     let bytes = kind & 1 != 0 ? Array("rbd diff v1\n".utf8) + input.rest() : stream(&input)
