@@ -15,7 +15,7 @@ import sys
 
 # name, file, text, replacement
 MUTANTS = [
-("discard not marked","SnapshotCore/SnapshotEngine+Writes.swift","        markAndTouch(offset: start, end: end)\n        record","        if record.pointee.operation != .discard { markAndTouch(offset: start, end: end) }\n        record"),
+("discard not marked","SnapshotCore/SnapshotEngine+Writes.swift","        markAndTouch(offset: start, end: end)\n        if record","        if record.pointee.operation != .discard { markAndTouch(offset: start, end: end) }\n        if record"),
 ("no re-check after origin read","SnapshotCore/SnapshotEngine+ImageReads.swift","            emitReads(index, isFirst: false)\n            if record.pointee.outstanding > 0 { return }","            if record.pointee.outstanding > 0 { return }"),
 ("merge frees instead of handing over","SnapshotCore/SnapshotEngine+Layers.swift","if new.pointee.preserved & bit != 0 {","if new.pointee.preserved & bit != 0 || bit == 2 {"),
 ("lose last partial block","SnapshotCore/SnapshotEngine+Writes.swift","(min(end &- start, chunkByteCount) &- 1) / blockByteCount","min(15, max(first, (min(end &- start, chunkByteCount) / blockByteCount + (end % 4096 < 100 ? 0 : 1)) &- 1))"),
