@@ -81,8 +81,9 @@ let package = Package(
         .executableTarget(
             name: "bench-tracking", dependencies: ["BlockModel", "CLinux", "ChangeTracking"],
             swiftSettings: strict),
-        .target(name: "Host", dependencies: ["CLinux"], swiftSettings: strict),
-        .target(name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
+        .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
+        .target(
+            name: "RingIO", dependencies: ["BlockModel", "CLinux", "Host"], swiftSettings: strict),
         .target(
             name: "LiveTracking",
             dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking", "Host"],
@@ -143,6 +144,8 @@ let package = Package(
         .executableTarget(name: "manual", swiftSettings: strict),
         .testTarget(
             name: "BlockModelTests", dependencies: ["BlockModel"], swiftSettings: strictTests),
+        .testTarget(
+            name: "HostTests", dependencies: ["BlockModel", "Host"], swiftSettings: strictTests),
         .testTarget(
             name: "RingIOTests", dependencies: ["BlockModel", "RingIO"], swiftSettings: strict),
         .testTarget(

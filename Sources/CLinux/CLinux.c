@@ -15,6 +15,10 @@
 #include <sys/resource.h>
 #include <sys/sysmacros.h>
 
+#ifndef STATX_MNT_ID
+#define STATX_MNT_ID 0x00001000U
+#endif
+
 #ifndef STATX_DIOALIGN
 #define STATX_DIOALIGN 0x00002000U
 #endif
@@ -67,6 +71,19 @@ int cl_file_facts(int fd, struct cl_file_facts *facts) {
     return 0;
 }
 
+int cl_mount_id(int fd, uint64_t *id) {
+    struct cl_statx answer;
+    memset(&answer, 0, sizeof answer);
+    long result = syscall(SYS_statx, fd, "", 0x1000 /* AT_EMPTY_PATH */, STATX_MNT_ID, &answer);
+    if (result < 0) return -1;
+    if (!(answer.mask & STATX_MNT_ID)) {
+        errno = ENOTSUP;
+        return -1;
+    }
+    *id = answer.mount_id;
+    return 0;
+}
+
 int cl_filesystem_id(int fd, uint64_t *id) {
     struct statfs answer;
     if (fstatfs(fd, &answer) < 0) return -1;
@@ -106,36 +123,6 @@ int cl_allocate(int fd, uint64_t offset, uint64_t length) {
 }
 
 int cl_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
-
-
-int cl_spawn_helper(const char *path, char *const arguments[], int socket, int32_t *pid) {
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    sigset_t signals;
-    int result = posix_spawn_file_actions_init(&actions);
-    if (result) return result;
-    result = posix_spawnattr_init(&attributes);
-    if (result) {
-        posix_spawn_file_actions_destroy(&actions);
-        return result;
-    }
-    for (int fd = 0; fd < 3 && !result; fd++)
-        result = posix_spawn_file_actions_addopen(&actions, fd, "/dev/null", O_RDWR, 0);
-    if (!result) result = posix_spawn_file_actions_adddup2(&actions, socket, 3);
-    sigemptyset(&signals);
-    if (!result) result = posix_spawnattr_setsigmask(&attributes, &signals);
-    sigfillset(&signals);
-    if (!result) result = posix_spawnattr_setsigdefault(&attributes, &signals);
-    if (!result)
-        result = posix_spawnattr_setflags(
-            &attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    pid_t child = 0;
-    if (!result) result = posix_spawn(&child, path, &actions, &attributes, arguments, environ);
-    *pid = child;
-    posix_spawnattr_destroy(&attributes);
-    posix_spawn_file_actions_destroy(&actions);
-    return result;
-}
 
 int cl_close_from(int first) { return close_range((unsigned)first, ~0u, 0); }
 

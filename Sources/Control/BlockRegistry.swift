@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import CLinux
 internal import DataPlane
@@ -442,8 +443,8 @@ package actor BlockRegistry {
     func madePlace() async throws -> String {
         if let place { return place }
         let path = directory
-        let outcome = await blocking.run { () -> Result<String, SystemFailure> in
-            do throws(SystemFailure) {
+        let outcome = await blocking.run { () -> Result<String, HostError> in
+            do throws(HostError) {
                 try makePrivateDirectory(path)
                 return .success(try resolvedPath(path))
             } catch { return .failure(error) }

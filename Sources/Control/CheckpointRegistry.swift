@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import DataPlane
 internal import Logging
@@ -158,8 +159,8 @@ package actor CheckpointRegistry {
         let store = store
         await freezeLock.lockShared()
         defer { freezeLock.unlock() }
-        let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
-            do throws(SystemFailure) {
+        let outcome = await blocking.run { () -> Result<Void, HostError> in
+            do throws(HostError) {
                 return .success(try store.write(change))
             } catch { return .failure(error) }
         }

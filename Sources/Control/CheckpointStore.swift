@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import ExportNBD
 internal import FoundationEssentials
@@ -148,7 +149,7 @@ final class CheckpointStore: Sendable {
     }
 
     /// Writes a change, durably. Blocks.
-    func write(_ change: Change) throws(SystemFailure) {
+    func write(_ change: Change) throws(HostError) {
         var bytes = Array("{\"version\":1,\"checkpoints\":[".utf8)
         var separator = "\n"
         for (_, entry) in change.entries.sorted(by: { $0.key < $1.key }) {
@@ -157,7 +158,7 @@ final class CheckpointStore: Sendable {
             separator = ",\n"
         }
         bytes += "\n]}\n".utf8
-        try writeDurably(bytes, to: file)
+        try DurableFile.replace(file, with: bytes)
     }
 
     /// The change was written: it holds from now on.

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 internal import RingIO
@@ -33,7 +34,7 @@ final class ControlSocket: Sendable {
         passed = nil
         let slash = path.lastIndex(of: "/") ?? path.startIndex
         let parent = slash == path.startIndex ? "/" : String(path[..<slash])
-        do throws(SystemFailure) {
+        do throws(HostError) {
             try makePrivateDirectory(parent)
         } catch {
             throw ControlError(
@@ -43,7 +44,7 @@ final class ControlSocket: Sendable {
         }
         let descriptor = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         guard descriptor >= 0 else {
-            let failure = SystemFailure(subject: parent, errnoValue: errno)
+            let failure = HostError(parent, errno)
             throw ControlError(.failed, "control socket \(path): \(failure)")
         }
         directory = Mutex(descriptor)
@@ -104,7 +105,7 @@ final class ControlSocket: Sendable {
 
     private func failed(_ reason: Int32) -> ControlError {
         ControlError(
-            .failed, "control socket: \(SystemFailure(subject: path, errnoValue: reason))")
+            .failed, "control socket: \(HostError(path, reason))")
     }
 
     private func unlockDirectory() {
@@ -140,7 +141,7 @@ final class ControlSocket: Sendable {
         guard reason == ECONNREFUSED else {
             throw ControlError(
                 .busy,
-                "\(SystemFailure(subject: path, errnoValue: reason)): whether a service listens "
+                "\(HostError(path, reason)): whether a service listens "
                     + "there is unknown; name another socket with --control")
         }
         guard unlink(path) == 0 || errno == ENOENT else { throw failed(errno) }

@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import DataPlane
 internal import ExportNBD
@@ -437,7 +438,7 @@ package actor DeviceRegistry {
     func resolved(_ path: String) async -> String {
         do throws(ControlError) {
             return try await blocking.runOnNamedPath(.paths, "origin \(path)") {
-                do throws(SystemFailure) { return try resolvedPath(path) } catch { return path }
+                do throws(HostError) { return try resolvedPath(path) } catch { return path }
             }
         } catch { return path }
     }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import DataPlane
 internal import ExportBlock
@@ -31,7 +32,7 @@ extension ErrandProcess {
         guard access(path, F_OK) == 0 else { return [] }
         return await withCheckedContinuation { continuation in
             // On a thread of its own: it may take until block devices are served again.
-            do throws(RingError) {
+            do throws(HostError) {
                 try ServiceThread.start("thaw") {
                     continuation.resume(returning: thawed(run([thawCommand, path])))
                 }
@@ -44,7 +45,7 @@ extension ErrandProcess {
         guard access(path, F_OK) == 0 else { return [] }
         let found = Mutex<[String]?>(nil)
         let ended = Semaphore()
-        do throws(RingError) {
+        do throws(HostError) {
             try ServiceThread.start("thaw") {
                 let fields = thawed(run([thawCommand, path]))
                 found.withLock { $0 = fields }

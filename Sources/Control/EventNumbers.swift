@@ -1,3 +1,4 @@
+internal import Host
 internal import FoundationEssentials
 internal import Logging
 internal import RingIO
@@ -84,7 +85,7 @@ final class EventNumbers: Sendable {
         let contents = Contents(version: 1, last: last)
         do {
             let bytes = [UInt8](try DocumentCoding.encoder(pretty: true).encode(contents))
-            try writeDurably(bytes, to: path)
+            try DurableFile.replace(path, with: bytes)
         } catch {
             throw ControlError(
                 .failed,

@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import DataPlane
 internal import FoundationEssentials
@@ -88,7 +89,7 @@ actor FilesystemFreezing {
     ) throws(ControlError) -> FreezePlan {
         var selection = selection
         for index in selection.mountPoints.indices {
-            do throws(SystemFailure) {
+            do throws(HostError) {
                 selection.mountPoints[index] = try resolvedPath(selection.mountPoints[index])
             } catch {
                 throw ControlError(

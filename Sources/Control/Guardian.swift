@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import CLinux
 internal import DataPlane
@@ -244,11 +245,11 @@ actor Guardian {
 
     private nonisolated static func spawn(
         _ options: GuardianOptions
-    ) -> Result<(Int32, Int32), SystemFailure> {
+    ) -> Result<(Int32, Int32), HostError> {
         var ends: [Int32] = [-1, -1]
         let kind = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue)
         guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else {
-            return .failure(SystemFailure(subject: "socketpair", errnoValue: errno))
+            return .failure(HostError("socketpair", errno))
         }
         defer { close(ends[1]) }
         var limit = timeval(tv_sec: answerSeconds, tv_usec: 0)
@@ -258,21 +259,18 @@ actor Guardian {
         }
         // The same program in a process of its own, without this one's memory.
         let words = [
-            "stillpoint", "guardian", "--lock", options.lockPath,
+            "guardian", "--lock", options.lockPath,
             "--frozen-list", options.frozenListPath, "--state-dir", options.stateDirectory,
             "--runtime-dir", options.runtimeDirectory,
             "--restart-limit", "\(options.restartLimitSeconds)",
         ]
-        var arguments: [UnsafeMutablePointer<CChar>?] = words.map { strdup($0) }
-        arguments.append(nil)
-        defer { for argument in arguments { free(argument) } }
-        var processID: Int32 = 0
-        let failure = cl_spawn_helper("/proc/self/exe", &arguments, ends[1], &processID)
-        guard failure == 0 else {
+        do throws(HostError) {
+            return .success(
+                (ends[0], try ProgramStart.ownProgram(words, socket: ends[1]).run()))
+        } catch {
             close(ends[0])
-            return .failure(SystemFailure(subject: "/proc/self/exe", errnoValue: failure))
+            return .failure(error)
         }
-        return .success((ends[0], processID))
     }
 
     private func ended(_ life: GuardianLife) async {
@@ -324,7 +322,7 @@ private final class GuardianLife: Sendable {
     /// Waits for its end on a thread of its own and calls `body` then; false when there can be no
     /// such thread.
     func follow(_ body: @escaping @Sendable () -> Void) -> Bool {
-        do throws(RingError) {
+        do throws(HostError) {
             try ServiceThread.start("guardian-wait") { [self] in
                 reap()
                 body()

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 internal import RingIO
@@ -52,7 +53,7 @@ final class HookProcess: Sendable {
     /// Starts it; returns when it runs or could not be started. Once only.
     func start() async {
         await withCheckedContinuation { continuation in
-            do throws(RingError) {
+            do throws(HostError) {
                 try ServiceThread.start("hook") { [self] in
                     supervise(started: { continuation.resume() })
                 }
@@ -173,14 +174,15 @@ final class HookProcess: Sendable {
         return String(text.reversed().drop { $0.isWhitespace }.reversed().drop { $0.isWhitespace })
     }
 
-    private func spawn(output: Int32) -> Result<pid_t, SystemFailure> {
-        var arguments = [strdup(path), nil]
-        var variables = environment.map { strdup("\($0)=\($1)") } + [nil]
-        defer { for pointer in arguments + variables { free(pointer) } }
-        var process: pid_t = 0
-        let failure = cl_spawn_group(path, &arguments, &variables, output, &process)
-        return failure == 0
-            ? .success(process)
-            : .failure(SystemFailure(subject: path, errnoValue: failure))
+    private func spawn(output: Int32) -> Result<pid_t, HostError> {
+        var start = ProgramStart(path, [path])
+        start.environment = .only(environment.map { "\($0)=\($1)" })
+        start.output = .descriptor(output)
+        start.diagnostics = .descriptor(output)
+        start.group = .own
+        start.resetsSignals = true
+        start.closesOthers = true
+        start.runsInRoot = true
+        do throws(HostError) { return .success(try start.run()) } catch { return .failure(error) }
     }
 }

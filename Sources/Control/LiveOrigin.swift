@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import DataPlane
 internal import Glibc
@@ -12,7 +13,7 @@ enum LiveOrigin {
         if LiveTag.isOne(text) { return try tagged(text) }
         var facts = stat()
         let path: String
-        do throws(SystemFailure) { path = try resolvedPath(text) } catch {
+        do throws(HostError) { path = try resolvedPath(text) } catch {
             throw ControlError(
                 .notFound,
                 "\(error); name a block device, the mount point of a filesystem on one, or UUID=..."
@@ -29,7 +30,7 @@ enum LiveOrigin {
             throw ControlError(.invalid, "\(text) names nothing; give a value after the =")
         }
         let link = "/dev/disk/\(folder)/\(parts[1])"
-        do throws(SystemFailure) { return try resolvedPath(link) } catch {
+        do throws(HostError) { return try resolvedPath(link) } catch {
             throw ControlError(
                 .notFound, "\(text): \(error); `lsblk -o NAME,UUID,LABEL` lists those there are")
         }

@@ -15,7 +15,7 @@ final class LockedDirectory: Sendable {
         making path: String, file: String? = nil, name: String, option: String
     ) throws(ControlError) {
         self.path = path
-        do throws(SystemFailure) {
+        do throws(HostError) {
             try makePrivateDirectory(path)
         } catch {
             throw ControlError(
@@ -27,7 +27,7 @@ final class LockedDirectory: Sendable {
             descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         }
         guard descriptor >= 0 else {
-            let failure = SystemFailure(subject: path, errnoValue: errno)
+            let failure = HostError(path, errno)
             throw ControlError(
                 .failed,
                 "\(name) cannot be used (\(failure)); see its permissions or name another with "

@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import CLinux
 internal import DataPlane
@@ -155,7 +156,7 @@ package struct MachineProbe: Codable, Equatable, Sendable {
 
     private static func probe(_ path: String) throws(ControlError) -> Path {
         let resolved: String
-        do throws(SystemFailure) {
+        do throws(HostError) {
             resolved = try resolvedPath(path)
         } catch {
             let message = "\(error); name an existing disk image or block device"

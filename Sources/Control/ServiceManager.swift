@@ -1,17 +1,18 @@
 // CLinux, too, has <sys/socket.h>: whichever module is loaded first owns its constants.
+internal import Host
 internal import CLinux
 internal import Glibc
 
 /// The service manager (systemd) that started this process, if one did.
 enum ServiceManager {
     /// Sends `message`, such as `READY=1`, to the socket that `address` (NOTIFY_SOCKET) names.
-    static func notify(_ message: String, address: String) throws(SystemFailure) {
+    static func notify(_ message: String, address: String) throws(HostError) {
         guard address.hasPrefix("/") || address.hasPrefix("@"),
             address.utf8.count <= socketPathByteCountMax
-        else { throw SystemFailure(subject: "NOTIFY_SOCKET \(address)", errnoValue: EINVAL) }
+        else { throw HostError("NOTIFY_SOCKET \(address)", EINVAL) }
         let descriptor = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard descriptor >= 0 else {
-            throw SystemFailure(subject: "NOTIFY_SOCKET", errnoValue: errno)
+            throw HostError("NOTIFY_SOCKET", errno)
         }
         defer { close(descriptor) }
         let bytes = Array(message.utf8)
@@ -19,7 +20,7 @@ enum ServiceManager {
             sendto(descriptor, bytes, bytes.count, Int32(MSG_NOSIGNAL), name, length)
         }
         guard sent == bytes.count else {
-            throw SystemFailure(subject: "NOTIFY_SOCKET \(address)", errnoValue: errno)
+            throw HostError("NOTIFY_SOCKET \(address)", errno)
         }
     }
 }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -61,18 +62,9 @@ package struct ServiceUser: Sendable, Equatable {
     func own(_ path: String) throws(ControlError) {
         let directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)
         guard directory >= 0 else { throw failed(path, errno) }
-        // A stream closes its descriptor.
-        guard let stream = fdopendir(directory) else {
-            let reason = errno
-            close(directory)
-            throw failed(path, reason)
-        }
-        defer { closedir(stream) }
-        while let entry = readdir(stream) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-                pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            if name == "." || name == ".." { continue }
+        defer { close(directory) }
+        guard let names = SystemFile.names(inOpen: directory) else { throw failed(path, errno) }
+        for name in names {
             try own(entry: name, of: directory, path + "/" + name)
         }
         guard fchown(directory, id, group) == 0 else { throw failed(path, errno) }
@@ -122,17 +114,11 @@ package struct ServiceUser: Sendable, Equatable {
         guard setuid(0) != 0 else {
             throw ControlError(.failed, "the service could still become root again, so it stops")
         }
-        guard let stream = opendir("/proc/self/task") else {
-            throw failed("/proc/self/task", errno)
-        }
-        defer { closedir(stream) }
-        while let entry = readdir(stream) {
-            let thread = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-                pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            guard !thread.hasPrefix(".") else { continue }
+        let threads = SystemFile.names(in: "/proc/self/task")
+        guard !threads.isEmpty else { throw failed("/proc/self/task", ENOENT) }
+        for thread in threads {
             let bytes: [UInt8]?
-            do throws(SystemFailure) {
+            do throws(HostError) {
                 bytes = try readWhole("/proc/self/task/\(thread)/status", byteCountMax: 65_536)
             } catch {
                 // A thread that ended while it was looked at has no user.

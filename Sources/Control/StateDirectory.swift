@@ -1,3 +1,4 @@
+internal import Host
 internal import DataPlane
 internal import FoundationEssentials
 internal import Glibc
@@ -84,9 +85,9 @@ final class StateDirectory: Sendable {
         let file = path + "/" + name
         await freezeLock.lockShared()
         defer { freezeLock.unlock() }
-        let outcome = await blocking.run { () -> Result<Void, SystemFailure> in
-            do throws(SystemFailure) {
-                return .success(try writeDurably(bytes, to: file))
+        let outcome = await blocking.run { () -> Result<Void, HostError> in
+            do throws(HostError) {
+                return .success(try DurableFile.replace(file, with: bytes))
             } catch { return .failure(error) }
         }
         guard let outcome else { throw ControlError.tooManyOperations }

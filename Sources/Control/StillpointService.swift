@@ -1,3 +1,4 @@
+internal import Host
 internal import DataPlane
 internal import ExportNBD
 internal import FoundationEssentials
@@ -438,7 +439,7 @@ package final class StillpointService: Service {
 
     private func reportReady() {
         if let address = configuration.notifySocket {
-            do throws(SystemFailure) {
+            do throws(HostError) {
                 try ServiceManager.notify("READY=1", address: address)
             } catch {
                 // The service works all the same; its manager will say what it makes of it.

@@ -1,3 +1,4 @@
+internal import Host
 package import BlockModel
 internal import CLinux
 internal import Glibc
@@ -65,27 +66,16 @@ package final class CutThread: Sendable {
 
     private let jobs = Mutex<[Job]?>([])
     private let available = Semaphore()
-    private let thread = Mutex<pthread_t?>(nil)
+    private let thread = Mutex<ServiceThread?>(nil)
     private let statistics = Mutex(CutStatistics())
 
     package init() throws(RingError) {
-        var handle = pthread_t()
-        let context = Unmanaged.passRetained(self).toOpaque()
-        let result = pthread_create(
-            &handle, nil,
-            { context in
-                guard let context else { preconditionFailure("a thread without its object") }
-                cl_block_signals()
-                cl_name_thread("cut")
-                Unmanaged<CutThread>.fromOpaque(context).takeRetainedValue().work()
-                return nil
-            }, context)
-        guard result == 0 else {
-            Unmanaged<CutThread>.fromOpaque(context).release()
-            throw RingError(operation: .startThread, errnoValue: result)
+        do throws(HostError) {
+            let started = try ServiceThread.startJoinable("cut") { [self] in work() }
+            thread.withLock { $0 = started }
+        } catch {
+            throw RingError(operation: .startThread, errnoValue: error.errnoValue)
         }
-        let started = handle
-        thread.withLock { $0 = started }
     }
 
     /// Makes a cut over the members, each with the size that its origin has now. `isBase`: later
@@ -148,7 +138,7 @@ package final class CutThread: Sendable {
             defer { thread = nil }
             return thread
         }
-        if let handle { pthread_join(handle, nil) }
+        handle?.join()
     }
 
     private func work() {

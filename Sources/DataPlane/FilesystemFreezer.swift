@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import Glibc
 package import RingIO
@@ -40,7 +41,11 @@ package final class FilesystemFreezer: Sendable {
     package init(_ target: FreezePlan.Target, listPath: String) throws(RingError) {
         self.target = target
         lockPath = FrozenFilesystems.lockPath(of: listPath)
-        try ServiceThread.start("freezer") { [self] in work() }
+        do throws(HostError) {
+            try ServiceThread.start("freezer") { [self] in work() }
+        } catch {
+            throw RingError(operation: .startThread, errnoValue: error.errnoValue)
+        }
     }
 
     /// Opens the filesystem and writes back what is dirty; ESTALE when it is mounted nowhere any

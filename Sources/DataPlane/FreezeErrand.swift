@@ -1,3 +1,4 @@
+internal import BlockModel
 internal import CLinux
 internal import Glibc
 internal import RingIO

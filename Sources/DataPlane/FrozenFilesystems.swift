@@ -1,3 +1,4 @@
+internal import BlockModel
 internal import Host
 internal import CLinux
 internal import Glibc
@@ -29,19 +30,13 @@ package enum FrozenFilesystems {
         guard !mountPoints.isEmpty else {
             return unlink(path) == 0 || errno == ENOENT ? 0 : errno
         }
-        let bytes = text(of: mountPoints)
-        let temporary = path + ".new"
-        let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard file >= 0 else { return errno }
-        let count = write(file, bytes, bytes.count)
-        var failure = count < 0 ? errno : count == bytes.count ? 0 : ENOSPC
-        // For runtime directories on a disk: the disk may be what is frozen next but one.
-        if failure == 0, fsync(file) != 0 { failure = errno }
-        close(file)
-        if failure == 0, rename(temporary, path) != 0 { failure = errno }
-        // Nothing reads a file that stays; the next list overwrites it.
-        if failure != 0 { unlink(temporary) }
-        return failure
+        do throws(HostError) {
+            // Synced for runtime directories on a disk, which may be frozen next.
+            try DurableFile.replace(path, syncsDirectory: false) { file throws(HostError) in
+                try DurableFile.write(text(of: mountPoints), to: file, path)
+            }
+            return 0
+        } catch { return error.errnoValue }
     }
 
     /// Thaws what is listed, the last frozen first, and removes the list. Returns the mount
@@ -108,38 +103,11 @@ package enum FrozenFilesystems {
 
     /// Mount points as the list holds them.
     static func text(of mountPoints: [[UInt8]]) -> [UInt8] {
-        Array(mountPoints.map { escaped($0) + [10] }.joined())
+        Array(mountPoints.map { OctalEscapes.added(to: $0) + [10] }.joined())
     }
 
     /// The mount points of a list, in the order of freezing.
     static func mountPoints(in text: [UInt8]) -> [[UInt8]] {
-        text.split(separator: 10).map(unescaped)
-    }
-
-    private static func escaped(_ path: [UInt8]) -> [UInt8] {
-        path.flatMap { byte -> [UInt8] in
-            switch byte {
-            case 10: Array("\\012".utf8)
-            case UInt8(ascii: "\\"): Array("\\134".utf8)
-            default: [byte]
-            }
-        }
-    }
-
-    private static func unescaped(_ line: ArraySlice<UInt8>) -> [UInt8] {
-        var bytes: [UInt8] = []
-        var rest = line
-        while let byte = rest.popFirst() {
-            if byte == UInt8(ascii: "\\"), rest.starts(with: "012".utf8) {
-                bytes.append(10)
-                rest.removeFirst(3)
-            } else if byte == UInt8(ascii: "\\"), rest.starts(with: "134".utf8) {
-                bytes.append(byte)
-                rest.removeFirst(3)
-            } else {
-                bytes.append(byte)
-            }
-        }
-        return bytes
+        text.split(separator: 10).map { OctalEscapes.removed(from: $0) }
     }
 }

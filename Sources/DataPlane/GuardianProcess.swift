@@ -187,7 +187,7 @@ package struct GuardianProcess {
             return
         }
         let ended = Semaphore()
-        do throws(RingError) {
+        do throws(HostError) {
             try ServiceThread.start("thaw") {
                 // It may wait for a block device that is held, and must not keep it alive.
                 _ = cl_own_descriptors()

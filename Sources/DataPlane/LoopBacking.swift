@@ -60,14 +60,7 @@ enum LoopBacking {
 
     /// Where services like this one have mounted the files under their block devices.
     private static func servedDirectories() -> [String] {
-        (SystemFile.read("/proc/self/mountinfo") ?? "").split(separator: "\n").compactMap { line in
-            // mountinfo: id parent major:minor root mountpoint options ... - type source options
-            let fields = line.split(separator: " ")
-            guard fields.count > 4, let divider = fields.firstIndex(of: "-"),
-                fields.count > divider + 1, fields[divider + 1] == "fuse.stillpoint"
-            else { return nil }
-            return fields[4] + "/"
-        }
+        Mounts.all().filter { $0.type == "fuse.stillpoint" }.map { $0.name + "/" }
     }
 
     private enum Answer: Sendable {
@@ -115,23 +108,12 @@ enum LoopBacking {
         }
         guard mayAsk else { return .unknown }
         let question = Question(name)
-        var handle = pthread_t()
-        let context = Unmanaged.passRetained(question).toOpaque()
-        let result = pthread_create(
-            &handle, nil,
-            { context in
-                guard let context else { preconditionFailure("a thread without its object") }
-                cl_block_signals()
-                cl_name_thread("loop-status")
-                Unmanaged<Question>.fromOpaque(context).takeRetainedValue().ask()
-                return nil
-            }, context)
-        guard result == 0 else {
-            Unmanaged<Question>.fromOpaque(context).release()
+        do throws(HostError) {
+            try ServiceThread.start("loop-status") { question.ask() }
+        } catch {
             questionEnded(name)
             return .unknown
         }
-        pthread_detach(handle)
         guard question.answered.wait(until: cl_now_nanoseconds() + waitNanoseconds) else {
             return .unknown
         }

@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import CLinux
 internal import ChangeTracking
@@ -115,35 +116,30 @@ struct SavedMap {
     /// Keeps one damaged file for later analysis.
     func setAside() throws(Fault) {
         guard rename(path, path + ".damaged") == 0 else { throw Fault(errnoValue: errno) }
-        try syncDirectory()
+        do throws(HostError) { try DurableFile.syncDirectory(of: path) } catch {
+            throw Fault(errnoValue: error.errnoValue)
+        }
     }
 
     // MARK: Clean stop
 
     /// Writes the map, which nobody changes any more, and marks it clean.
     func save(_ header: MapFileHeader, _ memory: ChangeMapMemory) throws(Fault) {
-        let temporary = path + ".new"
-        do throws(Fault) {
-            let descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-            guard descriptor >= 0 else { throw Fault(errnoValue: errno) }
-            defer { close(descriptor) }
-            try writeBody(header, memory, to: descriptor)
-            var clean = header
-            clean.state = .clean
-            guard writeAll(Self.page(of: clean), to: descriptor, at: 0), fsync(descriptor) == 0,
-                rename(temporary, path) == 0
-            else { throw Fault(errnoValue: errno) }
-        } catch {
-            // Whether the removal works or not, the next save writes a new file.
-            unlink(temporary)
-            throw error
-        }
-        try syncDirectory()
+        do throws(HostError) {
+            try DurableFile.replace(path) { descriptor throws(HostError) in
+                var clean = header
+                clean.state = .clean
+                guard writeBody(header, memory, to: descriptor),
+                    writeAll(Self.page(of: clean), to: descriptor, at: 0)
+                else { throw HostError(path, errno) }
+            }
+        } catch { throw Fault(errnoValue: error.errnoValue) }
     }
 
+    /// False with errno when it cannot be written.
     private func writeBody(
         _ header: MapFileHeader, _ memory: ChangeMapMemory, to descriptor: Int32
-    ) throws(Fault) {
+    ) -> Bool {
         let map = memory.changeMap(current: header.epoch, newestBase: header.newestBase)
         let pageCount = ChangeMap.pageCount(chunkCount: header.chunkCount)
         let groupCount = (pageCount + MapFileBody.pagesPerGroup - 1) / MapFileBody.pagesPerGroup
@@ -159,16 +155,13 @@ struct SavedMap {
                 }
                 checksums[Int(page - first)] = MapFileBody.checksum(ofPage: bytes.span.bytes)
                 let offset = Int(MapFileBody.byteOffset(ofPage: page))
-                guard writeAll(bytes, to: descriptor, at: offset) else {
-                    throw Fault(errnoValue: errno)
-                }
+                guard writeAll(bytes, to: descriptor, at: offset) else { return false }
             }
             Self.fill(&bytes) { span in MapFileBody.encodeGroup(checksums.span, into: &span) }
             let offset = Int(MapFileBody.byteOffset(ofGroup: group))
-            guard writeAll(bytes, to: descriptor, at: offset) else {
-                throw Fault(errnoValue: errno)
-            }
+            guard writeAll(bytes, to: descriptor, at: offset) else { return false }
         }
+        return true
     }
 
     private static func page(of header: MapFileHeader) -> [UInt8] {
@@ -181,13 +174,5 @@ struct SavedMap {
         var span = bytes.mutableSpan
         var raw = span.mutableBytes
         body(&raw)
-    }
-
-    private func syncDirectory() throws(Fault) {
-        let parent = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "."
-        let descriptor = open(parent.isEmpty ? "/" : parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard descriptor >= 0 else { throw Fault(errnoValue: errno) }
-        defer { close(descriptor) }
-        guard fsync(descriptor) == 0 else { throw Fault(errnoValue: errno) }
     }
 }

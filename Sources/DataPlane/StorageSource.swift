@@ -1,3 +1,4 @@
+internal import Host
 package import BlockModel
 package import CopyOnWrite
 internal import RingIO
@@ -42,7 +43,7 @@ struct PoolJobs: StorageJobs {
         case .erasure: if blocking.require(.erasure, job) { return true }
         case .overwriting: break
         }
-        do throws(RingError) {
+        do throws(HostError) {
             try ServiceThread.start("storage", job)
             return true
         } catch { return work == .overwriting && blocking.require(.erasure, job) }

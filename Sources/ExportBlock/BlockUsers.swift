@@ -1,3 +1,4 @@
+internal import BlockModel
 internal import Host
 internal import CLinux
 internal import Glibc
@@ -76,17 +77,12 @@ private struct UserSearch {
     }
 
     private mutating func lookAtMounts(of process: String) {
-        for line in SystemFile.lines(of: process + "/mountinfo") {
-            // mountinfo: id parent major:minor root mountpoint options ... - type source options
-            let fields = line.split(separator: " ")
-            guard fields.count > 4, let divider = fields.firstIndex(of: "-"),
-                fields.count > divider + 2
-            else { continue }
-            let use = "mounted at \(StaleBlockDevices.unescaped(fields[4]))"
-            add(BlockUsers.number(fields[2]), use)
+        for mount in Mounts.all(seenBy: process) {
+            let use = "mounted at \(mount.name)"
+            add(cl_device_number(mount.device.major, mount.device.minor), use)
             // btrfs shows a number of its own: the source is what tells.
-            if fields[divider + 1] == "btrfs" {
-                add(Self.deviceNumber(StaleBlockDevices.unescaped(fields[divider + 2])), use)
+            if mount.type == "btrfs" {
+                add(Self.deviceNumber(String(decoding: mount.source, as: UTF8.self)), use)
             }
         }
     }
@@ -111,7 +107,7 @@ private struct UserSearch {
             guard let path = line.split(separator: " ").first, path.hasPrefix("/dev/") else {
                 continue
             }
-            add(Self.deviceNumber(StaleBlockDevices.unescaped(path)), "used as swap")
+            add(Self.deviceNumber(OctalEscapes.removed(from: path)), "used as swap")
         }
     }
 

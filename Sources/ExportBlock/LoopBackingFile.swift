@@ -1,3 +1,4 @@
+internal import Host
 internal import BlockModel
 internal import CLinux
 internal import Glibc
@@ -13,7 +14,7 @@ struct LoopBackingFile: Sendable {
     init(at path: String) {
         self.path = path
         let directory = path[..<(path.lastIndex(of: "/") ?? path.startIndex)]
-        filesystem = StaleBlockDevices.mounts().last { $0.place == directory }?.filesystem
+        filesystem = Mounts.all().last { $0.name == directory }?.device
     }
 
     /// What the kernel adds to the path of a file that lost its name: it does so with one whose

@@ -8,18 +8,13 @@ enum MountedFilesystems {
     /// Writes back what the filesystems on these block devices (numbers as in `st_rdev`) or their
     /// partitions have in memory. Waits for those devices.
     static func writeBack(on numbers: Set<UInt64>) {
-        for line in SystemFile.lines(of: "/proc/self/mountinfo") {
-            // mountinfo: id parent major:minor root mountpoint options ... - type source options
-            let fields = line.split(separator: " ")
-            guard fields.count > 4, let divider = fields.firstIndex(of: "-"),
-                fields.count > divider + 2
-            else { continue }
+        for mount in Mounts.all() {
             // btrfs shows a number of its own: the source is what tells.
             var status = stat()
-            guard stat(String(fields[divider + 2]), &status) == 0,
+            guard stat(String(decoding: mount.source, as: UTF8.self), &status) == 0,
                 status.st_mode & S_IFMT == S_IFBLK, stands(UInt64(status.st_rdev), on: numbers)
             else { continue }
-            let descriptor = open(String(fields[4]), O_RDONLY | O_CLOEXEC | O_DIRECTORY)
+            let descriptor = open(mount.name, O_RDONLY | O_CLOEXEC | O_DIRECTORY)
             guard descriptor >= 0 else { continue }
             _ = cl_sync_filesystem(descriptor)
             close(descriptor)

@@ -51,6 +51,24 @@ package enum SystemFile {
     /// The names in a folder, without `.` and `..`; empty when it cannot be read.
     package static func names(in folder: String) -> [String] {
         guard let handle = opendir(folder) else { return [] }
+        return names(of: handle)
+    }
+
+    /// The names in the folder that is open as `descriptor`; nil with errno when it cannot be read.
+    package static func names(inOpen descriptor: Int32) -> [String]? {
+        let own = openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard own >= 0 else { return nil }
+        // A stream closes its descriptor.
+        guard let handle = fdopendir(own) else {
+            let reason = errno
+            close(own)
+            errno = reason
+            return nil
+        }
+        return names(of: handle)
+    }
+
+    private static func names(of handle: OpaquePointer) -> [String] {
         defer { closedir(handle) }
         var names: [String] = []
         while let entry = readdir(handle) {

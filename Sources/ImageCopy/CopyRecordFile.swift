@@ -1,3 +1,4 @@
+internal import Host
 internal import Glibc
 
 /// The file that holds the record of a target: beside a file, and for a block device in a directory
@@ -83,16 +84,9 @@ package struct CopyRecordFile: Sendable {
             // One that is there already is as good; what else is wrong shows when it is written to.
             mkdir(String(path[..<slash]), 0o700)
         }
-        let temporary = path + ".new"
-        do throws(CopyError) {
-            try Self.write(bytes, to: temporary)
-            guard rename(temporary, path) == 0 else { throw Self.failure(path, errno) }
-        } catch {
-            // What stays is replaced by the next attempt.
-            unlink(temporary)
-            throw error
+        do throws(HostError) { try DurableFile.replace(path, with: bytes) } catch {
+            throw Self.failure(error.subject, error.errnoValue)
         }
-        try Self.syncDirectory(of: path)
     }
 
     /// Takes the record away: what it described is gone.
@@ -104,30 +98,10 @@ package struct CopyRecordFile: Sendable {
         try Self.syncDirectory(of: other.path)
     }
 
-    private static func write(_ bytes: [UInt8], to path: String) throws(CopyError) {
-        let descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else { throw failure(path, errno) }
-        defer { close(descriptor) }
-        var written = 0
-        while written < bytes.count {
-            let count = bytes.withUnsafeBytes {
-                Glibc.write(
-                    descriptor, $0.baseAddress.unsafelyUnwrapped + written, $0.count - written)
-            }
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else { throw failure(path, count < 0 ? errno : ENOSPC) }
-            written += count
-        }
-        guard fsync(descriptor) == 0 else { throw failure(path, errno) }
-    }
-
     /// Makes names in the directory of `path` durable.
     static func syncDirectory(of path: String) throws(CopyError) {
-        let slash = path.lastIndex(of: "/")
-        let parent = slash.map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-        let descriptor = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard descriptor >= 0 else { throw failure(parent, errno) }
-        defer { close(descriptor) }
-        guard fsync(descriptor) == 0 else { throw failure(parent, errno) }
+        do throws(HostError) { try DurableFile.syncDirectory(of: path) } catch {
+            throw failure(error.subject, error.errnoValue)
+        }
     }
 }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -22,42 +23,18 @@ enum HelperProcess {
     static func start(
         _ arguments: [String], words: Int32, passing: Int32? = nil
     ) throws(CopyError) -> pid_t {
-        var actions = posix_spawn_file_actions_t()
-        posix_spawn_file_actions_init(&actions)
-        defer { posix_spawn_file_actions_destroy(&actions) }
-        posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
-        posix_spawn_file_actions_adddup2(&actions, words, STDOUT_FILENO)
-        posix_spawn_file_actions_adddup2(&actions, words, STDERR_FILENO)
-        if let passing { posix_spawn_file_actions_adddup2(&actions, passing, 3) }
-        var attributes = posix_spawnattr_t()
-        posix_spawnattr_init(&attributes)
-        defer { posix_spawnattr_destroy(&attributes) }
-        // Threads of Swift's pool block signals, and this program ignores SIGXFSZ.
-        var none = sigset_t()
-        sigemptyset(&none)
-        posix_spawnattr_setsigmask(&attributes, &none)
-        posix_spawnattr_setflags(
-            &attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP))
-        var pointers = arguments.map { strdup($0) } + [nil]
-        defer { for pointer in pointers { free(pointer) } }
-        var process: pid_t = 0
-        let failure = posix_spawnp(
-            &process, arguments[0], &actions, &attributes, &pointers, environ)
-        guard failure == 0 else {
-            if failure == ENOENT { throw arguments[0] == "setpriv" ? missingSetpriv : missing }
-            throw CopyError(.failed, "\(arguments[0]): \(CopyTarget.text(failure))")
+        var start = ProgramStart(arguments[0], arguments)
+        start.output = .descriptor(words)
+        start.diagnostics = .descriptor(words)
+        start.passed = passing
+        // This program ignores SIGXFSZ, and so does the other one.
+        start.group = .own
+        do throws(HostError) { return try start.run() } catch {
+            if error.errnoValue == ENOENT {
+                throw arguments[0] == "setpriv" ? missingSetpriv : missing
+            }
+            throw CopyError(.failed, "\(error)")
         }
-        return process
-    }
-
-    /// Waits for a child; its exit status, or 128 and the signal that ended it.
-    static func wait(for process: pid_t) -> Int32 {
-        var status: Int32 = 0
-        while waitpid(process, &status, 0) < 0 {
-            guard errno == EINTR else { return 126 }
-        }
-        let signal = status & 0x7F
-        return signal == 0 ? status >> 8 & 0xFF : 128 + signal
     }
 
     /// Waits until a child has ended. `wait` still gives its exit status.
@@ -79,7 +56,7 @@ enum HelperProcess {
         let words = cl_memory_file("words")
         guard words >= 0 else { throw CopyError(.failed, "\(doing): \(CopyTarget.text(errno))") }
         defer { close(words) }
-        let status = wait(for: try start(arguments, words: words))
+        let status = ProgramStart.wait(for: try start(arguments, words: words))
         guard status == 0 else {
             let output = text(words)
             if output.contains("Failed to get") {

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Dispatch
 internal import Glibc
@@ -87,7 +88,7 @@ final class QEMUServer: Sendable {
         } catch {
             // It forgets a SIGTERM that comes before it serves, and has nothing to write.
             kill(process, SIGKILL)
-            throw meaning(HelperProcess.wait(for: process), words, path, "\(error)")
+            throw meaning(ProgramStart.wait(for: process), words, path, "\(error)")
         }
     }
 
@@ -146,7 +147,7 @@ final class QEMUServer: Sendable {
         if isReadOnly { arguments.append("--read-only") }
         arguments += ["--", path]
         let start = Start()
-        do throws(RingError) {
+        do throws(HostError) {
             try ServiceThread.start("qemu-nbd") { [arguments] in
                 let outcome: Result<pid_t, CopyError>
                 do throws(CopyError) {
@@ -179,7 +180,7 @@ final class QEMUServer: Sendable {
             guard let started = process else { return 0 }
             process = nil
             kill(started, SIGTERM)
-            return HelperProcess.wait(for: started)
+            return ProgramStart.wait(for: started)
         }
     }
 

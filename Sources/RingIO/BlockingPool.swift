@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -70,7 +71,7 @@ package final class BlockingPool: Sendable {
     private let available = Semaphore()
     /// A thread has ended.
     private let threadEnded = Semaphore()
-    private let threads: Mutex<[pthread_t]>
+    private let threads: Mutex<[ServiceThread]>
 
     /// Longest time that `close` waits for calls that may never end, nanoseconds.
     private static let hangingNanoseconds: UInt64 = 2_000_000_000
@@ -110,26 +111,17 @@ package final class BlockingPool: Sendable {
     }
 
     private func startThread() throws(RingError) {
-        var handle = pthread_t()
-        let context = Unmanaged.passRetained(self).toOpaque()
         state.withLock { $0.threadCount += 1 }
-        let result = pthread_create(
-            &handle, nil,
-            { context in
-                guard let context else { preconditionFailure("a thread without its pool") }
-                cl_block_signals()
-                cl_name_thread("blocking")
+        do throws(HostError) {
+            let thread = try ServiceThread.startJoinable("blocking") { [self] in
                 requestShortTimeSlices()
-                Unmanaged<BlockingPool>.fromOpaque(context).takeRetainedValue().run()
-                return nil
-            }, context)
-        guard result == 0 else {
+                run()
+            }
+            threads.withLock { $0.append(thread) }
+        } catch {
             state.withLock { $0.threadCount -= 1 }
-            Unmanaged<BlockingPool>.fromOpaque(context).release()
-            throw RingError(operation: .startThread, errnoValue: result)
+            throw RingError(operation: .startThread, errnoValue: error.errnoValue)
         }
-        let started = handle
-        threads.withLock { $0.append(started) }
     }
 
     /// Queues a job; false when as many of its lane wait as may, or the pool is closed.
@@ -227,7 +219,7 @@ package final class BlockingPool: Sendable {
         }
         for handle in handles {
             // Which of them hang is not known: those that have ended lose only their status.
-            if isHanging { pthread_detach(handle) } else { pthread_join(handle, nil) }
+            if isHanging { handle.detach() } else { handle.join() }
         }
     }
 

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 
@@ -75,17 +76,15 @@ package final class Errand: Sendable {
         guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else {
             throw RingError(operation: .startProcess, errnoValue: errno)
         }
-        var arguments: [UnsafeMutablePointer<CChar>?] =
-            (["stillpoint", "errand"] + words).map { strdup($0) }
-        arguments.append(nil)
-        defer { for argument in arguments { free(argument) } }
-        var process: Int32 = 0
-        let reason = cl_spawn_helper("/proc/self/exe", &arguments, ends[1], &process)
-        close(ends[1])
-        guard reason == 0 else {
+        let process: pid_t
+        do throws(HostError) {
+            process = try ProgramStart.ownProgram(["errand"] + words, socket: ends[1]).run()
+        } catch {
             close(ends[0])
-            throw RingError(operation: .startProcess, errnoValue: reason)
+            close(ends[1])
+            throw RingError(operation: .startProcess, errnoValue: error.errnoValue)
         }
+        close(ends[1])
         socket = ends[0]
         processID = process
     }

@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -29,7 +30,7 @@ package final class LockWait: Sendable {
             end(locked: false)
             return
         }
-        do throws(RingError) {
+        do throws(HostError) {
             try ServiceThread.start("lock-wait") { [self] in
                 var result = flock(own, operation)
                 while result != 0 && errno == EINTR { result = flock(own, operation) }

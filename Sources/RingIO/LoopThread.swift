@@ -1,3 +1,4 @@
+internal import Host
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -13,7 +14,7 @@ package final class LoopThread: Sendable {
     /// Its allocations never wait for I/O that it may have to serve itself.
     package let isIOFlusher: Bool
 
-    private let thread: Mutex<pthread_t?>
+    private let thread: Mutex<ServiceThread?>
 
     /// Starts the thread and returns when its loop runs.
     package init(index: Int, configuration: LoopConfiguration) throws(RingError) {
@@ -21,12 +22,11 @@ package final class LoopThread: Sendable {
         let mailbox = try LoopMailbox()
         self.mailbox = mailbox
         let start = Start(index: index, configuration: configuration, mailbox: mailbox)
-        var handle = pthread_t()
-        let context = Unmanaged.passRetained(start).toOpaque()
-        let result = pthread_create(&handle, nil, { Start.main($0) }, context)
-        guard result == 0 else {
-            Unmanaged<Start>.fromOpaque(context).release()
-            throw RingError(operation: .startThread, errnoValue: result)
+        let handle: ServiceThread
+        do throws(HostError) {
+            handle = try ServiceThread.startJoinable("loop-\(index)") { start.run() }
+        } catch {
+            throw RingError(operation: .startThread, errnoValue: error.errnoValue)
         }
         switch start.wait() {
         case .success(let running):
@@ -34,7 +34,7 @@ package final class LoopThread: Sendable {
             isIOFlusher = running.isIOFlusher
             thread = Mutex(handle)
         case .failure(let error):
-            pthread_join(handle, nil)
+            handle.join()
             throw error
         }
     }
@@ -48,7 +48,7 @@ package final class LoopThread: Sendable {
         }
         guard let handle else { return }
         mailbox.postWhenRoom { loop in loop.stop() }
-        pthread_join(handle, nil)
+        handle.join()
     }
 
     /// What passes from the starting thread to the new one and back.
@@ -84,25 +84,18 @@ package final class LoopThread: Sendable {
             ready.signal()
         }
 
-        static func main(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
-            guard let context else { preconditionFailure("a loop thread starts with its context") }
-            let start = Unmanaged<Start>.fromOpaque(context).takeRetainedValue()
-            cl_block_signals()
-            cl_name_thread("loop-\(start.index)")
+        func run() {
             requestShortTimeSlices()
             // Before the ring is made: kernel workers inherit it.
             let isIOFlusher = cl_become_io_flusher() == 0
             do throws(RingError) {
                 let loop = try EventLoop(
-                    index: start.index, configuration: start.configuration,
-                    mailbox: start.mailbox)
-                start.report(
-                    .success(Running(features: loop.features, isIOFlusher: isIOFlusher)))
+                    index: index, configuration: configuration, mailbox: mailbox)
+                report(.success(Running(features: loop.features, isIOFlusher: isIOFlusher)))
                 loop.run()
             } catch {
-                start.report(.failure(error))
+                report(.failure(error))
             }
-            return nil
         }
     }
 }

@@ -1,3 +1,4 @@
+import Host
 import Control
 import Glibc
 import RingIO
@@ -53,7 +54,7 @@ struct FileHandles {
     /// write or not: for commands that wait for events.
     func endWithReader() {
         let number = number
-        do throws(RingError) {
+        do throws(HostError) {
             try ServiceThread.start("output-watch") {
                 // A closed reader is reported without being asked for.
                 var readiness = pollfd(fd: number, events: 0, revents: 0)

@@ -1,3 +1,4 @@
+import Host
 import CLinux
 import Control
 import FoundationEssentials
@@ -71,17 +72,14 @@ struct HeldImages: Sendable {
         }
         defer { close(ends[1]) }
         let line = HolderSocket(owning: ends[0])
-        var process: Int32 = 0
-        var arguments: [UnsafeMutablePointer<CChar>?] = [
-            strdup("stillpoint"), strdup("snapshot-holder"), nil,
-        ]
-        defer { for argument in arguments { free(argument) } }
-        let failure = cl_spawn_helper("/proc/self/exe", &arguments, ends[1], &process)
-        guard failure == 0 else {
+        let started: pid_t
+        do throws(HostError) {
+            started = try ProgramStart.ownProgram(["snapshot-holder"], socket: ends[1]).run()
+        } catch {
             throw ControlError(
-                .failed, "the holder cannot be started: \(String(cString: strerror(failure)))")
+                .failed,
+                "the holder cannot be started: \(SystemFile.errorText(error.errnoValue))")
         }
-        let started = process
         let pool: BlockingPool
         do throws(RingError) {
             pool = try BlockingPool(threadCount: 1)

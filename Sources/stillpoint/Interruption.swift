@@ -1,3 +1,4 @@
+import Host
 import Glibc
 import Synchronization
 
@@ -85,21 +86,10 @@ final class Interruption: Sendable {
         init(reading readEnd: Int32) { self.readEnd = readEnd }
 
         func start() -> Bool {
-            var handle = pthread_t()
-            let context = Unmanaged.passRetained(self).toOpaque()
-            let result = pthread_create(
-                &handle, nil,
-                { context in
-                    guard let context else { preconditionFailure("a thread without its object") }
-                    Unmanaged<Thread>.fromOpaque(context).takeRetainedValue().run()
-                    return nil
-                }, context)
-            guard result == 0 else {
-                Unmanaged<Thread>.fromOpaque(context).release()
-                return false
-            }
-            pthread_detach(handle)
-            return true
+            do throws(HostError) {
+                try ServiceThread.start("interruption", blocksSignals: false) { [self] in run() }
+                return true
+            } catch { return false }
         }
 
         private func run() {

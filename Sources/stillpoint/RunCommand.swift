@@ -1,3 +1,4 @@
+import Host
 import ArgumentParser
 import Control
 import Glibc
@@ -82,29 +83,15 @@ struct RunCommand: AsyncParsableCommand {
             "STILLPOINT_IMAGES=\(Self.lines(held.images))",
             "STILLPOINT_MOUNTS=\(Self.lines(held.mounts))",
         ]
-        let names = own.map { String($0.prefix(through: $0.firstIndex(of: "=") ?? $0.startIndex)) }
-        var environment: [UnsafeMutablePointer<CChar>?] = []
-        var place = environ
-        while let entry = place.pointee {
-            // Bytes are handed on as they are, text or not.
-            if !names.contains(where: { strncmp(entry, $0, $0.utf8.count) == 0 }) {
-                environment.append(strdup(entry))
-            }
-            place += 1
-        }
-        environment += own.map { strdup($0) } + [nil]
-        var arguments: [UnsafeMutablePointer<CChar>?] = command.map { strdup($0) } + [nil]
-        defer { for pointer in environment + arguments { free(pointer) } }
-        var process: pid_t = 0
-        let failure = withPlainSignals(flags: Int32(POSIX_SPAWN_SETPGROUP)) { attributes in
-            posix_spawnattr_setpgroup(&attributes, 0)
-            return posix_spawnp(
-                &process, command[0], nil, &attributes, &arguments, &environment)
-        }
-        guard failure == 0 else {
+        var start = ProgramStart(command[0], command)
+        start.environment = .inheritedWith(own)
+        (start.input, start.output, start.diagnostics) = (.inherited, .inherited, .inherited)
+        start.group = .own
+        let process: pid_t
+        do throws(HostError) { process = try start.run() } catch {
             throw ControlError(
-                failure == ENOENT ? .notFound : .failed,
-                "\(command[0]) cannot be run: \(String(cString: strerror(failure)))")
+                error.errnoValue == ENOENT ? .notFound : .failed,
+                "\(command[0]) cannot be run: \(SystemFile.errorText(error.errnoValue))")
         }
         if isatty(STDIN_FILENO) == 1 {
             // Otherwise giving the terminal away would stop this process.
@@ -134,21 +121,14 @@ struct RunCommand: AsyncParsableCommand {
         }
 
         func start() {
-            var handle = pthread_t()
-            let result = pthread_create(
-                &handle, nil,
-                { context in
-                    guard let context else { preconditionFailure("a thread without its object") }
-                    let waiter = Unmanaged<Waiter>.fromOpaque(context).takeRetainedValue()
-                    waiter.continuation.resume(returning: ToolProcess.wait(for: waiter.child))
-                    return nil
-                }, Unmanaged.passRetained(self).toOpaque())
-            guard result == 0 else {
-                // Without a thread it is waited for here: nothing else is going on.
-                continuation.resume(returning: ToolProcess.wait(for: child))
-                return
+            do throws(HostError) {
+                try ServiceThread.start("command", blocksSignals: false) { [self] in
+                    continuation.resume(returning: ProgramStart.wait(for: child))
+                }
+            } catch {
+                // Without a thread the wait happens here: nothing else is going on.
+                continuation.resume(returning: ProgramStart.wait(for: child))
             }
-            pthread_detach(handle)
         }
     }
 }

@@ -1,4 +1,4 @@
-internal import Host
+import Host
 import ArgumentParser
 import Control
 import FoundationEssentials

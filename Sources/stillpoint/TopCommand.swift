@@ -1,3 +1,4 @@
+import Host
 import ArgumentParser
 import Control
 import Glibc
@@ -117,7 +118,7 @@ private final class TopScreen: Sendable {
             // Keys at once and unseen; Ctrl-C stays a signal.
             settings.c_lflag &= ~tcflag_t(ICANON | ECHO)
             tcsetattr(STDIN_FILENO, TCSANOW, &settings)
-            do throws(RingError) {
+            do throws(HostError) {
                 try ServiceThread.start("keys") {
                     var key: UInt8 = 0
                     while read(STDIN_FILENO, &key, 1) == 1 {

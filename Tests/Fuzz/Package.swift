@@ -23,9 +23,10 @@ let package = Package(
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
             swiftSettings: instrumented),
-        .target(name: "Host", dependencies: ["CLinux"], swiftSettings: instrumented),
+        .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
         .target(
-            name: "RingIO", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
+            name: "RingIO", dependencies: ["BlockModel", "CLinux", "Host"],
+            swiftSettings: instrumented),
         .target(
             name: "CLiveTracking", exclude: ["bpf"],
             cSettings: [.headerSearchPath("skeleton")]),

@@ -358,7 +358,7 @@ int cl_become_io_flusher(void);
 // Asks the scheduler for short time slices of the calling thread, `nanoseconds` each
 // (sched_setattr(2), Linux 6.12; earlier kernels take the call and change nothing). 0, or -1 with
 // errno.
-int cl_take_short_turns(uint64_t nanoseconds);
+int cl_request_short_slices(uint64_t nanoseconds);
 
 // Locks what the process has and will have in memory, page by page as it is touched.
 int cl_lock_memory(void);
@@ -372,10 +372,6 @@ static inline void cl_block_signals(void) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, NULL);
 }
-
-// Starts `path` in a session of its own with `socket` as descriptor 3, standard streams on
-// /dev/null, no signal blocked and all at their default: 0 and its id, or an errno value.
-int cl_spawn_helper(const char *path, char *const arguments[], int socket, int32_t *pid);
 
 // Closes every descriptor from `first` on.
 int cl_close_from(int first);

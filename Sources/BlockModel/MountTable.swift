@@ -1,5 +1,3 @@
-package import BlockModel
-
 // What is mounted, as /proc/self/mountinfo tells it (proc_pid_mountinfo(5)):
 //
 //   36 35 98:0 /root /mount/point rw,noatime shared:1 - ext4 /dev/sdb1 rw,errors=continue
@@ -63,6 +61,15 @@ package struct MountTable: Equatable, Sendable {
         self.mounts = mounts
     }
 
+    /// The mounts of a text of which some lines may be unreadable: those are left out.
+    package static func readableMounts(in text: [UInt8]) -> [Mount] {
+        var number = 0
+        return text.split(separator: 10, omittingEmptySubsequences: false).compactMap { line in
+            number += 1
+            return mount(line, position: number)
+        }
+    }
+
     private static func mount(_ line: ArraySlice<UInt8>, position: Int) -> Mount? {
         let fields = line.split(separator: 32, omittingEmptySubsequences: false)
         // Optional fields end with a lone dash.
@@ -72,40 +79,11 @@ package struct MountTable: Equatable, Sendable {
             let id = UInt64(String(decoding: fields[0], as: UTF8.self)),
             let device = DeviceNumber(String(decoding: fields[2], as: UTF8.self))
         else { return nil }
-        let path = unescaped(fields[4])
+        let path = OctalEscapes.removed(from: fields[4])
         guard path.first == UInt8(ascii: "/"), !path.contains(0) else { return nil }
         return Mount(
             id: id, position: position, device: device, path: path,
-            type: String(decoding: unescaped(fields[dash + 1]), as: UTF8.self),
-            source: unescaped(fields[dash + 2]))
-    }
-
-    /// Undoes the kernel's `\040` for bytes that would break the line; any other backslash stands
-    /// for itself.
-    static func unescaped(_ field: ArraySlice<UInt8>) -> [UInt8] {
-        var bytes: [UInt8] = []
-        bytes.reserveCapacity(field.count)
-        var index = field.startIndex
-        while index < field.endIndex {
-            if field[index] == UInt8(ascii: "\\"), field.endIndex - index > 3,
-                let byte = octal(field[(index + 1)...(index + 3)])
-            {
-                bytes.append(byte)
-                index += 4
-            } else {
-                bytes.append(field[index])
-                index += 1
-            }
-        }
-        return bytes
-    }
-
-    private static func octal(_ digits: ArraySlice<UInt8>) -> UInt8? {
-        var value = 0
-        for digit in digits {
-            guard (48...55).contains(digit) else { return nil }
-            value = value * 8 + Int(digit - 48)
-        }
-        return UInt8(exactly: value)
+            type: String(decoding: OctalEscapes.removed(from: fields[dash + 1]), as: UTF8.self),
+            source: OctalEscapes.removed(from: fields[dash + 2]))
     }
 }

@@ -1,5 +1,4 @@
 import BlockModel
-import SnapshotCore
 import Testing
 
 @Suite struct `The mount table` {
