@@ -76,10 +76,14 @@ let package = Package(
         .target(
             name: "Simulation",
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            path: "Tests/Support/Simulation",
             swiftSettings: strict),
-        .executableTarget(name: "simulate", dependencies: ["Simulation"], swiftSettings: strict),
+        .executableTarget(
+            name: "simulate", dependencies: ["Simulation"], path: "Tests/Programs/simulate",
+            swiftSettings: strict),
         .executableTarget(
             name: "bench-tracking", dependencies: ["BlockModel", "CLinux", "ChangeTracking"],
+            path: "Tests/Programs/bench-tracking",
             swiftSettings: strict),
         .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
@@ -154,16 +158,21 @@ let package = Package(
                 "BlockModel", "CLinux", "CTestSupport", "CopyOnWrite", "DataPlane", "RingIO",
             ],
             swiftSettings: strictTests),
-        .target(name: "CTestSupport"),
-        .target(name: "TestSupport", dependencies: ["CTestSupport"], swiftSettings: strict),
+        .target(name: "CTestSupport", path: "Tests/Support/CTestSupport"),
+        .target(
+            name: "TestSupport", dependencies: ["CTestSupport"], path: "Tests/Support/TestSupport",
+            swiftSettings: strict),
         .executableTarget(
-            name: "nbd-load", dependencies: ["TestSupport"], swiftSettings: strict),
+            name: "nbd-load", dependencies: ["TestSupport"], path: "Tests/Programs/nbd-load",
+            swiftSettings: strict),
         .executableTarget(
             name: "count-work",
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            path: "Tests/Programs/count-work",
             swiftSettings: strict),
         .executableTarget(
-            name: "powercut-fs", dependencies: ["CTestSupport"], swiftSettings: strict),
+            name: "powercut-fs", dependencies: ["CTestSupport"], path: "Tests/Programs/powercut-fs",
+            swiftSettings: strict),
         .testTarget(
             name: "InteropTests",
             dependencies: [

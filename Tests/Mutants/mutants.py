@@ -79,9 +79,12 @@ scratch = pathlib.Path(sys.argv[1])
 wanted = sys.argv[2:]
 shutil.rmtree(scratch / "Sources", ignore_errors=True)
 shutil.copytree(SOURCES, scratch / "Sources")
+TESTS = SOURCES.parent / "Tests"
+shutil.copytree(TESTS / "Support" / "Simulation", scratch / "Sources" / "Simulation")
+shutil.copytree(TESTS / "Programs" / "simulate", scratch / "Sources" / "simulate")
 shutil.rmtree(scratch / "Tests", ignore_errors=True)
 for tests in ["RingIOTests", "SnapshotCoreTests"]:
-    shutil.copytree(SOURCES.parent / "Tests" / tests, scratch / "Tests" / tests)
+    shutil.copytree(TESTS / tests, scratch / "Tests" / tests)
 
 
 def simulate(file):

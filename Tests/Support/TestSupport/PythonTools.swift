@@ -5,7 +5,7 @@ import Foundation
 package enum PythonTools {
     /// Where the repository lies.
     package static let repository = URL(filePath: #filePath).deletingLastPathComponent()
-        .deletingLastPathComponent().deletingLastPathComponent().path
+        .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent().path
 
     /// The interpreter; nil, and a printed reason, when the packages are not available.
     package static let interpreter: String? = {
