@@ -154,7 +154,7 @@ figures: build ## Compare the program's size, memory and start with their limits
 
 PACKAGES ?= $(SCRATCH)/packages
 # The one place that says it is the program's source.
-VERSION = $(shell sed -nE 's/^package let stillpointVersion = "(.*)"/\1/p' Sources/Control/*.swift)
+VERSION = $(shell sed -nE 's/^package let stillpointVersion = "(.*)"/\1/p' Sources/ControlDocuments/*.swift)
 
 clean: ## Remove what was built
 	rm -rf $(SCRATCH)

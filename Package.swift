@@ -115,9 +115,13 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(
+            name: "ControlDocuments", dependencies: ["BlockModel", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strict),
+        .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "DataPlane", "Encryption",
+                "BlockModel", "ChangeTracking", "CLinux", "ControlDocuments", "CopyOnWrite",
+                "DataPlane", "Encryption",
                 "ExportBlock", "ExportNBD", "Host", "LiveTracking", "PageFiles", "RingIO",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
@@ -137,7 +141,8 @@ let package = Package(
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "CLinux", "Control", "Encryption", "Host", "ImageCopy", "NBDAccess",
+                "BlockModel", "CLinux", "Control", "ControlDocuments", "Encryption", "Host",
+                "ImageCopy", "NBDAccess",
                 "RingIO", "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -203,7 +208,9 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "ControlTests",
-            dependencies: ["Control", "TestSupport", "manual", "powercut-fs"],
+            dependencies: [
+                "Control", "ControlDocuments", "TestSupport", "manual", "powercut-fs",
+            ],
             swiftSettings: strictTests),
         .testTarget(
             name: "PageTests", dependencies: ["CTestSupport", "TestSupport", "nbd-load"],

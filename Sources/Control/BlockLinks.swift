@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import ExportBlock
 internal import Glibc
 internal import Host

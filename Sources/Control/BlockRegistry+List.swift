@@ -1,3 +1,4 @@
+package import ControlDocuments
 internal import ExportBlock
 
 // What there is to say of the block devices, and of who uses them.

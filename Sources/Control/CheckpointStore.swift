@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import Host
 internal import BlockModel
 internal import ExportNBD

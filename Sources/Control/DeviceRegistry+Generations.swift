@@ -1,3 +1,4 @@
+package import ControlDocuments
 internal import BlockModel
 internal import ChangeTracking
 internal import DataPlane

@@ -1,3 +1,4 @@
+package import ControlDocuments
 package import Encryption
 internal import ExportNBD
 internal import Logging

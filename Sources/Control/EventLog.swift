@@ -1,3 +1,4 @@
+internal import ControlDocuments
 package import BlockModel
 internal import FoundationEssentials
 internal import Synchronization

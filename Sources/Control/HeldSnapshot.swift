@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import BlockModel
 internal import DataPlane
 internal import FoundationEssentials

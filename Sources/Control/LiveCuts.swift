@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import BlockModel
 internal import DataPlane
 internal import SnapshotCore
@@ -252,22 +253,6 @@ extension CheckpointRegistry {
             store.names.release(request.name, of: .checkpoint)
             throw error
         }
-    }
-}
-
-/// A cut that is held.
-package struct HeldCutDocument: Codable, Equatable, Sendable {
-    package var name: String
-    package var devices: [Device]
-
-    /// One device's part of the cut.
-    package struct Device: Codable, Equatable, Sendable {
-        package var device: String
-        package var generation: String
-        /// The epoch that ended at the cut.
-        package var epoch: UInt32
-        /// Bytes at the cut.
-        package var size: UInt64
     }
 }
 

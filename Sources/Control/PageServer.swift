@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import Encryption
 internal import Hummingbird
 internal import HummingbirdCore

@@ -1,3 +1,4 @@
+package import ControlDocuments
 internal import Encryption
 internal import ExportNBD
 internal import Glibc

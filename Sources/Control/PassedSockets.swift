@@ -1,3 +1,4 @@
+package import ControlDocuments
 internal import CLinux
 internal import ExportNBD
 internal import Glibc

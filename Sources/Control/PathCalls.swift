@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import DataPlane
 internal import RingIO
 

@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import FoundationEssentials
 internal import Glibc
 internal import RingIO

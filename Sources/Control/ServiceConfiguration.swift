@@ -1,3 +1,4 @@
+package import ControlDocuments
 internal import ExportNBD
 package import RingIO
 

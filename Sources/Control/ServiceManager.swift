@@ -1,4 +1,5 @@
 // CLinux, too, has <sys/socket.h>: whichever module is loaded first owns its constants.
+internal import ControlDocuments
 internal import Host
 internal import CLinux
 internal import Glibc

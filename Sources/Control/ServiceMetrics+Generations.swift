@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import FoundationEssentials
 
 // What an alert about backups can be built on: generations, checkpoints, copies, block devices.

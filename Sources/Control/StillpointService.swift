@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import Host
 internal import DataPlane
 internal import ExportNBD
@@ -17,9 +18,6 @@ internal import Synchronization
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
-
-/// Version of the program.
-package let stillpointVersion = "0.1.0"
 
 /// What the routes of the control socket lead to.
 struct Registries: Sendable {

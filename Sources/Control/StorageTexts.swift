@@ -1,22 +1,7 @@
+internal import ControlDocuments
 internal import BlockModel
 internal import CopyOnWrite
 internal import DataPlane
-
-/// A size for people, in powers of 1024.
-package func sizeText(_ bytes: UInt64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
-    var unit = 0
-    var value = Double(bytes)
-    while value >= 1024, unit < units.count - 1 {
-        value /= 1024
-        unit += 1
-    }
-    if unit == 0 || value >= 100 || value == value.rounded() {
-        return "\(UInt64(value.rounded())) \(units[unit])"
-    }
-    let tenths = UInt64((value * 10).rounded())
-    return "\(tenths / 10).\(tenths % 10) \(units[unit])"
-}
 
 /// Messages about difference storage: which limit was reached, and what to do. An
 /// image that is given up is never reported as a loss of the device.

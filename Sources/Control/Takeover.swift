@@ -1,3 +1,4 @@
+internal import ControlDocuments
 internal import CLinux
 internal import DataPlane
 internal import Glibc

@@ -1,3 +1,4 @@
+package import ControlDocuments
 internal import DataPlane
 internal import Glibc
 internal import RingIO

@@ -1,7 +1,7 @@
 internal import Host
 package import BlockModel
 internal import CLinux
-internal import CopyOnWrite
+package import CopyOnWrite
 internal import Glibc
 package import RingIO
 package import SnapshotCore

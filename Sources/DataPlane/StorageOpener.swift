@@ -1,5 +1,6 @@
 internal import Host
 internal import CLinux
+internal import CopyOnWrite
 internal import Glibc
 
 // Opens difference storage. Everything here may block, so it runs on the blocking pool.
@@ -8,14 +9,6 @@ internal import Glibc
 // - Files are unlinked before their first byte is written; their mode is 0600 at creation.
 // - Nothing that existed is overwritten: existing files are refused, block devices with
 //   recognisable content need `isForced`.
-
-/// A kind of difference storage as the user names it: `DIR`, `NEWFILE`, `BLOCKDEV` or
-/// `memory:SIZE`.
-package enum StorageRequest: Sendable, Equatable {
-    case path(String)
-    /// Bytes.
-    case memory(UInt64)
-}
 
 /// Difference storage that is open and belongs to us alone.
 struct OpenedStorage: Sendable {

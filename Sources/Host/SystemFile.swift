@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 
 /// Small files and folders of /proc, /sys and /run, read whole. All calls block.
@@ -93,6 +94,13 @@ package enum SystemFile {
         guard let found = realpath(path, nil) else { return nil }
         defer { free(found) }
         return String(cString: found)
+    }
+
+    /// Opens the socket at `path` without connecting to it, so that the calling process can name it
+    /// shorter, as `/proc/self/fd/N`. Returns the descriptor, or the errno value negated.
+    package static func openSocketPlace(_ path: String) -> Int32 {
+        let descriptor = open(path, cl_o_path | O_CLOEXEC)
+        return descriptor >= 0 ? descriptor : -errno
     }
 
     /// The C library's words for an error number.

@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 
 /// `block`: attach, list, detach.
 struct BlockCommand: AsyncParsableCommand {

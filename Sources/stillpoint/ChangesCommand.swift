@@ -1,6 +1,6 @@
 import ArgumentParser
 import BlockModel
-import Control
+import ControlDocuments
 
 /// `changes`: what changed, and marks by hand.
 struct ChangesCommand: AsyncParsableCommand {

@@ -1,5 +1,5 @@
 import BlockModel
-import Control
+import ControlDocuments
 import ImageCopy
 
 /// Reads an answer about changes page by page, in bounded memory.

@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 
 /// `checkpoint`: create, list, delete.
 struct CheckpointCommand: AsyncParsableCommand {

@@ -1,4 +1,4 @@
-import Control
+import ControlDocuments
 import Glibc
 import YAMLReading
 

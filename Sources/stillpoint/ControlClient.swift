@@ -1,7 +1,8 @@
 import ArgumentParser
 import BlockModel
-import Control
+import ControlDocuments
 import FoundationEssentials
+import Host
 import Glibc
 import NIOCore
 import NIOHTTP1
@@ -53,7 +54,7 @@ struct ControlClient {
             return
         }
         // A shorter name of the same socket, as long as the process runs.
-        let socket = openSocketPlace(path)
+        let socket = SystemFile.openSocketPlace(path)
         guard socket >= 0 else { throw Unreachable(path, -socket) }
         place = "/proc/self/fd/\(socket)"
     }

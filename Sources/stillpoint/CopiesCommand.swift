@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 import FoundationEssentials
 import ImageCopy
 

@@ -1,4 +1,4 @@
-import Control
+import ControlDocuments
 import NIOCore
 
 // Tells the service how far a copy is, for those who look at its page and for its metrics. The copy

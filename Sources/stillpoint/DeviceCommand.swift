@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 
 /// `device`: attach, list, show, resize, detach.
 struct DeviceCommand: AsyncParsableCommand {

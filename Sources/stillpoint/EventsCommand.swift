@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 
 /// `events`: what happened, numbered.
 struct EventsCommand: AsyncParsableCommand {

@@ -1,5 +1,5 @@
 import Host
-import Control
+import ControlDocuments
 import Glibc
 import RingIO
 

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Control
+import ControlDocuments
 import Glibc
 
 /// `guardian`: the process that the service starts beside itself; see `GuardianProcess`.

@@ -1,5 +1,5 @@
 import BlockModel
-import Control
+import ControlDocuments
 
 // A picture of the changes of a device in a terminal: each cell stands for as many bytes, and its
 // shade says which part of them changed. The whole fits the screen, legend and prompt included.

@@ -1,6 +1,6 @@
 import Host
 import CLinux
-import Control
+import ControlDocuments
 import FoundationEssentials
 import Glibc
 import RingIO

@@ -1,5 +1,5 @@
 import BlockModel
-import Control
+import ControlDocuments
 import ImageCopy
 
 // What copies to the same targets that were killed have left: records, and checkpoints that nobody

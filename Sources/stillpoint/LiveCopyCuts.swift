@@ -1,5 +1,6 @@
 import BlockModel
 import Control
+import ControlDocuments
 import ImageCopy
 
 /// The cuts that a copy of live devices has the service make: checkpoints for its passes, named so

@@ -1,5 +1,5 @@
 import BlockModel
-import Control
+import ControlDocuments
 import ImageCopy
 import NBDAccess
 import RingIO

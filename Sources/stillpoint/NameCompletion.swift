@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 import NIOCore
 
 // What the shell offers for names: the service is asked, and nothing is offered when it does not

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Control
+import ControlDocuments
 
 /// `probe`: what this machine offers.
 struct Probe: AsyncParsableCommand {

@@ -1,4 +1,4 @@
-import Control
+import ControlDocuments
 
 /// How the progress of a command is reported.
 enum ProgressReport: Sendable {

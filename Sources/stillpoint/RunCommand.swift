@@ -1,6 +1,6 @@
 import Host
 import ArgumentParser
-import Control
+import ControlDocuments
 import Glibc
 
 /// `run`: a command that sees devices as they are at one moment.

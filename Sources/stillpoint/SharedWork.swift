@@ -1,4 +1,4 @@
-import Control
+import ControlDocuments
 import ImageCopy
 import RingIO
 import Synchronization

@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 
 /// `snapshot`: create, take, destroy, list, show, append storage.
 struct SnapshotCommand: AsyncParsableCommand {

@@ -1,6 +1,6 @@
 import Host
 import ArgumentParser
-import Control
+import ControlDocuments
 import FoundationEssentials
 import Glibc
 

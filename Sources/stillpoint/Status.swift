@@ -1,5 +1,5 @@
 import ArgumentParser
-import Control
+import ControlDocuments
 
 /// `status`: the service at a glance.
 struct Status: AsyncParsableCommand {

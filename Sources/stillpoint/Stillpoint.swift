@@ -1,5 +1,6 @@
 import ArgumentParser
 import Control
+import ControlDocuments
 import Glibc
 
 /// The program: client commands, and `serve`.

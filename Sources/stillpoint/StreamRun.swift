@@ -1,5 +1,5 @@
 import BlockModel
-import Control
+import ControlDocuments
 import Glibc
 import ImageCopy
 import NBDAccess

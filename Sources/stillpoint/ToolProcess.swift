@@ -1,5 +1,4 @@
 import Host
-import Control
 import Glibc
 
 /// Programs of others that a command runs to their end.

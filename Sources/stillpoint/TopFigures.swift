@@ -1,4 +1,4 @@
-import Control
+import ControlDocuments
 
 // What `top` shows: the difference of two answers of the service, as rates.
 

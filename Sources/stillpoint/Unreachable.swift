@@ -1,4 +1,3 @@
-import Control
 import Glibc
 
 /// The service does not answer on its socket.

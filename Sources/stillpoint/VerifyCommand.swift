@@ -1,6 +1,6 @@
 import ArgumentParser
 import BlockModel
-import Control
+import ControlDocuments
 import ImageCopy
 import NBDAccess
 import Synchronization

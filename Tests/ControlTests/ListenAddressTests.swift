@@ -1,4 +1,4 @@
-import Control
+import ControlDocuments
 import Testing
 
 @Suite struct `Addresses to listen on` {

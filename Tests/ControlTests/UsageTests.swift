@@ -1,4 +1,4 @@
-import Control
+import ControlDocuments
 import Foundation
 import Glibc
 import TestSupport

@@ -1,4 +1,5 @@
 import BlockModel
+import CopyOnWrite
 import DataPlane
 import Glibc
 import RingIO

@@ -45,19 +45,17 @@ let package = Package(
             name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
             swiftSettings: instrumented),
         .target(
+            name: "ControlDocuments", dependencies: ["BlockModel", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: instrumented),
+        .target(
             name: "Control",
             dependencies: [
-                "BlockModel", "CLinux", "CopyOnWrite", "DataPlane", "ExportNBD", "Host", "RingIO",
-                "SnapshotCore",
+                "BlockModel", "CLinux", "ControlDocuments", "CopyOnWrite", "DataPlane",
+                "ExportNBD", "Host", "RingIO", "SnapshotCore",
             ],
             sources: [
-                "AttachRequest.swift", "BlockDocuments.swift", "CheckpointDocuments.swift",
-                "CheckpointRequest.swift", "CheckpointStore.swift", "ControlError.swift",
-                "Documents.swift", "HookOptions.swift", "ListenAddress.swift", "LiveTag.swift",
-                "LockedDirectory.swift", "NearestName.swift", "ObjectNames.swift",
-                "OriginState.swift", "Sizes.swift", "SnapshotDocuments.swift",
-                "SnapshotRequest.swift", "StateDirectory.swift", "SystemCalls.swift",
-                "AsyncReadWriteLock.swift",
+                "AsyncReadWriteLock.swift", "CheckpointStore.swift", "LockedDirectory.swift",
+                "ObjectNames.swift", "StateDirectory.swift", "SystemCalls.swift",
             ],
             swiftSettings: instrumented),
         .target(
@@ -73,8 +71,8 @@ let package = Package(
         .executableTarget(
             name: "fuzz",
             dependencies: [
-                "BlockModel", "ChangeTracking", "Control", "DataPlane", "Encryption", "ExportNBD",
-                "ImageCopy", "NBDAccess", "RingIO", "SnapshotCore",
+                "BlockModel", "ChangeTracking", "Control", "ControlDocuments", "DataPlane",
+                "Encryption", "ExportNBD", "ImageCopy", "NBDAccess", "RingIO", "SnapshotCore",
                 "YAMLReading",
             ],
             swiftSettings: instrumented + [.enableExperimentalFeature("Extern")],

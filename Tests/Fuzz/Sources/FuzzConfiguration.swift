@@ -1,4 +1,5 @@
 import Control
+import ControlDocuments
 import RingIO
 
 /// A configuration file with anything in it. It is read, or refused with a sentence for each

@@ -5,6 +5,7 @@ import Glibc
 import ImageCopy
 
 @testable import Control
+@testable import ControlDocuments
 
 /// What people, scripts and files of state give us: bodies of requests, what is remembered,
 /// addresses, sizes, names, keys, records of copies.

@@ -30,6 +30,22 @@ package func parseSize(_ text: String, rounding: SizeRounding = .down) -> UInt64
     return isTooLarge || sum > UInt64(Int64.max) ? nil : sum
 }
 
+/// A size for people, in powers of 1024.
+package func sizeText(_ bytes: UInt64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
+    var unit = 0
+    var value = Double(bytes)
+    while value >= 1024, unit < units.count - 1 {
+        value /= 1024
+        unit += 1
+    }
+    if unit == 0 || value >= 100 || value == value.rounded() {
+        return "\(UInt64(value.rounded())) \(units[unit])"
+    }
+    let tenths = UInt64((value * 10).rounded())
+    return "\(tenths / 10).\(tenths % 10) \(units[unit])"
+}
+
 private func shift(of suffix: String) -> UInt64? {
     if suffix.isEmpty || suffix == "b" { return 0 }
     guard ["", "b", "ib"].contains(suffix.dropFirst()) else { return nil }

@@ -1,6 +1,5 @@
 package import BlockModel
 package import FoundationEssentials
-internal import NIOCore
 
 // The compact form of a page of changes, between the service and its own command line: the
 // document as one line of JSON with empty `ranges`, then for each range offset and length in
@@ -10,17 +9,6 @@ internal import NIOCore
 package enum CompactChanges {
     /// Who asks for it accepts this.
     package static let mediaType = "application/x-stillpoint-changes"
-
-    static func encoded(_ answer: ChangesAnswer) throws -> ByteBuffer {
-        var body = ByteBuffer(bytes: try DocumentCoding.encoder().encode(answer.document))
-        body.reserveCapacity(minimumWritableBytes: answer.ranges.count * 16 + 1)
-        body.writeString("\n")
-        for range in answer.ranges {
-            body.writeInteger(range.offset, endianness: .little)
-            body.writeInteger(range.length, endianness: .little)
-        }
-        return body
-    }
 
     /// The document without its ranges, and the ranges; nil when the bytes are something else.
     package static func decoded(

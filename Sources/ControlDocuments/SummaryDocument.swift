@@ -25,6 +25,15 @@ package struct SummaryDocument: Codable, Equatable, Sendable {
         package var createdAt: Date
         package var epoch: UInt32
         package var changedBytes: UInt64
+
+        package init(
+            name: String, createdAt: Date, epoch: UInt32, changedBytes: UInt64
+        ) {
+            self.name = name
+            self.createdAt = createdAt
+            self.epoch = epoch
+            self.changedBytes = changedBytes
+        }
     }
 
     /// A part of the device.
@@ -35,6 +44,14 @@ package struct SummaryDocument: Codable, Equatable, Sendable {
         package var epoch: UInt32
         /// The newest checkpoint before its newest change; null when there was none of either.
         @OrNull package var last: String?
+
+        package init(
+            changedBlocks: UInt64, epoch: UInt32, last: String?
+        ) {
+            self.changedBlocks = changedBlocks
+            self.epoch = epoch
+            self.last = last
+        }
     }
 
     /// Fewest and most cells, and how many there are unless it is said.
@@ -42,4 +59,19 @@ package struct SummaryDocument: Codable, Equatable, Sendable {
     package static let cellCountStandard = 1024
     /// Most checkpoints that changed bytes are reported for.
     package static let checkpointsMax = 32
+
+    package init(
+        device: String, generation: String, epoch: UInt32, since: ChangesDocument.Cut, size: UInt64,
+        cellSize: UInt64, changedBytes: UInt64, checkpoints: [Checkpoint], cells: [Cell]
+    ) {
+        self.device = device
+        self.generation = generation
+        self.epoch = epoch
+        self.since = since
+        self.size = size
+        self.cellSize = cellSize
+        self.changedBytes = changedBytes
+        self.checkpoints = checkpoints
+        self.cells = cells
+    }
 }

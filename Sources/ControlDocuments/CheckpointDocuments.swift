@@ -31,6 +31,32 @@ package struct CheckpointDocument: Codable, Equatable, Sendable {
         package var size: UInt64
         /// Queries can name it: the device is attached and its generation still the same.
         package var usable: Bool
+
+        package init(
+            device: String, generation: String, epoch: UInt32, size: UInt64, usable: Bool
+        ) {
+            self.device = device
+            self.generation = generation
+            self.epoch = epoch
+            self.size = size
+            self.usable = usable
+        }
+    }
+
+    package init(
+        name: String, createdAt: Date, snapshot: String?, devices: [Device],
+        consistency: String? = nil, frozen: [String]? = nil, freezeErrors: [String]? = nil,
+        freezeMicroseconds: UInt64? = nil, heldMilliseconds: UInt64? = nil
+    ) {
+        self.name = name
+        self.createdAt = createdAt
+        self.snapshot = snapshot
+        self.devices = devices
+        self.consistency = consistency
+        self.frozen = frozen
+        self.freezeErrors = freezeErrors
+        self.freezeMicroseconds = freezeMicroseconds
+        self.heldMilliseconds = heldMilliseconds
     }
 }
 
@@ -82,6 +108,13 @@ package struct ChangesDocument: Codable, Equatable, Sendable {
     package struct Cut: Codable, Equatable, Sendable {
         @OrNull package var name: String?
         package var epoch: UInt32
+
+        package init(
+            name: String?, epoch: UInt32
+        ) {
+            self.name = name
+            self.epoch = epoch
+        }
     }
 
     /// Bytes that changed.
@@ -93,6 +126,21 @@ package struct ChangesDocument: Codable, Equatable, Sendable {
             self.offset = offset
             self.length = length
         }
+    }
+
+    package init(
+        device: String, generation: String, full: Bool, since: Cut?, until: Cut, size: UInt64,
+        changedBytes: UInt64, ranges: [Range], nextOffset: UInt64?
+    ) {
+        self.device = device
+        self.generation = generation
+        self.full = full
+        self.since = since
+        self.until = until
+        self.size = size
+        self.changedBytes = changedBytes
+        self.ranges = ranges
+        self.nextOffset = nextOffset
     }
 }
 
@@ -145,4 +193,39 @@ package struct ChangesMarkedDocument: Codable, Equatable, Sendable {
     package var device: String
     /// As they were given; blocks that they touch count as changed.
     package var ranges: [ChangesDocument.Range]
+
+    package init(
+        device: String, ranges: [ChangesDocument.Range]
+    ) {
+        self.device = device
+        self.ranges = ranges
+    }
+}
+
+/// A cut that is held.
+package struct HeldCutDocument: Codable, Equatable, Sendable {
+    package var name: String
+    package var devices: [Device]
+
+    /// One device's part of the cut.
+    package struct Device: Codable, Equatable, Sendable {
+        package var device: String
+        package var generation: String
+        /// The epoch that ended at the cut.
+        package var epoch: UInt32
+        /// Bytes at the cut.
+        package var size: UInt64
+
+        package init(device: String, generation: String, epoch: UInt32, size: UInt64) {
+            self.device = device
+            self.generation = generation
+            self.epoch = epoch
+            self.size = size
+        }
+    }
+
+    package init(name: String, devices: [Device]) {
+        self.name = name
+        self.devices = devices
+    }
 }

@@ -67,6 +67,41 @@ package struct DeviceDocument: Codable, Equatable, Sendable {
     package var counters: CountersDocument?
     /// How the origin stands: `present`, `gone`, `replaced` or `deleted`.
     package var originState: OriginState?
+
+    package init(
+        name: String, path: String, size: UInt64, sectorSize: UInt32, blockSize: UInt64,
+        chunkSize: UInt64, chunkCount: UInt64, readOnly: Bool, blockDevice: Bool, rotational: Bool,
+        access: String, loop: Int, attachedAt: Date, connections: Int, snapshots: [String],
+        exclusive: Bool, mode: String, granularity: UInt64, history: String? = nil,
+        historyReason: String? = nil, generation: String? = nil, epoch: UInt32? = nil,
+        lastCut: Date?, counters: CountersDocument? = nil, originState: OriginState? = nil
+    ) {
+        self.name = name
+        self.path = path
+        self.size = size
+        self.sectorSize = sectorSize
+        self.blockSize = blockSize
+        self.chunkSize = chunkSize
+        self.chunkCount = chunkCount
+        self.readOnly = readOnly
+        self.blockDevice = blockDevice
+        self.rotational = rotational
+        self.access = access
+        self.loop = loop
+        self.attachedAt = attachedAt
+        self.connections = connections
+        self.snapshots = snapshots
+        self.exclusive = exclusive
+        self.mode = mode
+        self.granularity = granularity
+        self.history = history
+        self.historyReason = historyReason
+        self.generation = generation
+        self.epoch = epoch
+        self.lastCut = lastCut
+        self.counters = counters
+        self.originState = originState
+    }
 }
 
 /// What a device has done since it was attached.
@@ -87,6 +122,25 @@ package struct CountersDocument: Codable, Equatable, Sendable {
     package var copiedBytes: UInt64
     /// Writes that waited for a cut, a copy or memory.
     package var parkedWrites: UInt64
+
+    package init(
+        reads: UInt64, writes: UInt64, readBytes: UInt64, writtenBytes: UInt64, flushes: UInt64,
+        discards: UInt64, zeroes: UInt64, failures: UInt64, markedBlocks: UInt64,
+        copiedBlocks: UInt64, copiedBytes: UInt64, parkedWrites: UInt64
+    ) {
+        self.reads = reads
+        self.writes = writes
+        self.readBytes = readBytes
+        self.writtenBytes = writtenBytes
+        self.flushes = flushes
+        self.discards = discards
+        self.zeroes = zeroes
+        self.failures = failures
+        self.markedBlocks = markedBlocks
+        self.copiedBlocks = copiedBlocks
+        self.copiedBytes = copiedBytes
+        self.parkedWrites = parkedWrites
+    }
 }
 
 /// The service at a glance.
@@ -110,6 +164,31 @@ package struct StatusDocument: Codable, Equatable, Sendable {
     package var letGo: LetGoDocument?
     /// Seconds for which block devices wait for the next service.
     package var restartLimit: UInt64
+
+    package init(
+        version: String, processId: Int32, startedAt: Date, control: String, stateDirectory: String,
+        runtimeDirectory: String, nbd: [String], http: [String], loops: [LoopDocument],
+        memory: MemoryDocument, devices: [DeviceDocument], snapshots: [SnapshotDocument],
+        missing: [MissingDeviceDocument], blocks: [BlockDocument], letGo: LetGoDocument? = nil,
+        restartLimit: UInt64
+    ) {
+        self.version = version
+        self.processId = processId
+        self.startedAt = startedAt
+        self.control = control
+        self.stateDirectory = stateDirectory
+        self.runtimeDirectory = runtimeDirectory
+        self.nbd = nbd
+        self.http = http
+        self.loops = loops
+        self.memory = memory
+        self.devices = devices
+        self.snapshots = snapshots
+        self.missing = missing
+        self.blocks = blocks
+        self.letGo = letGo
+        self.restartLimit = restartLimit
+    }
 }
 
 /// Block devices that no service answered in time, so that their I/O failed.
@@ -120,6 +199,14 @@ package struct LetGoDocument: Codable, Equatable, Sendable {
     package var until: Date
     /// Names for people.
     package var devices: [String]
+
+    package init(
+        since: Date, until: Date, devices: [String]
+    ) {
+        self.since = since
+        self.until = until
+        self.devices = devices
+    }
 }
 
 /// A loop of the service.
@@ -130,11 +217,26 @@ package struct LoopDocument: Codable, Equatable, Sendable {
     /// Its allocations never wait for I/O that it may have to serve itself.
     package var ioFlusher: Bool
     package var devices: Int
+
+    package init(
+        loop: Int, features: [String], ioFlusher: Bool, devices: Int
+    ) {
+        self.loop = loop
+        self.features = features
+        self.ioFlusher = ioFlusher
+        self.devices = devices
+    }
 }
 
 /// Memory of the service.
 package struct MemoryDocument: Codable, Equatable, Sendable {
     package var residentBytes: UInt64
+
+    package init(
+        residentBytes: UInt64
+    ) {
+        self.residentBytes = residentBytes
+    }
 }
 
 /// A device that is remembered and could not be attached at the start.
@@ -142,6 +244,14 @@ package struct MissingDeviceDocument: Codable, Equatable, Sendable {
     package var name: String
     package var path: String
     package var reason: String
+
+    package init(
+        name: String, path: String, reason: String
+    ) {
+        self.name = name
+        self.path = path
+        self.reason = reason
+    }
 }
 
 /// What `POST /v1/devices` takes.
@@ -182,6 +292,14 @@ package struct ErrorDocument: Codable, Equatable, Sendable {
         package var code: String
         package var message: String
         package var details: [String: String]
+
+        package init(
+            code: String, message: String, details: [String: String]
+        ) {
+            self.code = code
+            self.message = message
+            self.details = details
+        }
     }
 
     package init(_ error: ControlError) {

@@ -1,6 +1,5 @@
 package import BlockModel
-internal import CopyOnWrite
-package import DataPlane
+package import CopyOnWrite
 internal import FoundationEssentials
 internal import Glibc
 package import SnapshotCore
@@ -77,6 +76,14 @@ package struct TakeOptions: Equatable, Sendable {
     /// What cannot be frozen is reported and does not prevent the cut.
     package let isBestEffort: Bool
     package let hooks: HookOptions
+
+    package init(
+        freeze: FreezeSelection, isBestEffort: Bool, hooks: HookOptions
+    ) {
+        self.freeze = freeze
+        self.isBestEffort = isBestEffort
+        self.hooks = hooks
+    }
 }
 
 /// How a snapshot is asked for.
@@ -187,7 +194,7 @@ package struct SnapshotRequest: Equatable, Sendable {
 
 extension OverflowPolicy {
     /// As it is written on the command line.
-    var text: String {
+    package var text: String {
         switch kind {
         case .break: "break"
         case .throttle: "throttle:\(limitNanoseconds / 1_000_000_000)"

@@ -26,6 +26,25 @@ package struct CopyJobDocument: Codable, Equatable, Sendable {
 
     /// It has not ended.
     package var isRunning: Bool { state == "running" }
+
+    package init(
+        id: String, device: String, snapshot: String, target: String, since: String?, state: String,
+        bytes: UInt64, copiedBytes: UInt64, startedAt: Date, updatedAt: Date, endedAt: Date?,
+        error: String?
+    ) {
+        self.id = id
+        self.device = device
+        self.snapshot = snapshot
+        self.target = target
+        self.since = since
+        self.state = state
+        self.bytes = bytes
+        self.copiedBytes = copiedBytes
+        self.startedAt = startedAt
+        self.updatedAt = updatedAt
+        self.endedAt = endedAt
+        self.error = error
+    }
 }
 
 /// What `POST /v1/copies` takes.

@@ -62,6 +62,24 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         package var unstoredBytes: UInt64
         /// Blocks preserved that are all zero and take no space.
         package var zeroBlocks: UInt64
+
+        package init(
+            device: String, generation: String?, epoch: UInt32?, size: UInt64, image: String?,
+            error: String?, corruptedAt: Date?, copiedBytes: UInt64, storedBytes: UInt64,
+            unstoredBytes: UInt64, zeroBlocks: UInt64
+        ) {
+            self.device = device
+            self.generation = generation
+            self.epoch = epoch
+            self.size = size
+            self.image = image
+            self.error = error
+            self.corruptedAt = corruptedAt
+            self.copiedBytes = copiedBytes
+            self.storedBytes = storedBytes
+            self.unstoredBytes = unstoredBytes
+            self.zeroBlocks = zeroBlocks
+        }
     }
 
     /// The difference storage of a snapshot, in bytes.
@@ -80,6 +98,22 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         package var sources: [Source]
         /// Those of newer snapshots that are destroyed and that still hold data of its devices.
         package var inherited: [Source]
+
+        package init(
+            used: UInt64, capacity: UInt64, limit: UInt64, available: UInt64, storedBytes: UInt64,
+            zeroBlocks: UInt64, estimatedSecondsToFull: Double?, sources: [Source],
+            inherited: [Source]
+        ) {
+            self.used = used
+            self.capacity = capacity
+            self.limit = limit
+            self.available = available
+            self.storedBytes = storedBytes
+            self.zeroBlocks = zeroBlocks
+            self.estimatedSecondsToFull = estimatedSecondsToFull
+            self.sources = sources
+            self.inherited = inherited
+        }
     }
 
     /// A source of difference storage, in bytes.
@@ -89,10 +123,42 @@ package struct SnapshotDocument: Codable, Equatable, Sendable {
         package var capacity: UInt64
         package var limit: UInt64
         package var available: UInt64
+
+        package init(
+            name: String, used: UInt64, capacity: UInt64, limit: UInt64, available: UInt64
+        ) {
+            self.name = name
+            self.used = used
+            self.capacity = capacity
+            self.limit = limit
+            self.available = available
+        }
     }
 
     /// What exports and people call it.
     package var label: String { name ?? id }
+
+    package init(
+        id: String, name: String?, state: String, createdAt: Date, takenAt: Date?,
+        cutMicroseconds: UInt64?, drainMicroseconds: UInt64?, frozen: [String],
+        freezeErrors: [String], consistency: String, onOverflow: String, devices: [Device],
+        storage: Storage, warnings: [String]
+    ) {
+        self.id = id
+        self.name = name
+        self.state = state
+        self.createdAt = createdAt
+        self.takenAt = takenAt
+        self.cutMicroseconds = cutMicroseconds
+        self.drainMicroseconds = drainMicroseconds
+        self.frozen = frozen
+        self.freezeErrors = freezeErrors
+        self.consistency = consistency
+        self.onOverflow = onOverflow
+        self.devices = devices
+        self.storage = storage
+        self.warnings = warnings
+    }
 }
 
 /// What `POST /v1/snapshots` takes.
@@ -186,7 +252,7 @@ package struct EventDocument: Codable, Equatable, Sendable {
     @OrNull package var errno: Int32?
     package var message: String
 
-    init(
+    package init(
         number: UInt64, instance: String, time: Date, type: String, snapshot: String?,
         snapshotName: String?,
         device: String?, errno: Int32?, message: String

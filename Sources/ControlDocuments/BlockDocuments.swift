@@ -25,6 +25,25 @@ package struct BlockDocument: Codable, Equatable, Sendable {
     package var takeovers: Int
     /// Who uses it, in words, as far as the system shows it.
     package var users: [String]
+
+    package init(
+        path: String, node: String, target: String, readOnly: Bool, partitions: Bool, size: UInt64,
+        sectorSize: UInt32, attachedAt: Date, temporary: Bool, outlivesService: Bool,
+        takeovers: Int, users: [String]
+    ) {
+        self.path = path
+        self.node = node
+        self.target = target
+        self.readOnly = readOnly
+        self.partitions = partitions
+        self.size = size
+        self.sectorSize = sectorSize
+        self.attachedAt = attachedAt
+        self.temporary = temporary
+        self.outlivesService = outlivesService
+        self.takeovers = takeovers
+        self.users = users
+    }
 }
 
 /// What `POST /v1/blocks` takes.

@@ -12,5 +12,5 @@ package enum LiveTag {
     }
 
     /// The directory of /dev/disk whose links have these tags as names.
-    static func folder(of kind: Substring) -> String? { folders[String(kind)] }
+    package static func folder(of kind: Substring) -> String? { folders[String(kind)] }
 }

@@ -1,5 +1,8 @@
 package import FoundationEssentials
 
+/// Version of the program.
+package let stillpointVersion = "0.1.0"
+
 /// Which service answers: `GET /v1`.
 package struct AboutDocument: Codable, Equatable, Sendable {
     package var service: String
@@ -12,7 +15,7 @@ package struct AboutDocument: Codable, Equatable, Sendable {
     /// Number of the newest event, of runs before this one too; 0: none yet.
     package var lastEvent: UInt64
 
-    init(version: String, instance: String, startedAt: Date, lastEvent: UInt64) {
+    package init(version: String, instance: String, startedAt: Date, lastEvent: UInt64) {
         service = "stillpoint"
         self.version = version
         api = "v1"
@@ -35,43 +38,21 @@ package struct HealthDocument: Codable, Equatable, Sendable {
         /// Of the device or snapshot.
         package var name: String
         package var message: String
+
+        package init(
+            code: String, name: String, message: String
+        ) {
+            self.code = code
+            self.name = name
+            self.message = message
+        }
     }
 
-    var isFailing: Bool { status == "failing" }
+    package var isFailing: Bool { status == "failing" }
 
-    init(problems: [Problem]) {
+    package init(problems: [Problem]) {
         self.problems = problems
         let isFailing = problems.contains { $0.code == "device_not_answering" }
         status = problems.isEmpty ? "ok" : isFailing ? "failing" : "degraded"
-    }
-}
-
-extension Registries {
-    /// What is wrong at this moment.
-    func health() async -> HealthDocument {
-        var problems: [HealthDocument.Problem] = []
-        for device in await devices.listMissing() {
-            problems.append(
-                .init(
-                    code: "device_missing", name: device.name,
-                    message: "device \(device.name) could not be attached: \(device.reason)"))
-        }
-        // A loop that does not answer leaves the counters out.
-        for device in await devices.list() where device.counters == nil {
-            problems.append(
-                .init(
-                    code: "device_not_answering", name: device.name,
-                    message:
-                        "loop \(device.loop), which serves device \(device.name), does not answer"
-                ))
-        }
-        for snapshot in await snapshots.list() where snapshot.state == "corrupted" {
-            problems.append(
-                .init(
-                    code: "snapshot_corrupted", name: snapshot.label,
-                    message: "snapshot \(snapshot.label) is corrupted; destroy it and take another")
-            )
-        }
-        return HealthDocument(problems: problems)
     }
 }

@@ -1,7 +1,3 @@
-internal import CLinux
-internal import ExportNBD
-internal import Glibc
-
 /// Where an export server listens, as given by `--nbd`.
 package enum ListenAddress: Hashable, Sendable, CustomStringConvertible {
     case unix(path: String)
@@ -31,14 +27,6 @@ package enum ListenAddress: Hashable, Sendable, CustomStringConvertible {
             .invalid, "\"\(text)\" is not an address to listen on: give unix:PATH or tcp:HOST:PORT")
     }
 
-    /// What the NBD server is given.
-    var endpoint: NBDEndpoint {
-        switch self {
-        case .unix(let path): .unix(path: path)
-        case .tcp(let host, let port): .tcp(host: host, port: port)
-        }
-    }
-
     package var description: String {
         switch self {
         case .unix(let path): "unix:\(path)"
@@ -62,11 +50,4 @@ package func checkSocketPath(_ path: String) throws(ControlError) {
             "socket \(path): \(path.utf8.count) bytes are too long for a Unix socket, "
                 + "\(socketPathByteCountMax) at most; use a shorter directory")
     }
-}
-
-/// Opens the socket at `path` without connecting to it, so that the calling process can name it
-/// shorter, as `/proc/self/fd/N`. Returns the descriptor, or the errno value negated.
-package func openSocketPlace(_ path: String) -> Int32 {
-    let descriptor = open(path, cl_o_path | O_CLOEXEC)
-    return descriptor >= 0 ? descriptor : -errno
 }

@@ -1,5 +1,3 @@
-internal import DataPlane
-
 /// How the origin of a device stands.
 package enum OriginState: String, Codable, Sendable {
     /// It is there, and its path names it.
@@ -10,15 +8,6 @@ package enum OriginState: String, Codable, Sendable {
     case replaced
     /// Its path names nothing.
     case deleted
-
-    init(_ name: OriginName) {
-        self =
-            switch name {
-            case .origin: .present
-            case .replaced: .replaced
-            case .deleted: .deleted
-            }
-    }
 
     /// What people should know; nil when all is well.
     package func sentence(path: String) -> String? {
