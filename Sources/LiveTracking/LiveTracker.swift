@@ -54,7 +54,10 @@ package final class LiveTracker: Sendable {
             disk.windowCount += 1
             return LiveWindow(place, of: disk, tracker: self)
         }
-        if !place.facts.hasRequests { Self.awaitWritesInFlight(place) }
+        // Marks that an earlier service left have no gap, and its successor must not be slow to start.
+        if !place.facts.hasRequests, window.disk.finding != .kept {
+            Self.awaitWritesInFlight(place)
+        }
         // Pinned by an earlier service for a disk that grew meanwhile.
         if let error = window.grow(to: place.diskSectorCount) {
             untrack(window)
@@ -63,9 +66,10 @@ package final class LiveTracker: Sendable {
         return window
     }
 
-    /// Waits for writes that a mapped device had in flight before it was tracked, for nothing marks those
-    /// when they complete: until a moment at which none is in flight, or for as long as hardly any write
-    /// takes where they never stop.
+    /// Waits for writes that a mapped device had in flight before it was tracked. No program marks those
+    /// when they complete. Returns at the first moment without writes in flight. If there is none, it
+    /// returns after 3 s, which is longer than nearly any write takes. The kernel offers nothing to wait
+    /// on, so its counters are read every 2 ms.
     private static func awaitWritesInFlight(_ place: LivePlace) {
         let folder = "/sys/dev/block/\(place.diskNumber)"
         let isCounted = SystemFile.line(of: "\(folder)/queue/iostats") == "1"
