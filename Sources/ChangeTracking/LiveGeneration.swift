@@ -7,6 +7,10 @@ internal import BlockModel
 // - A set of marks has a token. It is another one after anything that could have lost a mark, and
 //   is written down with the marks before a generation of it begins; a generation names the token
 //   of its marks.
+// - A restart of the machine ends a set of marks. A generation goes on over it only when nothing was
+//   written between the save and the first mark of the new set: the device was at rest when the machine
+//   went down, it was tracked before its first write when the machine came up, and the operator promises
+//   that it was not used in between.
 
 /// Why a mark may have been missed. Counted where it happened, in the kernel.
 package enum LiveDoubt: Equatable, Sendable {
@@ -74,11 +78,14 @@ extension GenerationDecision {
         case (.absent, .absent): return .new(.firstAttach)
         case (.damaged(let damage), .absent): return .new(.savedDamaged(damage))
         case (.found(let found), .absent):
-            return .new(found.bootID == evidence.bootID ? .notClean : .restartedLive)
+            return .new(
+                found.bootID == evidence.bootID ? .notClean : .restartedLive(.notSaved))
         }
         guard header.name == evidence.name else { return .new(.otherDevice(header.name)) }
         guard isSaved || header.state == .running else { return .new(.lostBefore) }
-        guard header.bootID == evidence.bootID else { return .new(.restartedLive) }
+        guard header.bootID == evidence.bootID else {
+            return judgeRestarted(header, isSaved: isSaved, evidence)
+        }
         guard let token = header.origin.liveToken else { return .new(.servedBefore) }
         guard case .blockDevice(_, let before) = header.origin.identity,
             case .blockDevice(_, let now) = evidence.origin.identity, before == now
@@ -88,6 +95,58 @@ extension GenerationDecision {
             return .new(.resized(from: header.size, to: evidence.origin.state.size))
         }
         return isSaved ? .continuedFromSaved(header) : .continuedFromRunning(header)
+    }
+
+    /// Decides for a live device whose map is of another boot.
+    private static func judgeRestarted(
+        _ header: MapFileHeader, isSaved: Bool, _ evidence: GenerationEvidence
+    ) -> GenerationDecision {
+        guard isSaved else { return .new(.restartedLive(.notSaved)) }
+        guard header.origin.liveToken != nil else { return .new(.servedBefore) }
+        guard case .blockDevice(let before, _) = header.origin.identity,
+            case .blockDevice(let now, _) = evidence.origin.identity, before == now
+        else { return .new(.otherOrigin) }
+        guard !now.isEmpty else { return .new(.restartedLive(.noName)) }
+        guard evidence.isExclusive else { return .new(.restartedLive(.noPromise)) }
+        guard let digestBefore = header.origin.restDigest else {
+            return .new(.restartedLive(.inUseAtStop))
+        }
+        guard let digestNow = evidence.origin.restDigest else {
+            return .new(.restartedLive(.inUseAtStart))
+        }
+        guard digestBefore == digestNow else { return .new(.changedOutside) }
+        guard header.size == evidence.origin.state.size else {
+            return .new(.resized(from: header.size, to: evidence.origin.state.size))
+        }
+        return .continuedFromSaved(header)
+    }
+}
+
+/// Why the generation of a live device does not go on over a restart of the machine.
+package enum LiveRestartDoubt: Equatable, Sendable {
+    /// The service did not end cleanly before the machine went down.
+    case notSaved
+    /// The disk has no serial number or the like.
+    case noName
+    /// The operator did not promise that nothing else writes to it.
+    case noPromise
+    case inUseAtStop
+    case inUseAtStart
+
+    /// The text for people, to follow "the machine was restarted since, and", without a full stop.
+    var clause: String {
+        switch self {
+        case .notSaved: "the service did not end cleanly before"
+        case .noName: "the disk has no serial number by which it could be known again"
+        case .noPromise:
+            "what was written before the device was attached again is not known (see --exclusive)"
+        case .inUseAtStop:
+            "the device was in use when the service ended, or the machine was not going down then; the "
+                + "service must end after the device's filesystems are unmounted"
+        case .inUseAtStart:
+            "the device was written to before it was attached again, or the machine had come up by then; "
+                + "the service must start before the device's filesystems are checked and mounted"
+        }
     }
 }
 

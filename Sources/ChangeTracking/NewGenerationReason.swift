@@ -30,7 +30,7 @@ package enum NewGenerationReason: Equatable, Sendable {
     case servedBefore
     case liveBefore
     /// The machine was restarted: a live device's marks are in the kernel's memory.
-    case restartedLive
+    case restartedLive(LiveRestartDoubt)
     /// A live device's marks are not those that its generation continued with.
     case marksInterrupted(LiveFinding)
     /// A mark of a live device may have been missed.
@@ -72,9 +72,7 @@ package enum NewGenerationReason: Equatable, Sendable {
         case .shrunk(let old, let new): "the origin was shrunk from \(old) to \(new) bytes"
         case .servedBefore: "the device was served before, and is tracked in use now"
         case .liveBefore: "the device was tracked in use before, and is served now"
-        case .restartedLive:
-            "the machine was restarted since, and what was written before the device was attached "
-                + "again is not known"
+        case .restartedLive(let doubt): "the machine was restarted since, and \(doubt.clause)"
         case .marksInterrupted(let finding): finding.sentence
         case .doubted(let doubt): doubt.sentence
         }

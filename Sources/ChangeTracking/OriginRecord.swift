@@ -19,7 +19,8 @@ package import BlockModel
 //         72     16  sectors written to the block device, and discarded
 //         88     16  the same of its whole disk
 //        104     16  token of the marks of a live device; zero: it was served
-//        120     16  reserved, zero
+//        120      8  digest of a live device at rest; zero: it may have been in use
+//        128      8  reserved, zero
 //        136    256  stable id, UTF-8
 //
 // Invariants
@@ -46,7 +47,7 @@ package struct FileTime: Equatable, Sendable {
     package var nanoseconds: UInt32
 
     package init(seconds: Int64, nanoseconds: UInt32) {
-        precondition(nanoseconds < 1_000_000_000, "a second has a milliard nanoseconds")
+        precondition(nanoseconds < 1_000_000_000, "nanoseconds are a fraction of a second")
         self.seconds = seconds
         self.nanoseconds = nanoseconds
     }
@@ -96,11 +97,18 @@ package struct OriginRecord: Equatable, Sendable {
     package var state: OriginState
     /// Of a live device: names the marks that its generation continues with.
     package var liveToken: UniqueID?
+    /// Of a live device that was at rest: a digest of its first bytes. Nil when the device was in use, or
+    /// when nobody looked.
+    package var restDigest: UInt64?
 
-    /// The state must be of the identity's kind, and the stable id within its bound; a token is a
-    /// block device's, and not zero.
-    package init(identity: OriginIdentity, state: OriginState, liveToken: UniqueID? = nil) {
+    /// The state must be of the identity's kind, and the stable id within its bound; a token and a digest
+    /// are a block device's, and not zero.
+    package init(
+        identity: OriginIdentity, state: OriginState, liveToken: UniqueID? = nil,
+        restDigest: UInt64? = nil
+    ) {
         precondition(liveToken != UniqueID(high: 0, low: 0), "a token is not zero")
+        precondition(restDigest != 0, "a digest is not zero")
         switch (identity, state) {
         case (.file, .blockDevice), (.blockDevice, .file):
             preconditionFailure("a file has no counters, a block device no times")
@@ -113,6 +121,7 @@ package struct OriginRecord: Equatable, Sendable {
         self.identity = identity
         self.state = state
         self.liveToken = liveToken
+        self.restDigest = restDigest
     }
 
     /// Bytes of an encoded record.
@@ -133,6 +142,7 @@ package struct OriginRecord: Equatable, Sendable {
             bytes.setWord(sequence, at: start + 8)
             bytes.setText(stableID, at: start + 136)
             if let liveToken { bytes.setUniqueID(liveToken, at: start + 104) }
+            bytes.setWord(restDigest ?? 0, at: start + 120)
         }
         bytes.setHalf(state.isKnown ? 1 : 0, at: start + 36)
         bytes.setWord(state.size, at: start + 40)
@@ -163,6 +173,7 @@ package struct OriginRecord: Equatable, Sendable {
         if kind == 1 {
             guard bytes.isZero(from: start + 72, to: start + 136) else { throw .impossible }
             liveToken = nil
+            restDigest = nil
             identity = .file(
                 filesystem: bytes.word(at: start + 8), inode: bytes.word(at: start + 16),
                 birth: try bytes.time(secondsAt: start + 24, nanosecondsAt: start + 32))
@@ -178,10 +189,12 @@ package struct OriginRecord: Equatable, Sendable {
             guard bytes.isZero(from: start + 16, to: start + 36),
                 bytes.isZero(from: start + 48, to: start + 72),
                 isKnown == 1 || bytes.isZero(from: start + 72, to: start + 104),
-                bytes.isZero(from: start + 120, to: start + 136)
+                bytes.isZero(from: start + 128, to: start + 136)
             else { throw .impossible }
             let token = bytes.uniqueID(at: start + 104)
             liveToken = token == UniqueID(high: 0, low: 0) ? nil : token
+            let digest = bytes.word(at: start + 120)
+            restDigest = digest == 0 ? nil : digest
             identity = .blockDevice(
                 stableID: try bytes.text(at: start + 136, byteCount: textCount),
                 sequence: bytes.word(at: start + 8))

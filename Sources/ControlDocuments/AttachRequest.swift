@@ -8,7 +8,8 @@ package struct AttachRequest: Equatable, Sendable {
     package let isReadOnly: Bool
     /// 512 or 4096; nil: what the origin says.
     package let sectorBytes: UInt32?
-    /// The operator's assurance that nobody else writes to the origin.
+    /// The operator's assurance that nobody else writes to the origin; of a live device, that no other
+    /// system does, nor this one while the service does not track it.
     package let isExclusive: Bool
     /// Its users keep using the origin itself; its writes are tracked.
     package let isLive: Bool
@@ -34,11 +35,10 @@ package struct AttachRequest: Equatable, Sendable {
                 .invalid,
                 "device \(name): sector size \(sectorBytes) is not offered; use 512 or 4096")
         }
-        guard !isLive || (!isReadOnly && !isExclusive) else {
+        guard !isLive || !isReadOnly else {
             throw ControlError(
                 .invalid,
-                "device \(name): the service never writes to a live device and does not own it; "
-                    + "leave out read-only and exclusive")
+                "device \(name): the service never writes to a live device; leave out read-only")
         }
         self.name = checked
         self.path = path

@@ -51,11 +51,14 @@ struct OpenedGeneration: Sendable {
         // What others wrote through the page cache is counted when it reaches the device. A failure
         // is theirs.
         if origin.facts.isBlockDevice, origin.live == nil { _ = fsync(origin.descriptor) }
-        guard let record = origin.record() else {
+        guard var record = origin.record() else {
             throw AttachError(
                 .failed,
                 "origin \(origin.facts.path): what it is cannot be read: "
                     + SystemFile.errorText(errno))
+        }
+        if let live = origin.live, request.isExclusive {
+            record.restDigest = LiveRest.digestAfterStart(origin, live)
         }
         let saved = SavedMap(of: request.name, in: request.stateDirectory)
         let (file, running, death) = try openRunning(request)
@@ -191,8 +194,12 @@ struct OpenedGeneration: Sendable {
         }
         var header = header
         header.origin = record
+        let rest = request.isExclusive ? origin.live.flatMap { LiveRest(origin, $0) } : nil
+        header.origin.restDigest = rest?.digest
         let savedMap = SavedMap(of: request.name, in: request.stateDirectory)
         do throws(Fault) {
+            // Nobody may claim the device before the map is saved.
+            defer { withExtendedLifetime(rest) {} }
             try savedMap.save(header, memory)
             return nil
         } catch {
@@ -272,11 +279,14 @@ private struct Attempt {
             var fresh = header
             fresh.instance = .random()
             fresh.sequence = 0
+            let isRestarted = header.bootID != request.bootID
             return opened(
                 memory, fresh,
                 origin.live == nil
                     ? "the device was detached cleanly, and the origin is as it was then"
-                    : "the service ended cleanly, and its writes were marked all the time")
+                    : isRestarted
+                        ? "the machine was restarted, and the device was at rest until it was attached again"
+                        : "the service ended cleanly, and its writes were marked all the time")
         }
     }
 

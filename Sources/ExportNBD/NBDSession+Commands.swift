@@ -22,8 +22,7 @@ extension NBDSession {
             return true
         }
         guard unansweredCount < limits.requestCount else { return false }
-        let reason = phase == .leaving ? .shutdown : refusal(of: header, hasPayload: hasPayload)
-        if let fault = reason {
+        if let fault = refusal(of: header, hasPayload: hasPayload) {
             return refuse(header, fault, skipping: hasPayload ? Int(header.length) : 0)
         }
         guard let command = NBD.Command(rawValue: header.type) else {
@@ -96,10 +95,6 @@ extension NBDSession {
     func submitTaken(_ index: RequestIndex) {
         if requests[index].operation == .blockStatus, !beginStatus(index) {
             requests.pointer(to: index).pointee.fault = .invalid
-            return answer(index)
-        }
-        if phase == .leaving {
-            requests.pointer(to: index).pointee.fault = .shutdown
             return answer(index)
         }
         submittedCount += 1

@@ -80,7 +80,7 @@ extension NBDSession {
 
     private func receiveEnded(_ result: Int32) {
         switch phase {
-        case .open, .leaving:
+        case .open:
             if result > 0 || result == -EINTR || result == -EAGAIN { return receiveMore() }
             // End of the stream: what was asked before is performed and answered, if it still
             // listens.

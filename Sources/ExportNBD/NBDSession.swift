@@ -36,9 +36,6 @@ final class NBDSession: RequestOwner, TargetUser {
     /// Why no more requests are taken.
     enum Phase {
         case open
-        /// The server or the target goes: requests under way finish, new ones are refused
-        /// meanwhile.
-        case leaving
         /// Requests under way finish and are answered, then the connection ends.
         case draining
         /// All is answered, and the last replies are on their way: input is dropped.
@@ -61,12 +58,7 @@ final class NBDSession: RequestOwner, TargetUser {
 
     var phase = Phase.open
     /// True while what comes in is looked at.
-    var isListening: Bool {
-        switch phase {
-        case .open, .leaving: true
-        case .draining, .lingering, .aborting: false
-        }
-    }
+    var isListening: Bool { phase == .open }
     /// Requests whose replies have not been sent completely.
     var unansweredCount = 0
     /// Requests with the target, and those in `unfinishedStatuses`.
@@ -173,16 +165,12 @@ final class NBDSession: RequestOwner, TargetUser {
         loop.callAtEndOfTurn(handler)
     }
 
-    /// Answers the requests under way and ends; what is asked meanwhile is refused.
+    /// Answers the requests under way and ends. What was asked and not begun gets no answer: a client that
+    /// connects again, as QEMU does, asks for it then, but hands an error on to its user. A receive that
+    /// waits in the kernel is called back rather than ended by a shutdown, after which the kernel would
+    /// reset the connection at the next byte.
     func leave() {
         guard phase == .open else { return }
-        phase = .leaving
-        loop.callAtEndOfTurn(handler)
-    }
-
-    /// Nothing is under way any more. A receive that waits in the kernel is called back rather than
-    /// ended by a shutdown, after which the kernel would reset the connection at the next byte.
-    private func stopListening() {
         drain()
         guard isReceiving else { return }
         for step in [NBDSessionHandler.Step.receive, .receivePayload] {
@@ -248,7 +236,6 @@ final class NBDSession: RequestOwner, TargetUser {
             begunByteCount = 0
             unblock()
         }
-        if phase == .leaving, submittedCount == 0 { stopListening() }
         if phase == .aborting { dropReplies() }
         if !isSending { sendReplies() }
         endIfDone()

@@ -44,6 +44,87 @@ package struct LivePlace: Equatable, Sendable {
         SystemFile.number(in: "/sys/dev/block/\(number)/diskseq")
     }
 
+    // MARK: Writes
+
+    /// Waits for writes that the device has in flight. Returns true at the first moment without any. If
+    /// there is none, or if the kernel does not count them, it returns false after 3 s, which is longer
+    /// than nearly any write takes. The kernel offers nothing to wait on, so its counters are read every
+    /// 2 ms.
+    func awaitWritesInFlight() -> Bool {
+        let folder = "/sys/dev/block/\(number)"
+        let isCounted = countsRequests
+        for _ in 0..<(Self.writesInFlightMilliseconds / 2) {
+            // Counted: reads, then writes.
+            let counts = SystemFile.line(of: "\(folder)/inflight")?.split(separator: " ")
+            if isCounted, counts?.last == "0" { return true }
+            usleep(2000)
+        }
+        return false
+    }
+
+    private static let writesInFlightMilliseconds = 3000
+
+    private var countsRequests: Bool {
+        SystemFile.line(of: "/sys/dev/block/\(diskNumber)/queue/iostats") == "1"
+    }
+
+    /// Whether the kernel counted no write or discard of the device since it found the disk. Commands past
+    /// the block layer are not counted. What was written through the whole disk counts for each partition.
+    /// False also for what cannot be told.
+    func isUntouched() -> Bool {
+        guard facts.hasRequests, countsRequests, awaitWritesInFlight() else { return false }
+        for _ in 0..<20 {
+            // Counters of partitions are part of the disk's. What it has beyond theirs was written through
+            // the disk. Others may write to their partitions meanwhile: then the sums do not agree.
+            guard let before = partitionCounts(), let disk = Self.writeCounts(of: diskNumber),
+                let after = partitionCounts(), let own = Self.writeCounts(of: number)
+            else { return false }
+            guard own == .none else { return false }
+            if before == after, !isPartition || disk == after { return true }
+            usleep(2000)
+        }
+        return false
+    }
+
+    private struct WriteCounts: Equatable {
+        var writes: UInt64 = 0
+        var writtenSectors: UInt64 = 0
+        var discards: UInt64 = 0
+        var discardedSectors: UInt64 = 0
+
+        static let none = WriteCounts()
+    }
+
+    /// Documentation/block/stat.rst of the kernel: writes are its fifth field, sectors its seventh, discards
+    /// its twelfth and sectors of these its fourteenth.
+    private static func writeCounts(of number: DeviceNumber) -> WriteCounts? {
+        let fields = SystemFile.line(of: "/sys/dev/block/\(number)/stat")?
+            .split(separator: " ").compactMap { UInt64($0) }
+        guard let fields, fields.count >= 15 else { return nil }
+        return WriteCounts(
+            writes: fields[4], writtenSectors: fields[6], discards: fields[11],
+            discardedSectors: fields[13])
+    }
+
+    /// The sum over all partitions of the disk.
+    private func partitionCounts() -> WriteCounts? {
+        guard let disk = SystemFile.resolved("/sys/dev/block/\(diskNumber)") else { return nil }
+        var sum = WriteCounts()
+        for name in SystemFile.names(in: disk)
+        where SystemFile.exists("\(disk)/\(name)/partition") {
+            guard
+                let number = SystemFile.line(of: "\(disk)/\(name)/dev")
+                    .flatMap({ DeviceNumber($0) }),
+                let counts = Self.writeCounts(of: number)
+            else { return nil }
+            sum.writes += counts.writes
+            sum.writtenSectors += counts.writtenSectors
+            sum.discards += counts.discards
+            sum.discardedSectors += counts.discardedSectors
+        }
+        return sum
+    }
+
     private static func facts(ofDisk folder: String) -> LiveFacts {
         var facts = kernelFacts()
         facts.disk = folder.split(separator: "/").last.map(String.init) ?? ""

@@ -56,7 +56,7 @@ package final class LiveTracker: Sendable {
         }
         // Marks that an earlier service left have no gap, and its successor must not be slow to start.
         if !place.facts.hasRequests, window.disk.finding != .kept {
-            Self.awaitWritesInFlight(place)
+            _ = place.awaitWritesInFlight()
         }
         // Pinned by an earlier service for a disk that grew meanwhile.
         if let error = window.grow(to: place.diskSectorCount) {
@@ -65,23 +65,6 @@ package final class LiveTracker: Sendable {
         }
         return window
     }
-
-    /// Waits for writes that a mapped device had in flight before it was tracked. No program marks those
-    /// when they complete. Returns at the first moment without writes in flight. If there is none, it
-    /// returns after 3 s, which is longer than nearly any write takes. The kernel offers nothing to wait
-    /// on, so its counters are read every 2 ms.
-    private static func awaitWritesInFlight(_ place: LivePlace) {
-        let folder = "/sys/dev/block/\(place.diskNumber)"
-        let isCounted = SystemFile.line(of: "\(folder)/queue/iostats") == "1"
-        for _ in 0..<(writesInFlightMilliseconds / 2) {
-            // Counted: reads, then writes.
-            let counts = SystemFile.line(of: "\(folder)/inflight")?.split(separator: " ")
-            if isCounted, counts?.last == "0" { return }
-            usleep(2000)
-        }
-    }
-
-    private static let writesInFlightMilliseconds = 3000
 
     /// Ends the tracking of a device; its marks are gone.
     package func untrack(_ window: LiveWindow) {
@@ -274,6 +257,8 @@ package final class LiveTracker: Sendable {
             programs.want(Array(disks.keys) + [disk.bitmap.sequence])
             // Refused: the next look finds it again.
             _ = clt_disk_put(programs.devices, disk.bitmap.sequence, disk.bitmap.descriptor)
+            // As when tracking begins: no program marks the completion of these.
+            if disk.bitmap.isMapped { _ = LivePlace(of: disk.number)?.awaitWritesInFlight() }
         } else if let doubt = disk.bitmap.doubt {
             disk.renew(doubt)
         }

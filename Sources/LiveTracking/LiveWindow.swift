@@ -147,6 +147,26 @@ package final class LiveWindow: Sendable {
         tracker.grow(disk, to: sectorCount)
     }
 
+    /// Whether tracking began with the attach, and nothing was written to the device before, since the
+    /// kernel found its disk. Blocks for 3 s at most.
+    package func beganUntouched() -> Bool { finding == .absent && place.isUntouched() }
+
+    /// Whether no mark is left that was not taken, no write is in flight, and no mark was missed. False
+    /// also where marks are shared with a neighbour, which are never cleared. Blocks for 3 s at most.
+    package func isAtRest(size: UInt64) -> Bool {
+        let all = ByteRange(offset: 0, length: size)
+        guard ownRange(size: size) == all, place.awaitWritesInFlight(), examine() == nil else {
+            return false
+        }
+        var position: UInt64 = 0
+        while position < size {
+            let found = collect(from: position, in: all)
+            guard found.ranges.isEmpty else { return false }
+            position = found.resumeOffset
+        }
+        return true
+    }
+
     /// Ends the tracking of the device.
     package func end() { tracker.untrack(self) }
 

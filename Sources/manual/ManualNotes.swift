@@ -172,7 +172,8 @@ struct ManualNotes {
                 "A device is an origin that is attached under a name. The service remembers its devices "
                     + "and attaches them again at every start. Its change history continues over restarts "
                     + "of the service, and over a clean restart of the machine for disk images and for "
-                    + "block devices attached with --exclusive."
+                    + "block devices attached with --exclusive. That of a live device continues over a restart "
+                    + "of the machine only if the device was at rest when the service ended and when it started."
             ], seeAlso: ["stillpoint-block", "stillpoint-snapshot", "stillpoint-changes"]),
         "stillpoint-device-attach": ManualNotes(
             description: [

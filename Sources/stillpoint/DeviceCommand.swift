@@ -49,7 +49,9 @@ struct DeviceCommand: AsyncParsableCommand {
         @Flag(
             help: ArgumentHelp(
                 "You promise that nobody but this service ever writes to the origin. The change "
-                    + "history of a block device then survives a restart of the machine."))
+                    + "history of a block device then survives a restart of the machine. With --live: "
+                    + "that no other system writes to the device, nor this one while the service does "
+                    + "not track it."))
         var exclusive = false
 
         @OptionGroup var options: ClientOptions
@@ -140,7 +142,17 @@ struct DeviceCommand: AsyncParsableCommand {
                     ("last cut", device.lastCut?.formatted(.iso8601) ?? "none yet"),
                 ]
             }
-            if device.exclusive { facts.append(("exclusive", "nobody else writes to the origin")) }
+            if device.mode == "live" {
+                facts.append((
+                    "over a reboot",
+                    device.exclusive
+                        ? "the history goes on if the service starts before the device is used and ends "
+                            + "after; for a root disk it begins anew"
+                        : "the history begins anew (see --exclusive)"
+                ))
+            } else if device.exclusive {
+                facts.append(("exclusive", "nobody else writes to the origin"))
+            }
             if let counters = device.counters {
                 facts += [
                     ("reads", "\(counters.reads), \(sizeText(counters.readBytes))"),

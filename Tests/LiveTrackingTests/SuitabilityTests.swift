@@ -59,11 +59,12 @@ import Testing
     private static let name = ObjectName("data")!
 
     private static func origin(
-        token: UniqueID? = token, sequence: UInt64 = 9, size: UInt64 = 1 << 20
+        _ id: String = "disk", token: UniqueID? = token, sequence: UInt64 = 9,
+        size: UInt64 = 1 << 20, restDigest: UInt64? = nil
     ) -> OriginRecord {
         OriginRecord(
-            identity: .blockDevice(stableID: "disk", sequence: sequence),
-            state: .unknown(size: size), liveToken: token)
+            identity: .blockDevice(stableID: id, sequence: sequence),
+            state: .unknown(size: size), liveToken: token, restDigest: restDigest)
     }
 
     private static func header(
@@ -77,11 +78,11 @@ import Testing
 
     private static func decide(
         saved: Finding<MapFileHeader> = .absent, running: Finding<MapFileHeader> = .absent,
-        origin: OriginRecord = origin(), finding: LiveFinding = .kept
+        origin: OriginRecord = origin(), finding: LiveFinding = .kept, isExclusive: Bool = false
     ) -> GenerationDecision {
         GenerationDecision(
             GenerationEvidence(
-                name: name, origin: origin, bootID: boot, isExclusive: false, saved: saved,
+                name: name, origin: origin, bootID: boot, isExclusive: isExclusive, saved: saved,
                 running: running, death: .absent, live: finding))
     }
 
@@ -97,11 +98,62 @@ import Testing
                 == .continuedFromSaved(header))
     }
 
-    @Test func `another boot ends it, whatever is found`() {
-        let other = Self.header(.clean, boot: UniqueID(high: 9, low: 9))
-        #expect(Self.decide(saved: .found(other)) == .new(.restartedLive))
-        let running = Self.header(.running, boot: UniqueID(high: 9, low: 9))
-        #expect(Self.decide(running: .found(running)) == .new(.restartedLive))
+    private static let otherBoot = UniqueID(high: 9, low: 9)
+
+    @Test func `another boot ends it when the service did not end cleanly`() {
+        let rest = Self.origin(restDigest: 1)
+        let running = Self.header(.running, boot: Self.otherBoot, origin: rest)
+        #expect(
+            Self.decide(running: .found(running), origin: rest, isExclusive: true)
+                == .new(.restartedLive(.notSaved)))
+        let inUse = Self.header(.invalid, boot: Self.otherBoot, origin: rest)
+        #expect(
+            Self.decide(saved: .found(inUse), origin: rest, isExclusive: true)
+                == .new(.restartedLive(.notSaved)))
+    }
+
+    /// A saved map of another boot, and the device as it is now, with other marks and another number.
+    private static func afterBoot(
+        _ saved: OriginRecord, _ now: OriginRecord, isExclusive: Bool = true
+    ) -> GenerationDecision {
+        decide(
+            saved: .found(header(.clean, boot: otherBoot, origin: saved)), origin: now,
+            finding: .absent, isExclusive: isExclusive)
+    }
+
+    @Test func `it goes on over another boot of a device at rest on both sides of it`() {
+        let now = Self.origin(token: UniqueID(high: 8, low: 8), sequence: 3, restDigest: 5)
+        let saved = Self.header(
+            .clean, boot: Self.otherBoot, origin: Self.origin(restDigest: 5))
+        #expect(
+            Self.afterBoot(Self.origin(restDigest: 5), now) == .continuedFromSaved(saved))
+    }
+
+    @Test func `it ends with another boot when one condition is not met`() {
+        let rest = Self.origin(restDigest: 5)
+        #expect(
+            Self.afterBoot(rest, rest, isExclusive: false) == .new(.restartedLive(.noPromise)))
+        #expect(Self.afterBoot(Self.origin(), rest) == .new(.restartedLive(.inUseAtStop)))
+        #expect(Self.afterBoot(rest, Self.origin()) == .new(.restartedLive(.inUseAtStart)))
+        #expect(Self.afterBoot(rest, Self.origin(restDigest: 6)) == .new(.changedOutside))
+        #expect(Self.afterBoot(rest, Self.origin("other", restDigest: 5)) == .new(.otherOrigin))
+        #expect(
+            Self.afterBoot(Self.origin("", restDigest: 5), Self.origin("", restDigest: 5))
+                == .new(.restartedLive(.noName)))
+        #expect(
+            Self.afterBoot(rest, Self.origin(size: 2 << 20, restDigest: 5))
+                == .new(.resized(from: 1 << 20, to: 2 << 20)))
+        #expect(
+            Self.afterBoot(Self.origin(token: nil, restDigest: 5), rest) == .new(.servedBefore))
+    }
+
+    @Test func `what is recorded of a device at rest is read as it was written`() throws {
+        let header = Self.header(.clean, origin: Self.origin(restDigest: 0xF123_4567_89AB_CDEF))
+        var bytes = [UInt8](repeating: 0, count: MapFileHeader.byteCount)
+        var span = bytes.mutableSpan
+        var raw = span.mutableBytes
+        header.encode(into: &raw)
+        #expect(try MapFileHeader(decoding: bytes.span.bytes) == header)
     }
 
     @Test(arguments: [

@@ -88,7 +88,6 @@ package enum NBD {
         package static let noSpace: UInt32 = 28
         package static let overflow: UInt32 = 75
         package static let notSupported: UInt32 = 95
-        package static let shutdown: UInt32 = 108
     }
 }
 
