@@ -16,9 +16,10 @@ package final class CopyWorker: @unchecked Sendable {
     /// Most reads in flight.
     private static let slotCount = 64
     /// Most bytes of a read.
-    private static let readByteCount = 256 << 10
-    /// Most bytes in flight. Of the buffer only what large reads use becomes resident.
-    private static let inFlightByteCountMax: UInt64 = 4 << 20
+    private static let readByteCount = 128 << 10
+    /// Most bytes in flight: what is in flight should fit into the processor's cache. Of the buffer only what
+    /// large reads use becomes resident.
+    private static let inFlightByteCountMax: UInt64 = 2 << 20
     /// From this length on it pays to ask how a piece lies before it is read.
     private static let statusByteCountMin: UInt64 = 1 << 20
     private static let statusCookie = UInt64.max

@@ -195,7 +195,11 @@ struct `Block devices outlive the service` {
             try service.restart()
             // QEMU tries again once a second: the next end comes when it has written again.
             while written.wait(timeout: .now()) == .success {}
-            #expect(written.wait(timeout: .now() + 120) == .success, "round \(round)")
+            guard written.wait(timeout: .now() + 120) == .success else {
+                // What the client saw, if it saw an error.
+                _ = try writer.value(within: 10)
+                throw TestFailure("round \(round): the client does not go on")
+            }
         }
         isOver.withLock { $0 = true }
         let count = try writer.value(within: 300)
