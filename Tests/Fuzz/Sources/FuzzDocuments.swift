@@ -4,8 +4,8 @@ import FoundationEssentials
 import Glibc
 import ImageCopy
 
-@testable import Control
 @testable import ControlDocuments
+@testable import ServiceState
 
 /// What people, scripts and files of state give us: bodies of requests, what is remembered,
 /// addresses, sizes, names, keys, records of copies.
