@@ -56,8 +56,10 @@ let package = Package(
     ],
     targets: [
         .target(
-            name: "CLinux",
-            linkerSettings: [.linkedLibrary(":liburing.a"), .linkedLibrary(":libblkid.a")]),
+            name: "CLinux", linkerSettings: [.linkedLibrary(":libblkid.a")]),
+        .target(
+            name: "CRing", dependencies: ["CLinux"],
+            linkerSettings: [.linkedLibrary(":liburing.a")]),
         // The archives, so that the program needs no package of theirs where it is installed.
         .systemLibrary(name: "CYAML"),
         .target(
@@ -88,7 +90,8 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
-            name: "RingIO", dependencies: ["BlockModel", "CLinux", "Host"], swiftSettings: strict),
+            name: "RingIO", dependencies: ["BlockModel", "CLinux", "CRing", "Host"],
+            swiftSettings: strict),
         .target(
             name: "LiveTracking",
             dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking", "Host"],

@@ -11,8 +11,10 @@ let package = Package(
     name: "fuzz",
     targets: [
         .target(
-            name: "CLinux",
-            linkerSettings: [.linkedLibrary(":liburing.a"), .linkedLibrary(":libblkid.a")]),
+            name: "CLinux", linkerSettings: [.linkedLibrary(":libblkid.a")]),
+        .target(
+            name: "CRing", dependencies: ["CLinux"],
+            linkerSettings: [.linkedLibrary(":liburing.a")]),
         .systemLibrary(name: "CYAML"),
         .target(
             name: "YAMLReading", dependencies: ["CYAML"], swiftSettings: instrumented,
@@ -26,7 +28,7 @@ let package = Package(
             swiftSettings: instrumented),
         .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
         .target(
-            name: "RingIO", dependencies: ["BlockModel", "CLinux", "Host"],
+            name: "RingIO", dependencies: ["BlockModel", "CLinux", "CRing", "Host"],
             swiftSettings: instrumented),
         .target(
             name: "CLiveTracking", exclude: ["bpf"],

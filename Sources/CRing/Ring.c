@@ -1,6 +1,6 @@
 // Opening of rings whose memory the process brings along: liburing can since 2.5, Debian 12 has
 // 2.3.
-#include "CLinux.h"
+#include "CRing.h"
 
 // linux/io_uring.h of Linux 6.5; both offsets name the address where older headers have a reserve.
 enum { setup_no_mmap = 1u << 14 };
