@@ -210,14 +210,26 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "NBDAccess", swiftSettings: strict),
         .target(
+            name: "CopyPlanning", dependencies: ["BlockModel", "Host"], swiftSettings: strict),
+        .target(
+            name: "CopyTargets",
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "RingIO",
+            ],
+            swiftSettings: strict),
+        .target(
             name: "ImageCopy",
-            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess", "RingIO"],
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
+                "NBDAccess",
+            ],
             swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "CLinux", "Control", "ControlDocuments", "DeviceManagement",
-                "Encryption", "HTTPInterface", "Host", "ImageCopy", "NBDAccess", "Quiescing",
+                "BlockModel", "CLinux", "Control", "ControlDocuments", "CopyPlanning",
+                "CopyTargets", "DeviceManagement", "Encryption", "HTTPInterface", "Host",
+                "ImageCopy", "NBDAccess", "Quiescing",
                 "RingIO", "ServiceState", "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -279,7 +291,8 @@ let package = Package(
         .testTarget(
             name: "ImageCopyTests",
             dependencies: [
-                "BlockModel", "ImageCopy", "NBDAccess", "TestSupport", "nbd-load",
+                "BlockModel", "CopyPlanning", "CopyTargets", "ImageCopy", "NBDAccess",
+                "TestSupport", "nbd-load",
             ],
             swiftSettings: strict),
         .testTarget(

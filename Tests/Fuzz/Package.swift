@@ -71,15 +71,28 @@ let package = Package(
             swiftSettings: instrumented),
         .target(name: "NBDAccess", swiftSettings: instrumented),
         .target(
+            name: "CopyPlanning", dependencies: ["BlockModel", "Host"],
+            swiftSettings: instrumented),
+        .target(
+            name: "CopyTargets",
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "RingIO",
+            ],
+            swiftSettings: instrumented),
+        .target(
             name: "ImageCopy",
-            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess", "RingIO"],
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
+                "NBDAccess",
+            ],
             swiftSettings: instrumented),
         // With the configuration file's reader, which the program alone has otherwise.
         .executableTarget(
             name: "fuzz",
             dependencies: [
-                "BlockModel", "ChangeTracking", "ControlDocuments", "Encryption", "ExportNBD",
-                "FreezePlanning", "Freezing", "ImageCopy", "NBDAccess", "RingIO", "ServiceState",
+                "BlockModel", "ChangeTracking", "ControlDocuments", "CopyPlanning", "CopyTargets",
+                "Encryption", "ExportNBD", "FreezePlanning", "Freezing", "ImageCopy", "NBDAccess",
+                "RingIO", "ServiceState",
                 "YAMLReading",
             ],
             swiftSettings: instrumented + [.enableExperimentalFeature("Extern")],

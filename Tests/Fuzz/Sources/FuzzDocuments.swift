@@ -1,8 +1,8 @@
 import BlockModel
+import CopyPlanning
 import Encryption
 import FoundationEssentials
 import Glibc
-import ImageCopy
 
 @testable import ControlDocuments
 @testable import ServiceState

@@ -129,7 +129,7 @@ package enum CopyPlan: Equatable, Sendable {
 
     /// What can be done with a complete copy.
     private static func waysOn(from equals: CopyCut, _ target: CopyTargetFacts) -> String {
-        if target.path.hasSuffix(CopyPlace.qcowSuffix) {
+        if target.path.hasSuffix(CopyRequest.qcowSuffix) {
             return "name a new file, and this one with --onto, or replace it with --force"
         }
         return "bring it forward with --since \(equals.snapshot), "

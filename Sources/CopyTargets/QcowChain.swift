@@ -1,3 +1,4 @@
+package import CopyPlanning
 internal import Glibc
 internal import Host
 
@@ -9,11 +10,11 @@ internal import Host
 // Invariant: a copy equals its cut only if it and all it lies on are as their records say.
 
 /// Copies in qcow2 files and what they lie on; see the head of this file. Everything blocks.
-enum QcowChain {
+package enum QcowChain {
     /// The head of a qcow2 file, as far as it matters here.
-    struct Header: Equatable {
+    package struct Header: Equatable {
         /// Bytes of the disk in it.
-        var size: UInt64
+        package var size: UInt64
         /// The file that it lies on, as it names it.
         var onto: String?
     }
@@ -27,7 +28,7 @@ enum QcowChain {
     // MARK: Files
 
     /// Reads the head of a file; nil when it is not a qcow2 file.
-    static func header(_ descriptor: Int32) -> Header? {
+    package static func header(_ descriptor: Int32) -> Header? {
         var bytes = [UInt8](repeating: 0, count: headerByteCount)
         guard pread(descriptor, &bytes, bytes.count, 0) == bytes.count else { return nil }
         func number<Value: FixedWidthInteger>(_ place: Int, _ type: Value.Type) -> Value {
@@ -48,7 +49,9 @@ enum QcowChain {
     }
 
     /// How a file looks: its size is that of the disk in it, 0 when there is none.
-    static func file(_ descriptor: Int32, _ path: String) throws(CopyError) -> CopyRecord.File {
+    package static func file(_ descriptor: Int32, _ path: String) throws(CopyError)
+        -> CopyRecord.File
+    {
         var found = stat()
         guard fstat(descriptor, &found) == 0 else {
             throw CopyError(.failed, "\(path): \(CopyTarget.text(errno))")
@@ -69,7 +72,7 @@ enum QcowChain {
 
     /// What `path` is called in a file at `other`: by its name alone where both are in one
     /// directory, so that the directory can be moved.
-    static func reference(to path: String, from other: String) throws(CopyError) -> String {
+    package static func reference(to path: String, from other: String) throws(CopyError) -> String {
         let name = String(path[path.index(after: path.lastIndex(of: "/") ?? path.startIndex)...])
         // QEMU takes what comes before a colon for a protocol.
         let isNear = directory(of: path) == directory(of: other) && !name.contains(":")
@@ -91,10 +94,10 @@ enum QcowChain {
 
     /// A copy that something is to lie on, as its plan needs it. Throws when it or what it lies on
     /// is not what its record says.
-    static func facts(
+    package static func facts(
         of path: String
     ) throws(CopyError) -> (facts: CopyTargetFacts, found: CopyRecordFound) {
-        guard path.hasSuffix(CopyPlace.qcowSuffix) else {
+        guard path.hasSuffix(CopyRequest.qcowSuffix) else {
             throw CopyError(
                 .unsuitable,
                 "\(path) is not a qcow2 file; any other copy is brought forward in place, so nothing "
@@ -127,7 +130,7 @@ enum QcowChain {
 
     /// Why a complete copy is not what its record says, as far as what it lies on is concerned; nil
     /// when it is.
-    static func doubt(
+    package static func doubt(
         _ path: String, _ record: CopyRecord, _ header: Header?
     ) throws(CopyError) -> String? {
         var (path, record, header) = (path, record, header)
@@ -163,7 +166,7 @@ enum QcowChain {
     /// A copy that lies on the file at `path`, among those in its directory; nil when none does.
     static func overlay(on path: String) -> String? {
         for name in SystemFile.names(in: directory(of: path) + "/") {
-            guard name.hasSuffix(CopyPlace.qcowSuffix) else { continue }
+            guard name.hasSuffix(CopyRequest.qcowSuffix) else { continue }
             let other = "\(directory(of: path))/\(name)"
             let descriptor = open(other, O_RDONLY | O_CLOEXEC)
             guard descriptor >= 0 else { continue }
@@ -176,7 +179,7 @@ enum QcowChain {
     }
 
     /// The copies that one lies on, from the upper to the lowest.
-    static func lowers(of path: String) throws(CopyError) -> [String] {
+    package static func lowers(of path: String) throws(CopyError) -> [String] {
         var lowers: [String] = []
         var path = path
         while lowers.count < depthMax,

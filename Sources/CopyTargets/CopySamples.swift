@@ -1,4 +1,5 @@
 package import BlockModel
+package import CopyPlanning
 
 // Parts of a target by which a later look tells whether somebody else wrote to it: its beginning
 // and end, where partitions begin (a filesystem that is mounted writes there), and places between.
@@ -124,7 +125,7 @@ package enum CopySamples {
     }
 
     /// Whether the bytes are those of the samples; nil when there is no sample.
-    static func match(
+    package static func match(
         _ samples: [CopyRecord.Sample], of bytes: some CopyBytes
     ) throws(CopyError) -> Bool? {
         for sample in samples {

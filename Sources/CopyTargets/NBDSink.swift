@@ -1,4 +1,5 @@
 package import BlockModel
+package import CopyPlanning
 internal import Glibc
 package import NBDAccess
 internal import Synchronization

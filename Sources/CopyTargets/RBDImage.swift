@@ -1,10 +1,11 @@
-internal import BlockModel
+package import BlockModel
 internal import CLinux
+package import CopyPlanning
 internal import Glibc
 internal import Synchronization
 
 /// An open RBD image, or one of its snapshots; used by several threads at once. Everything blocks.
-final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
+package final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
     // What librbd gives may be used by any thread.
     let place: RBDPlace
     let pool: RBDPool
@@ -15,7 +16,7 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
     private static let zeroByteCountMax: UInt64 = 64 << 20
 
     /// Opens it; nil when there is none.
-    init?(
+    package init?(
         _ place: RBDPlace, _ pool: RBDPool, snapshot: String?, isReadOnly: Bool
     ) throws(CopyError) {
         self.place = place
@@ -71,13 +72,13 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
 
     // MARK: Facts
 
-    var size: UInt64 {
+    package var size: UInt64 {
         var size: UInt64 = 0
         return library.size(handle, &size) >= 0 ? size : 0
     }
 
     /// Which image it is, wherever it is named from.
-    func disk() throws(CopyError) -> DiskState {
+    package func disk() throws(CopyError) -> DiskState {
         var bytes = [CChar](repeating: 0, count: Self.identifierByteCountMax)
         try check("looked at", library.identifier(handle, &bytes, bytes.count))
         let id = String(decoding: bytes.prefix { $0 != 0 }.map(UInt8.init), as: UTF8.self)
@@ -122,7 +123,7 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
     }
 
     /// The snapshots, the oldest first.
-    func snapshots() throws(CopyError) -> [(name: String, size: UInt64)] {
+    package func snapshots() throws(CopyError) -> [(name: String, size: UInt64)] {
         var room: Int32 = 64
         while true {
             let entries = UnsafeMutablePointer<SnapshotEntry>.allocate(capacity: Int(room))
@@ -147,7 +148,8 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
         try check("described", library.setMetadata(handle, key, value))
     }
 
-    func metadata(_ key: String) throws(CopyError) -> String? {
+    /// The value of a key of the image's metadata; nil when there is none.
+    package func metadata(_ key: String) throws(CopyError) -> String? {
         var bytes = [CChar](repeating: 0, count: 4096)
         var count = bytes.count
         var result = library.metadata(handle, key, &bytes, &count)
@@ -189,7 +191,7 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
 
     // MARK: Bytes
 
-    func read(
+    package func read(
         _ offset: UInt64, into place: UnsafeMutableRawPointer, _ byteCount: Int
     ) throws(CopyError) {
         var done = 0
@@ -200,9 +202,9 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
         }
     }
 
-    func data(in range: ByteRange) -> ByteRange? { range }
+    package func data(in range: ByteRange) -> ByteRange? { range }
 
-    func write(
+    package func write(
         _ bytes: UnsafeRawPointer, _ byteCount: Int, at offset: UInt64
     ) throws(CopyError) {
         var done = 0
@@ -214,7 +216,7 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
         }
     }
 
-    func zero(_ range: ByteRange) throws(CopyError) {
+    package func zero(_ range: ByteRange) throws(CopyError) {
         var offset = range.offset
         while offset < range.end {
             let count = min(range.end - offset, Self.zeroByteCountMax)
@@ -224,7 +226,7 @@ final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
         }
     }
 
-    func drain() {}
+    package func drain() {}
 
     func resize(to size: UInt64) throws(CopyError) {
         try check("made \(size) bytes large", library.resize(handle, size))

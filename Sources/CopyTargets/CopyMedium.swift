@@ -1,4 +1,5 @@
 package import BlockModel
+package import CopyPlanning
 
 // What can hold a copy. A file and a block device are written by this program itself (CopyTarget);
 // a qcow2 file through qemu-nbd, an export of an NBD server, and an RBD image through librbd.

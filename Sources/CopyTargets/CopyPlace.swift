@@ -1,3 +1,4 @@
+package import CopyPlanning
 internal import Glibc
 
 // What a target is, told by its name:
@@ -14,7 +15,8 @@ package enum CopyPlace: Sendable {
     case nbd(NBDPlace)
     case rbd(RBDPlace)
 
-    package static let qcowSuffix = ".qcow2"
+    /// What the name of a copy ends with until it replaces the complete one.
+    package static let besideSuffix = ".unfinished"
 
     package init(_ name: String) throws(CopyError) {
         if let place = try NBDPlace(parsing: name) {
@@ -22,7 +24,7 @@ package enum CopyPlace: Sendable {
         } else if let place = try RBDPlace(parsing: name) {
             self = .rbd(place)
         } else {
-            self = name.hasSuffix(Self.qcowSuffix) ? .qcow(name) : .file(name)
+            self = name.hasSuffix(CopyRequest.qcowSuffix) ? .qcow(name) : .file(name)
         }
     }
 
@@ -32,16 +34,16 @@ package enum CopyPlace: Sendable {
     }
 
     /// Where a new copy is made that is to replace this one. Only files are replaced like this.
-    var beside: CopyPlace {
+    package var beside: CopyPlace {
         switch self {
-        case .file(let path): .file(path + ImageCopier.besideSuffix)
-        case .qcow(let path): .qcow(path + ImageCopier.besideSuffix)
+        case .file(let path): .file(path + Self.besideSuffix)
+        case .qcow(let path): .qcow(path + Self.besideSuffix)
         case .nbd, .rbd: preconditionFailure("there is no place beside \(self)")
         }
     }
 
     /// Throws when other files depend on what it holds.
-    func checkNothingLiesOnIt() throws(CopyError) {
+    package func checkNothingLiesOnIt() throws(CopyError) {
         guard case .qcow(let path) = self, let other = QcowChain.overlay(on: path) else { return }
         throw CopyError(
             .busy,
@@ -50,7 +52,7 @@ package enum CopyPlace: Sendable {
     }
 
     /// Opens what is there, or makes it when `creates`. Blocks.
-    func open(
+    package func open(
         creates: Bool, isForced: Bool, _ request: CopyRequest, _ options: CopyOptions
     ) throws(CopyError) -> any CopyMedium {
         if options.onto != nil {
@@ -84,7 +86,7 @@ package enum CopyPlace: Sendable {
     }
 
     /// Where the record of what is there is, or would be.
-    func recordFile(_ options: CopyOptions) throws(CopyError) -> CopyRecordFile? {
+    package func recordFile(_ options: CopyOptions) throws(CopyError) -> CopyRecordFile? {
         if let named = CopyRecordFile.named(options) { return named }
         switch self {
         case .file(let path):

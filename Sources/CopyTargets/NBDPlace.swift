@@ -1,3 +1,4 @@
+package import CopyPlanning
 internal import Glibc
 package import NBDAccess
 
@@ -138,7 +139,7 @@ package struct NBDPlace: Equatable, Sendable {
     // MARK: Use
 
     /// Connects. `secure` makes TLS where it is asked for.
-    func connect(
+    package func connect(
         isForWriting: Bool, _ secure: Securing?, refusing own: CopySurroundings.Server? = nil
     ) throws(CopyError) -> NBDExport {
         do throws(NBDAccessError) {
@@ -176,7 +177,7 @@ package struct NBDPlace: Equatable, Sendable {
     }
 
     /// Which export it is. Another server at the same address is recognised by its contents.
-    var disk: DiskState {
+    package var disk: DiskState {
         let server =
             switch address {
             case .unix(let path): "unix:\(path)"
@@ -186,7 +187,8 @@ package struct NBDPlace: Equatable, Sendable {
             identity: "\(DiskState.nbdPrefix)\(server)/\(export)", boot: "", sequence: 0)
     }
 
-    func recordFile(in directory: String) -> CopyRecordFile {
+    /// Where the record of the export is, in the directory that holds those of disks.
+    package func recordFile(in directory: String) -> CopyRecordFile {
         CopyRecordFile(of: disk, size: 0, in: directory)
     }
 }

@@ -1,5 +1,6 @@
 package import BlockModel
 internal import Glibc
+internal import Host
 
 // The ranges of an answer about changes, between its first page and their use. Nothing may be done
 // with them before the last page has come, and there can be a hundred million: they are kept as
@@ -117,7 +118,7 @@ package final class RangeSpool: @unchecked Sendable {
     private static func failure(_ what: String) -> CopyError {
         CopyError(
             .failed,
-            "a temporary file for the ranges cannot be \(what): \(CopyTarget.text(errno)); free some "
+            "a temporary file for the ranges cannot be \(what): \(SystemFile.errorText(errno)); free some "
                 + "space, or name another directory with TMPDIR")
     }
 

@@ -1,5 +1,6 @@
 package import BlockModel
 internal import CLinux
+package import CopyPlanning
 internal import DataPlane
 internal import Glibc
 
@@ -17,7 +18,8 @@ package final class CopyTarget: CopySink, CopyMedium, CopyBytes {
     package let isBlockDevice: Bool
     /// The file was made by `init`.
     package let isNew: Bool
-    let descriptor: Int32
+    /// The target, open and locked until this object goes.
+    package let descriptor: Int32
 
     /// Opens what is there, or makes a file when `creates`. Refuses what the service uses, and what
     /// it shows unless `isForced`. Blocks.
@@ -64,7 +66,8 @@ package final class CopyTarget: CopySink, CopyMedium, CopyBytes {
 
     deinit { close(descriptor) }
 
-    static func text(_ errnoValue: Int32) -> String {
+    /// The C library's words for an error number.
+    package static func text(_ errnoValue: Int32) -> String {
         String(cString: strerror(errnoValue))
     }
 

@@ -1,5 +1,4 @@
 internal import BlockModel
-package import DataPlane
 
 // Which disk a copy lies on, and whether somebody else wrote to it. A path tells nothing: another
 // disk gets it after the next plug or reboot.
@@ -26,9 +25,9 @@ package struct DiskState: Codable, Equatable, Sendable {
     package var version: UInt64?
 
     /// How the identity of an RBD image begins. The size is not part of it.
-    static let rbdPrefix = "rbd "
+    package static let rbdPrefix = "rbd "
     /// How the identity of an NBD server's export begins.
-    static let nbdPrefix = "nbd "
+    package static let nbdPrefix = "nbd "
 
     /// The file under a loop device, as it stood.
     package struct Backing: Codable, Equatable, Sendable {
@@ -53,18 +52,6 @@ package struct DiskState: Codable, Equatable, Sendable {
         self.touchedSectors = touchedSectors
         self.besideSectors = besideSectors
         self.backing = backing
-    }
-
-    /// As it was seen.
-    package init(_ disk: TargetSurvey.Disk) {
-        self.init(
-            identity: disk.identity, boot: disk.boot, sequence: disk.sequence,
-            touchedSectors: disk.touchedSectors, besideSectors: disk.besideSectors,
-            backing: disk.backing.map {
-                Backing(
-                    size: $0.size, modifiedNanoseconds: $0.modifiedNanoseconds,
-                    changedNanoseconds: $0.changedNanoseconds)
-            })
     }
 
     /// What can be said of a disk that is seen again.

@@ -1,7 +1,8 @@
-internal import Host
 internal import CLinux
+package import CopyPlanning
 internal import Dispatch
 internal import Glibc
+internal import Host
 internal import NBDAccess
 internal import RingIO
 internal import Synchronization
@@ -16,7 +17,7 @@ internal import Synchronization
 // is killed. The socket's name is removed before that; later connections find it by a descriptor.
 
 /// A qemu-nbd of our own; see the head of this file. Everything blocks.
-final class QEMUServer: Sendable {
+package final class QEMUServer: Sendable {
     /// Where it listens, for this process.
     let address: NBDServerAddress
     private let path: String
@@ -48,7 +49,7 @@ final class QEMUServer: Sendable {
     }
 
     /// Serves a file of the given format.
-    static func serve(
+    package static func serve(
         _ path: String, format: String = "qcow2", isReadOnly: Bool
     ) throws(CopyError) -> QEMUServer {
         for _ in 1..<attemptsMax {
@@ -185,7 +186,7 @@ final class QEMUServer: Sendable {
     }
 
     /// Bytes of the file.
-    var size: UInt64 { first.withLock { $0.export?.size ?? 0 } }
+    package var size: UInt64 { first.withLock { $0.export?.size ?? 0 } }
 
     /// What every client has written is on stable storage when it returns.
     func flush() throws(CopyError) {

@@ -1,6 +1,7 @@
-internal import Host
 internal import CLinux
+internal import CopyPlanning
 internal import Glibc
+internal import Host
 
 /// Programs of QEMU that copies are made with.
 enum HelperProcess {

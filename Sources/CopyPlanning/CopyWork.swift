@@ -67,7 +67,7 @@ package final class CopyWork: Sendable {
     }
 
     /// The next piece; nil when nothing is left, or something failed.
-    func next() -> ByteRange? {
+    package func next() -> ByteRange? {
         guard failure.withLock({ $0 == nil }) else { return nil }
         let limit = pieceByteCount
         let outcome = remaining.withLock { remaining -> Result<ByteRange?, CopyError> in
@@ -89,13 +89,13 @@ package final class CopyWork: Sendable {
     }
 
     /// Waits until so many more bytes may be moved, or something failed.
-    func wait(for byteCount: UInt64) {
+    package func wait(for byteCount: UInt64) {
         guard let pace else { return }
         pace.wait(for: byteCount) { failure.withLock { $0 != nil } }
     }
 
     /// A range is in the target.
-    func finished(_ range: ByteRange) {
+    package func finished(_ range: ByteRange) {
         doneByteCount.add(range.length, ordering: .relaxed)
         done.withLock { $0?.add(range) }
     }

@@ -1,4 +1,5 @@
-internal import BlockModel
+package import BlockModel
+package import CopyPlanning
 internal import FoundationEssentials
 internal import Glibc
 internal import Synchronization
@@ -15,11 +16,11 @@ internal import Synchronization
 //   until the second one, and nowhere else.
 
 /// An RBD image; see the head of this file. Everything blocks.
-final class RBDMedium: CopyMedium {
+package final class RBDMedium: CopyMedium {
     private let place: RBDPlace
     private let pool: RBDPool
     private let image: Mutex<RBDImage?>
-    let isNew: Bool
+    package let isNew: Bool
     /// The number of the snapshot that the image equals, or that it is on its way from.
     private let version = Mutex<UInt64?>(nil)
     /// The snapshot that an interrupted copy may have made already.
@@ -65,11 +66,11 @@ final class RBDMedium: CopyMedium {
                 + "that, or name another target")
     }
 
-    var path: String { place.name }
-    var beginsFresh: Bool { false }
-    var canGrow: Bool { true }
-    var keepsVersions: Bool { true }
-    var syncsWhileWriting: Bool { true }
+    package var path: String { place.name }
+    package var beginsFresh: Bool { false }
+    package var canGrow: Bool { true }
+    package var keepsVersions: Bool { true }
+    package var syncsWhileWriting: Bool { true }
 
     private func open() throws(CopyError) -> RBDImage {
         guard let image = image.withLock({ $0 }) else {
@@ -78,7 +79,7 @@ final class RBDMedium: CopyMedium {
         return image
     }
 
-    func file() throws(CopyError) -> CopyRecord.File {
+    package func file() throws(CopyError) -> CopyRecord.File {
         let image = try open()
         var disk = try image.disk()
         disk.version = version.withLock { $0 }
@@ -86,7 +87,7 @@ final class RBDMedium: CopyMedium {
             isBlockDevice: true, size: image.size, inode: 0, changedNanoseconds: 0, disk: disk)
     }
 
-    func content() throws(CopyError) -> String? {
+    package func content() throws(CopyError) -> String? {
         let isThere = Mutex(false)
         try open().differences(since: nil) { _ in isThere.withLock { $0 = true } }
         return isThere.withLock { $0 } ? "data that no record describes" : nil
@@ -94,7 +95,7 @@ final class RBDMedium: CopyMedium {
 
     // MARK: What it equals
 
-    func holds(
+    package func holds(
         _ record: CopyRecord, except changes: RangeSpool?
     ) throws(CopyError) -> Bool? {
         if record.state == .running { own.withLock { $0 = record.to?.snapshot } }
@@ -113,7 +114,7 @@ final class RBDMedium: CopyMedium {
     }
 
     /// Whether the image equals one of its snapshots, those places aside that are in `changes`.
-    static func equals(
+    package static func equals(
         _ image: RBDImage, _ snapshot: String, except changes: RangeSpool?
     ) throws(CopyError) -> Bool {
         guard
@@ -178,7 +179,7 @@ final class RBDMedium: CopyMedium {
         return true
     }
 
-    func samples(
+    package func samples(
         within ranges: [ByteRange]?, written: RangeSpool?
     ) throws(CopyError) -> [CopyRecord.Sample]? {
         // Snapshots tell more; only a full copy that is under way has none yet.
@@ -188,20 +189,20 @@ final class RBDMedium: CopyMedium {
 
     // MARK: Writing
 
-    func prepare(_ size: UInt64, for plan: CopyPlan) throws(CopyError) {
+    package func prepare(_ size: UInt64, for plan: CopyPlan) throws(CopyError) {
         let image = try open()
         if image.size != size { try image.resize(to: size) }
     }
 
-    func sinks(_ count: Int) throws(CopyError) -> [any CopySink] {
+    package func sinks(_ count: Int) throws(CopyError) -> [any CopySink] {
         Array(repeating: try open(), count: count)
     }
 
-    func sync() throws(CopyError) { try open().flush() }
+    package func sync() throws(CopyError) { try open().flush() }
 
-    func settle() {}
+    package func settle() {}
 
-    func checkName(of cut: CopyCut) throws(CopyError) {
+    package func checkName(of cut: CopyCut) throws(CopyError) {
         guard try open().snapshotNumber(cut.snapshot) != nil,
             own.withLock({ $0 }) != cut.snapshot
         else { return }
@@ -211,7 +212,7 @@ final class RBDMedium: CopyMedium {
                 + "that (rbd snap rm)")
     }
 
-    func complete(_ cut: CopyCut) throws(CopyError) {
+    package func complete(_ cut: CopyCut) throws(CopyError) {
         let image = try open()
         if try image.snapshotNumber(cut.snapshot) != nil {
             // Of this very copy, which was killed just after it had made it.
@@ -223,25 +224,28 @@ final class RBDMedium: CopyMedium {
         version.withLock { $0 = number }
     }
 
-    func describe(_ device: String, _ cut: CopyCut) throws(CopyError) {
+    package func describe(_ device: String, _ cut: CopyCut) throws(CopyError) {
         try open().setMetadata(
             RBDVersion.key(cut.snapshot), RBDVersion(device: device, cut: cut).text)
     }
 
-    func empty() throws(CopyError) { try open().resize(to: 0) }
+    package func empty() throws(CopyError) { try open().resize(to: 0) }
 
-    func withdraw() {
+    package func withdraw() {
         image.withLock { $0 = nil }
         if isNew { _ = pool.library.remove(pool.context, place.image) }
     }
 }
 
 /// What a snapshot of an RBD image is a copy of.
-struct RBDVersion: Codable {
-    var device: String
-    var cut: CopyCut
+package struct RBDVersion: Codable {
+    /// The device that was copied.
+    package var device: String
+    /// The cut that the snapshot equals.
+    package var cut: CopyCut
 
-    static func key(_ snapshot: String) -> String { "stillpoint.\(snapshot)" }
+    /// The key of the image's metadata under which a snapshot is described.
+    package static func key(_ snapshot: String) -> String { "stillpoint.\(snapshot)" }
 
     init(device: String, cut: CopyCut) {
         self.device = device
@@ -249,7 +253,7 @@ struct RBDVersion: Codable {
     }
 
     /// Nil for what is no such description.
-    init?(_ text: String) {
+    package init?(_ text: String) {
         guard let version = try? JSONDecoder().decode(RBDVersion.self, from: Data(text.utf8)) else {
             return nil
         }

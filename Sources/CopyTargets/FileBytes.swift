@@ -1,15 +1,16 @@
-internal import BlockModel
+package import BlockModel
 internal import CLinux
+package import CopyPlanning
 internal import Glibc
 
 /// Bytes of an open file or block device, which is closed with it.
-final class FileBytes: CopyBytes {
-    let size: UInt64
+package final class FileBytes: CopyBytes {
+    package let size: UInt64
     private let descriptor: Int32
     private let path: String
 
     /// Takes over a descriptor.
-    init(owning descriptor: Int32, path: String, size: UInt64) {
+    package init(owning descriptor: Int32, path: String, size: UInt64) {
         self.descriptor = descriptor
         self.path = path
         self.size = size
@@ -17,11 +18,11 @@ final class FileBytes: CopyBytes {
 
     deinit { close(descriptor) }
 
-    func read(
+    package func read(
         _ offset: UInt64, into place: UnsafeMutableRawPointer, _ byteCount: Int
     ) throws(CopyError) { try Self.read(descriptor, path, offset, into: place, byteCount) }
 
-    func data(in range: ByteRange) -> ByteRange? { Self.data(descriptor, in: range) }
+    package func data(in range: ByteRange) -> ByteRange? { Self.data(descriptor, in: range) }
 
     static func read(
         _ descriptor: Int32, _ path: String, _ offset: UInt64,

@@ -1,5 +1,6 @@
-internal import Host
+package import CopyPlanning
 internal import Glibc
+internal import Host
 
 /// The file that holds the record of a target: beside a file, and for a block device in a directory
 /// that stays the same when the disk comes back under another path. Blocks.
@@ -26,12 +27,12 @@ package struct CopyRecordFile: Sendable {
     }
 
     /// The file that the user named; nil when none was.
-    static func named(_ options: CopyOptions) -> CopyRecordFile? {
+    package static func named(_ options: CopyOptions) -> CopyRecordFile? {
         options.recordPath.map { CopyRecordFile(named: $0) }
     }
 
     /// The record of a target that looks like `file`.
-    static func of(
+    package static func of(
         _ path: String, _ file: CopyRecord.File, _ options: CopyOptions
     ) -> CopyRecordFile {
         if let named = named(options) { return named }
@@ -93,13 +94,13 @@ package struct CopyRecordFile: Sendable {
     package func remove() { unlink(path) }
 
     /// Puts this record in the place of another one.
-    func move(to other: CopyRecordFile) throws(CopyError) {
+    package func move(to other: CopyRecordFile) throws(CopyError) {
         guard rename(path, other.path) == 0 else { throw Self.failure(other.path, errno) }
         try Self.syncDirectory(of: other.path)
     }
 
     /// Makes names in the directory of `path` durable.
-    static func syncDirectory(of path: String) throws(CopyError) {
+    package static func syncDirectory(of path: String) throws(CopyError) {
         do throws(HostError) { try DurableFile.syncDirectory(of: path) } catch {
             throw failure(error.subject, error.errnoValue)
         }

@@ -1,10 +1,11 @@
-internal import BlockModel
-internal import NBDAccess
+package import BlockModel
+package import CopyPlanning
+package import NBDAccess
 internal import Synchronization
 
 /// The bytes of an export, over as many connections as there are threads that read at once.
-final class NBDBytes: CopyBytes {
-    let size: UInt64
+package final class NBDBytes: CopyBytes {
+    package let size: UInt64
     private let name: String
     private let connect: @Sendable () throws(CopyError) -> NBDExport
     /// Connections that nobody uses at this moment.
@@ -19,7 +20,7 @@ final class NBDBytes: CopyBytes {
     }
 
     /// Connects once to learn the size.
-    init(
+    package init(
         _ name: String, server: QEMUServer? = nil, holding file: FileBytes? = nil,
         connect: @escaping @Sendable () throws(CopyError) -> NBDExport
     ) throws(CopyError) {
@@ -34,7 +35,7 @@ final class NBDBytes: CopyBytes {
     }
 
     /// What a qemu-nbd of our own shows.
-    convenience init(
+    package convenience init(
         server: QEMUServer, _ path: String, holding file: FileBytes? = nil
     ) throws(CopyError) {
         let address = server.address
@@ -62,7 +63,7 @@ final class NBDBytes: CopyBytes {
         CopyError(.failed, "\(name) cannot be read at \(offset) (\(error))")
     }
 
-    func read(
+    package func read(
         _ offset: UInt64, into place: UnsafeMutableRawPointer, _ byteCount: Int
     ) throws(CopyError) {
         let export = try take()
@@ -73,7 +74,7 @@ final class NBDBytes: CopyBytes {
         give(export)
     }
 
-    func data(in range: ByteRange) throws(CopyError) -> ByteRange? {
+    package func data(in range: ByteRange) throws(CopyError) -> ByteRange? {
         let export = try take()
         guard export.hasAllocation else {
             give(export)

@@ -1,4 +1,5 @@
 internal import BlockModel
+internal import CopyPlanning
 internal import Glibc
 internal import NBDAccess
 internal import Synchronization

@@ -1,3 +1,4 @@
+package import CopyPlanning
 internal import Glibc
 
 /// An RBD image as the user names it: rbd:POOL/[NAMESPACE/]IMAGE[@SNAPSHOT].
@@ -10,7 +11,7 @@ package struct RBDPlace: Equatable, Sendable {
     let namespace: String?
     let image: String
     /// One of its versions.
-    let snapshot: String?
+    package let snapshot: String?
 
     /// Nil for the name of something else.
     package init?(parsing name: String) throws(CopyError) {
@@ -44,7 +45,7 @@ package struct RBDPlace: Equatable, Sendable {
 }
 
 /// A pool of a Ceph cluster that is connected to.
-final class RBDPool: @unchecked Sendable {
+package final class RBDPool: @unchecked Sendable {
     // What librados gives may be used by any thread.
     let library: RBDLibrary
     let context: RBDLibrary.Handle
@@ -54,7 +55,7 @@ final class RBDPool: @unchecked Sendable {
     private static let connectSeconds = "30"
 
     /// Connects, as the configuration file of Ceph says (CEPH_CONF), and CEPH_ARGS.
-    init(_ place: RBDPlace) throws(CopyError) {
+    package init(_ place: RBDPlace) throws(CopyError) {
         library = try RBDLibrary.shared.get()
         func failed(_ what: String, _ result: Int32) -> CopyError {
             CopyError(

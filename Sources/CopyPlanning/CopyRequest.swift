@@ -14,6 +14,9 @@ package struct CopyRequest: Sendable {
         }
     }
 
+    /// A target whose name ends with this is a qcow2 file.
+    package static let qcowSuffix = ".qcow2"
+
     package var device: String
     package var cut: CopyCut
     /// What the user called the snapshot.
