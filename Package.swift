@@ -56,8 +56,10 @@ let package = Package(
     ],
     targets: [
         .target(
-            name: "CLinux",
-            linkerSettings: [.linkedLibrary(":liburing.a"), .linkedLibrary(":libblkid.a")]),
+            name: "CLinux", linkerSettings: [.linkedLibrary(":libblkid.a")]),
+        .target(
+            name: "CRing", dependencies: ["CLinux"],
+            linkerSettings: [.linkedLibrary(":liburing.a")]),
         // The archives, so that the program needs no package of theirs where it is installed.
         .systemLibrary(name: "CYAML"),
         .target(
@@ -70,6 +72,7 @@ let package = Package(
         .target(name: "BlockModel", swiftSettings: strict),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: strict),
+        .target(name: "FreezePlanning", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
             swiftSettings: strict + tracking),
@@ -87,16 +90,27 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: strict),
         .target(
-            name: "RingIO", dependencies: ["BlockModel", "CLinux", "Host"], swiftSettings: strict),
+            name: "RingIO", dependencies: ["BlockModel", "CLinux", "CRing", "Host"],
+            swiftSettings: strict),
         .target(
             name: "LiveTracking",
             dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking", "Host"],
             swiftSettings: strict),
         .target(
+            name: "Freezing",
+            dependencies: ["BlockModel", "CLinux", "FreezePlanning", "Host", "RingIO"],
+            swiftSettings: strict),
+        .target(
             name: "DataPlane",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "Host", "LiveTracking",
-                "RingIO", "SnapshotCore",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "FreezePlanning",
+                "Freezing", "Host", "LiveTracking", "RingIO", "SnapshotCore",
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Guardianship",
+            dependencies: [
+                "BlockModel", "CLinux", "ChangeTracking", "DataPlane", "Freezing", "Host", "RingIO",
             ],
             swiftSettings: strict),
         .target(
@@ -115,14 +129,64 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(
-            name: "ControlDocuments", dependencies: ["BlockModel", "CopyOnWrite", "SnapshotCore"],
+            name: "ControlDocuments",
+            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning", "SnapshotCore"],
             swiftSettings: strict),
         .target(
-            name: "Control",
+            name: "ServiceState",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "ControlDocuments", "CopyOnWrite",
-                "DataPlane", "Encryption",
-                "ExportBlock", "ExportNBD", "Host", "LiveTracking", "PageFiles", "RingIO",
+                "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "ExportNBD", "Freezing",
+                "Guardianship", "Host", "RingIO",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Quiescing",
+            dependencies: [
+                "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "FreezePlanning",
+                "Freezing", "Host", "RingIO", "ServiceState",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "DeviceManagement",
+            dependencies: [
+                "BlockModel", "CLinux", "ChangeTracking", "ControlDocuments", "DataPlane",
+                "ExportNBD", "FreezePlanning", "Host", "LiveTracking", "RingIO", "ServiceState",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "SnapshotManagement",
+            dependencies: [
+                "BlockModel", "ControlDocuments", "CopyOnWrite", "DataPlane", "DeviceManagement",
+                "ExportNBD", "FreezePlanning", "Host", "Quiescing", "RingIO", "ServiceState",
+                "SnapshotCore",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "BlockDeviceManagement",
+            dependencies: [
+                "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "DeviceManagement",
+                "ExportBlock", "ExportNBD", "Guardianship", "Host", "RingIO", "ServiceState",
+                "SnapshotManagement",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Monitoring",
+            dependencies: [
+                "BlockModel", "ControlDocuments", "DataPlane", "DeviceManagement", "Host", "RingIO",
+                "ServiceState", "SnapshotManagement",
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "HTTPInterface",
+            dependencies: [
+                "BlockDeviceManagement", "BlockModel", "CLinux", "ControlDocuments", "DataPlane",
+                "DeviceManagement", "Encryption", "ExportNBD", "Host", "Monitoring", "PageFiles",
+                "RingIO", "ServiceState", "SnapshotManagement",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -133,17 +197,40 @@ let package = Package(
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ],
             swiftSettings: strict),
+        .target(
+            name: "Control",
+            dependencies: [
+                "BlockDeviceManagement", "CLinux", "ControlDocuments", "DataPlane",
+                "DeviceManagement", "ExportBlock", "ExportNBD", "Freezing", "Guardianship",
+                "HTTPInterface", "Host", "LiveTracking", "Monitoring", "Quiescing",
+                "RingIO", "ServiceState", "SnapshotManagement",
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+            ],
+            swiftSettings: strict),
         .target(name: "NBDAccess", swiftSettings: strict),
         .target(
+            name: "CopyPlanning", dependencies: ["BlockModel", "Host"], swiftSettings: strict),
+        .target(
+            name: "CopyTargets",
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "RingIO",
+            ],
+            swiftSettings: strict),
+        .target(
             name: "ImageCopy",
-            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess", "RingIO"],
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
+                "NBDAccess",
+            ],
             swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "CLinux", "Control", "ControlDocuments", "Encryption", "Host",
-                "ImageCopy", "NBDAccess",
-                "RingIO", "YAMLReading",
+                "BlockModel", "CLinux", "Control", "ControlDocuments", "CopyPlanning",
+                "CopyTargets", "DeviceManagement", "Encryption", "HTTPInterface", "Host",
+                "ImageCopy", "NBDAccess", "Quiescing",
+                "RingIO", "ServiceState", "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
@@ -161,6 +248,7 @@ let package = Package(
             name: "DataPlaneTests",
             dependencies: [
                 "BlockModel", "CLinux", "CTestSupport", "CopyOnWrite", "DataPlane", "RingIO",
+                "SnapshotCore",
             ],
             swiftSettings: strictTests),
         .target(name: "CTestSupport", path: "Tests/Support/CTestSupport"),
@@ -203,13 +291,15 @@ let package = Package(
         .testTarget(
             name: "ImageCopyTests",
             dependencies: [
-                "BlockModel", "ImageCopy", "NBDAccess", "TestSupport", "nbd-load",
+                "BlockModel", "CopyPlanning", "CopyTargets", "ImageCopy", "NBDAccess",
+                "TestSupport", "nbd-load",
             ],
             swiftSettings: strict),
         .testTarget(
             name: "ControlTests",
             dependencies: [
-                "Control", "ControlDocuments", "TestSupport", "manual", "powercut-fs",
+                "ControlDocuments", "Quiescing", "ServiceState", "TestSupport", "manual",
+                "powercut-fs",
             ],
             swiftSettings: strictTests),
         .testTarget(
@@ -236,6 +326,12 @@ let package = Package(
         .testTarget(
             name: "SnapshotCoreTests",
             dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "FreezePlanningTests", dependencies: ["BlockModel", "FreezePlanning"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "GuardianshipTests", dependencies: ["BlockModel", "Guardianship"],
             swiftSettings: strictTests),
         .testTarget(
             name: "SimulationTests", dependencies: ["Simulation"], swiftSettings: strictTests),

@@ -1,6 +1,7 @@
 internal import ControlDocuments
 internal import ExportNBD
 internal import Glibc
+internal import Host
 
 // `serve --check`: what the configuration names is looked at, and nothing is opened, made or taken.
 // A service that runs with the same configuration is not a problem.

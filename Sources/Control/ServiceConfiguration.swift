@@ -1,6 +1,9 @@
+internal import BlockDeviceManagement
 package import ControlDocuments
 internal import ExportNBD
+package import HTTPInterface
 package import RingIO
+package import ServiceState
 
 /// What `serve` was asked for, checked.
 package struct ServiceConfiguration: Sendable {

@@ -1,8 +1,9 @@
 // CLinux, too, has <sys/socket.h>: whichever module is loaded first owns its constants.
-internal import ControlDocuments
-internal import Host
 internal import CLinux
+internal import ControlDocuments
 internal import Glibc
+internal import HTTPInterface
+internal import Host
 
 /// The service manager (systemd) that started this process, if one did.
 enum ServiceManager {

@@ -1,14 +1,22 @@
+internal import BlockDeviceManagement
 internal import ControlDocuments
-internal import Host
 internal import DataPlane
+internal import DeviceManagement
 internal import ExportNBD
 internal import FoundationEssentials
+internal import Freezing
 internal import Glibc
-internal import Hummingbird
+internal import Guardianship
+internal import HTTPInterface
+internal import Host
 internal import LiveTracking
 package import Logging
+internal import Monitoring
+internal import Quiescing
 internal import RingIO
 internal import ServiceLifecycle
+internal import ServiceState
+internal import SnapshotManagement
 internal import Synchronization
 
 // The service as a whole: what must exist before what, and the way back.
@@ -18,22 +26,6 @@ internal import Synchronization
 //
 // `run` takes these steps in order and undoes those taken in the opposite order, whether the end
 // is a graceful stop or a failure at any step.
-
-/// What the routes of the control socket lead to.
-struct Registries: Sendable {
-    let devices: DeviceRegistry
-    let snapshots: SnapshotRegistry
-    let checkpoints: CheckpointRegistry
-    let blocks: BlockRegistry
-    let events: EventLog
-    let cuts: CutThread
-    let copies: CopyRegistry
-
-    /// Answers questions about changes.
-    var changes: ChangeQueries {
-        ChangeQueries(devices: devices, snapshots: snapshots, checkpoints: checkpoints)
-    }
-}
 
 /// The running service; see the head of this file.
 package final class StillpointService: Service {
@@ -366,7 +358,7 @@ package final class StillpointService: Service {
             },
             probe: { try await registries.devices.probe($0) },
             activity: { await self.activity(registries) }, counts: counts,
-            user: configuration.user, logger: logger)
+            explain: { [user = configuration.user] in user?.explained($0) ?? $0 }, logger: logger)
         let (failures, failed) = AsyncStream.makeStream(of: (any Error).self)
         let listener = server.listener()
         let descriptor = try socket.listen()

@@ -1,6 +1,7 @@
 package import BlockModel
 package import CopyOnWrite
 internal import FoundationEssentials
+package import FreezePlanning
 internal import Glibc
 package import SnapshotCore
 

@@ -1,6 +1,8 @@
 internal import Host
 package import BlockModel
 internal import CLinux
+package import FreezePlanning
+package import Freezing
 internal import Glibc
 package import RingIO
 internal import SnapshotCore
@@ -37,8 +39,9 @@ package struct CutOutcome: Sendable {
     package var sizes: [UInt64] = []
     /// How the filesystems fared that were to be frozen for it.
     package var freeze = FreezeOutcome()
+
     /// A filesystem could not be frozen, so the cut was not begun; `fault` says nothing then.
-    package var isCalledOffByFreeze = false
+    package var isCalledOffByFreeze: Bool { freeze.isCalledOff }
 
     /// What is remembered of the cut of the device at `index`.
     package func base(at index: Int) -> TrackingBase {
@@ -156,17 +159,19 @@ package final class CutThread: Sendable {
                 job.request.members, isBase: job.request.isBase, resizes: job.request.resizes,
                 limitNanoseconds: job.request.limitNanoseconds)
             if let freeze = job.request.freeze {
-                var freezing = FreezeRun(freeze)
-                job.finish(
-                    freezing.perform {
-                        let members = job.request.members
-                        guard LiveTaking.takeFrozen(members, job.request.limitNanoseconds) else {
-                            return CutOutcome(fault: Fault(errnoValue: ETIMEDOUT))
-                        }
-                        let outcome = run.perform()
-                        job.request.hold?.made(outcome)
-                        return outcome
-                    })
+                // What stands when the cut is never asked for.
+                var outcome = CutOutcome(fault: .shutdown)
+                let frozen = freeze.perform {
+                    let members = job.request.members
+                    guard LiveTaking.takeFrozen(members, job.request.limitNanoseconds) else {
+                        outcome = CutOutcome(fault: Fault(errnoValue: ETIMEDOUT))
+                        return
+                    }
+                    outcome = run.perform()
+                    job.request.hold?.made(outcome)
+                }
+                outcome.freeze = frozen
+                job.finish(outcome)
             } else {
                 let outcome = run.perform()
                 job.request.hold?.made(outcome)
@@ -287,22 +292,5 @@ private struct CutRun {
             coordinator.opened(device: index)
         case .undone(let index): coordinator.undone(device: index)
         }
-    }
-}
-
-/// Answers of loops to the thread that waits for them.
-final class Answers<Answer: Sendable>: Sendable {
-    private let queue = Mutex<[Answer]>([])
-    private let available = Semaphore()
-
-    func add(_ answer: Answer) {
-        queue.withLock { $0.append(answer) }
-        available.signal()
-    }
-
-    /// The next answer; nil when `deadline` (monotonic nanoseconds) passes first.
-    func next(before deadline: UInt64?) -> Answer? {
-        guard available.wait(until: deadline) else { return nil }
-        return queue.withLock { $0.removeFirst() }
     }
 }

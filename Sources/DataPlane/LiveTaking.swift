@@ -1,4 +1,5 @@
 internal import CLinux
+internal import RingIO
 
 /// Takes marks while filesystems are frozen, on the thread that makes cuts.
 enum LiveTaking {

@@ -9,9 +9,11 @@ internal import ChangeTracking
 // One bit for each page of entries: 4 MiB of them serve a device of 1 PiB. The file is sparse, so
 // what is not used takes neither memory nor disk.
 
-enum MapLayout {
+/// Byte offsets and sizes in a running map; see the head of this file.
+package enum MapLayout {
     static let pageByteCount = 4096
-    static let deathRecordByteOffset = 2 * pageByteCount
+    /// Where the death record lies: bytes from the start of the file.
+    package static let deathRecordByteOffset = 2 * pageByteCount
     static let bitmapByteOffset = 4 * pageByteCount
     static let bitmapByteCountMax = 4 << 20
     static let entriesByteOffset = bitmapByteOffset + bitmapByteCountMax

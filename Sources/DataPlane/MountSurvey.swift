@@ -1,8 +1,9 @@
-internal import Host
 package import BlockModel
 internal import CLinux
+package import FreezePlanning
 internal import Glibc
-package import SnapshotCore
+internal import Host
+internal import SnapshotCore
 
 /// What is mounted here and what it stands on, looked up in /proc and /sys. All of it may block.
 package enum MountSurvey {

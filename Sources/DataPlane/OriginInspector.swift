@@ -1,6 +1,6 @@
 internal import Host
 package import BlockModel
-internal import ChangeTracking
+package import ChangeTracking
 internal import CLinux
 internal import Glibc
 
@@ -10,11 +10,11 @@ internal import Glibc
 // kernel keeps, unless it was told not to or the driver does not.
 
 /// Looks at origins.
-enum OriginInspector {
+package enum OriginInspector {
     /// The origin behind `descriptor`, which nobody writes to at this moment; nil when the kernel
     /// does not report it. `probe`: a descriptor that reads past the page cache, to see whether
     /// reads are counted; nil when there is none.
-    static func record(of descriptor: Int32, probe: Int32?) -> OriginRecord? {
+    package static func record(of descriptor: Int32, probe: Int32?) -> OriginRecord? {
         var facts = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &facts) == 0 else { return nil }
         if facts.mode & UInt32(Glibc.S_IFMT) == UInt32(Glibc.S_IFBLK) {
@@ -40,7 +40,7 @@ enum OriginInspector {
     }
 
     /// Waits until a write would be stamped with another time than any write before this call.
-    static func waitForNextStamp() {
+    package static func waitForNextStamp() {
         let end = cl_now_nanoseconds() + 2 * cl_stamp_nanoseconds()
         while cl_now_nanoseconds() <= end { usleep(1000) }
     }

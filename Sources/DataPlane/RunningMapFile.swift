@@ -125,7 +125,7 @@ final class RunningMapFile: Sendable {
 }
 
 /// Writes all bytes at an offset; false with errno when that failed.
-func writeAll(_ bytes: [UInt8], to descriptor: Int32, at offset: Int) -> Bool {
+package func writeAll(_ bytes: [UInt8], to descriptor: Int32, at offset: Int) -> Bool {
     var done = 0
     while done < bytes.count {
         let result = bytes.withUnsafeBytes { buffer in

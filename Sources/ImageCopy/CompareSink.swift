@@ -1,5 +1,6 @@
 package import BlockModel
 internal import CLinux
+package import CopyPlanning
 internal import Glibc
 internal import Synchronization
 

@@ -1,7 +1,9 @@
-internal import Host
 internal import CLinux
+package import CopyPlanning
+package import CopyTargets
 internal import DataPlane
 internal import Glibc
+internal import Host
 
 /// What there is of a target: the copy itself, its versions, and what was not finished.
 package struct CopyInventory: Sendable {
@@ -70,7 +72,7 @@ package struct CopyInventory: Sendable {
         for name in SystemFile.names(in: directory).sorted() where name.hasPrefix(start) {
             let version = String(name.dropFirst(start.count))
             guard !version.hasSuffix(CopyRecord.suffix), !version.isEmpty,
-                !version.hasSuffix(ImageCopier.besideSuffix)
+                !version.hasSuffix(CopyPlace.besideSuffix)
             else { continue }
             if let entry = try entry(
                 "\(directory)/\(name)", version: version, records: options.diskRecords, named: nil)
@@ -78,7 +80,7 @@ package struct CopyInventory: Sendable {
                 entries.append(entry)
             }
         }
-        let beside = target + ImageCopier.besideSuffix
+        let beside = target + CopyPlace.besideSuffix
         if let entry = try entry(
             beside, version: nil, records: options.diskRecords, named: nil)
         {

@@ -1,5 +1,7 @@
 internal import BlockModel
 internal import CLinux
+package import CopyPlanning
+package import CopyTargets
 internal import DataPlane
 internal import Glibc
 

@@ -1,4 +1,6 @@
 internal import CLinux
+internal import CopyPlanning
+internal import CopyTargets
 internal import Glibc
 
 // Versions of a copy in a file: TARGET@NAME, each with its own record, complete copies like any
@@ -39,7 +41,7 @@ package struct CopyVersions: Sendable {
         _ record: CopyRecord, of source: Int32, as name: String
     ) throws(CopyError) -> [String] {
         let path = path(name)
-        let temporary = path + ImageCopier.besideSuffix
+        let temporary = path + CopyPlace.besideSuffix
         let made = open(temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard made >= 0 else { throw failure(path, errno) }
         defer { close(made) }

@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import CLinux
+internal import CopyPlanning
 
 // How bytes that were read reach the target: blocks that are all zero become holes.
 

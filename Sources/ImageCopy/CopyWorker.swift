@@ -1,4 +1,5 @@
 internal import BlockModel
+package import CopyPlanning
 package import NBDAccess
 internal import Synchronization
 

@@ -1,4 +1,6 @@
 internal import BlockModel
+package import CopyPlanning
+internal import CopyTargets
 internal import Glibc
 
 // Reads a stream of `rbd export-diff` (see StreamSink.swift) and gives it to a target.

@@ -1,4 +1,5 @@
 package import BlockModel
+package import CopyPlanning
 internal import Synchronization
 
 /// What both ends of a device hold: two looks are equal when they held the same.

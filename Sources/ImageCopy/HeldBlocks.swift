@@ -1,4 +1,5 @@
 package import BlockModel
+package import CopyPlanning
 internal import Synchronization
 
 /// What is read while filesystems are frozen, kept in memory until they are thawed, so that a slow

@@ -1,4 +1,6 @@
 internal import BlockModel
+package import CopyPlanning
+package import CopyTargets
 internal import Glibc
 
 // The parts of a copy of a device in use that begin where copying an image ends: the target is
@@ -65,7 +67,7 @@ extension ImageCopier {
     ) -> CopyRecord? {
         // What cannot be looked at is reported when the copy begins.
         let own = try? CopyPlace(path).recordFile(options)
-        for file in [CopyRecordFile(besideTarget: path + besideSuffix), own] {
+        for file in [CopyRecordFile(besideTarget: path + CopyPlace.besideSuffix), own] {
             if let file, case .record(let found)? = try? file.load(), found.state == .running {
                 return found
             }

@@ -1,4 +1,6 @@
 internal import BlockModel
+package import CopyPlanning
+package import CopyTargets
 internal import DataPlane
 internal import Glibc
 internal import Synchronization
@@ -18,32 +20,8 @@ internal import Synchronization
 // Killed between the two, the next run finds a complete record that describes TARGET, and renames
 // it.
 
-/// What else a copy is made with.
-package struct CopyOptions: Sendable {
-    /// What the target must keep clear of.
-    package var surroundings = CopySurroundings()
-    /// Where records of block devices are.
-    package var diskRecords = ""
-    /// The file that holds the record, where the user names one.
-    package var recordPath: String?
-    /// What was there is kept as `TARGET@NAME`.
-    package var keep: String?
-    /// The cut's name was made for this copy alone.
-    package var isNameOwned = false
-    /// The complete copy that a qcow2 target lies on.
-    package var onto: String?
-    /// Bytes of data per second at most.
-    package var rateLimit: UInt64?
-    /// Makes TLS connections to NBD servers.
-    package var secure: NBDPlace.Securing?
-
-    package init() {}
-}
-
 /// A copy of an image into a target; see the head of this file. Everything blocks.
 package final class ImageCopier: Sendable {
-    package static let besideSuffix = ".unfinished"
-
     package let request: CopyRequest
     package let plan: CopyPlan
     package let work: CopyWork
@@ -196,7 +174,7 @@ package final class ImageCopier: Sendable {
     private static func finishReplacing(
         _ target: any CopyMedium, _ record: CopyRecordFile, _ file: CopyRecord.File
     ) throws(CopyError) {
-        let left = CopyRecordFile(besideTarget: target.path + besideSuffix)
+        let left = CopyRecordFile(besideTarget: target.path + CopyPlace.besideSuffix)
         guard case .record(let its) = try left.load(), its.state == .complete,
             its.target.inode == file.inode, its.target.size == file.size,
             its.target.changedNanoseconds == file.changedNanoseconds

@@ -1,4 +1,6 @@
 package import BlockModel
+package import CopyPlanning
+internal import CopyTargets
 internal import Glibc
 internal import Synchronization
 

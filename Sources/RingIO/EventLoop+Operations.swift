@@ -1,4 +1,5 @@
 package import CLinux
+internal import CRing
 internal import Glibc
 
 // One function per operation. Each takes the handler that receives the completion, a tag and a

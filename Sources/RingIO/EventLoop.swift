@@ -1,4 +1,5 @@
 internal import CLinux
+internal import CRing
 internal import Glibc
 
 // One pthread that owns one io_uring and everything reachable from it.

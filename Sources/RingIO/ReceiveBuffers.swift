@@ -1,4 +1,5 @@
 internal import CLinux
+internal import CRing
 internal import Glibc
 
 /// Buffers that the kernel fills on its own choice: an idle connection waits for data without

@@ -1,5 +1,6 @@
 import BlockModel
 import ControlDocuments
+import CopyPlanning
 import ImageCopy
 
 /// Reads an answer about changes page by page, in bounded memory.

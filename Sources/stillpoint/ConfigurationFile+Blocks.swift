@@ -1,4 +1,5 @@
 import Control
+import ServiceState
 import YAMLReading
 
 extension ConfigurationFile {

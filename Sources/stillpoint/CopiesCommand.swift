@@ -1,5 +1,6 @@
 import ArgumentParser
 import ControlDocuments
+import CopyPlanning
 import FoundationEssentials
 import ImageCopy
 

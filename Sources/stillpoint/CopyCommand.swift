@@ -1,6 +1,8 @@
 import ArgumentParser
 import BlockModel
 import ControlDocuments
+import CopyPlanning
+import CopyTargets
 import FoundationEssentials
 import Glibc
 import ImageCopy
@@ -214,7 +216,7 @@ struct CopyCommand: AsyncParsableCommand {
         }
         guard
             !targets.contains(where: {
-                CopyPlace.isRemote($0) || $0.hasSuffix(CopyPlace.qcowSuffix)
+                CopyPlace.isRemote($0) || $0.hasSuffix(CopyRequest.qcowSuffix)
             })
         else {
             throw ControlError(
@@ -251,7 +253,7 @@ struct CopyCommand: AsyncParsableCommand {
             throw ValidationError("--onto and --limit-rate do not go with a stream")
         }
         if keep != nil, to == nil, let target = operands.last,
-            CopyPlace.isRemote(target) || target.hasSuffix(CopyPlace.qcowSuffix)
+            CopyPlace.isRemote(target) || target.hasSuffix(CopyRequest.qcowSuffix)
         {
             throw ValidationError(
                 "--keep is for raw files: a qcow2 copy stays when the next one lies on it (--onto), "

@@ -1,5 +1,7 @@
 import BlockModel
 import ControlDocuments
+import CopyPlanning
+import CopyTargets
 import ImageCopy
 import NBDAccess
 import RingIO

@@ -1,4 +1,5 @@
 import ControlDocuments
+import CopyTargets
 import Glibc
 import ImageCopy
 

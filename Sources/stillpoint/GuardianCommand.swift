@@ -2,6 +2,7 @@ import ArgumentParser
 import Control
 import ControlDocuments
 import Glibc
+import ServiceState
 
 /// `guardian`: the process that the service starts beside itself; see `GuardianProcess`.
 struct GuardianCommand: ParsableCommand {

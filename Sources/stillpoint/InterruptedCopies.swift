@@ -1,5 +1,6 @@
 import BlockModel
 import ControlDocuments
+import CopyPlanning
 import ImageCopy
 
 // What copies to the same targets that were killed have left: records, and checkpoints that nobody

@@ -1,6 +1,7 @@
 import BlockModel
 import Control
 import ControlDocuments
+import CopyPlanning
 import ImageCopy
 
 /// The cuts that a copy of live devices has the service make: checkpoints for its passes, named so

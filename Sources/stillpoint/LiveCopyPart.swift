@@ -1,5 +1,6 @@
 import BlockModel
 import ControlDocuments
+import CopyPlanning
 import ImageCopy
 import NBDAccess
 import RingIO

@@ -1,5 +1,6 @@
 import BlockModel
 import ControlDocuments
+import CopyPlanning
 import Glibc
 import ImageCopy
 import NBDAccess

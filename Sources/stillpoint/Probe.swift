@@ -1,6 +1,7 @@
 import ArgumentParser
 import Control
 import ControlDocuments
+import DeviceManagement
 
 /// `probe`: what this machine offers.
 struct Probe: AsyncParsableCommand {

@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockModel
 import ControlDocuments
+import CopyPlanning
 import Glibc
 import ImageCopy
 import NBDAccess

@@ -1,4 +1,6 @@
 import ControlDocuments
+import CopyPlanning
+import CopyTargets
 import Glibc
 import ImageCopy
 import NBDAccess
@@ -14,7 +16,7 @@ enum RestorePlace {
     static func find(
         _ target: String, _ client: ControlClient, _ status: StatusDocument
     ) async throws -> RestorePlace {
-        guard !CopyPlace.isRemote(target), !target.hasSuffix(CopyPlace.qcowSuffix) else {
+        guard !CopyPlace.isRemote(target), !target.hasSuffix(CopyRequest.qcowSuffix) else {
             throw ControlError(
                 .invalid,
                 "\(target): a restore writes raw bytes onto a device, a file or a block device; name "

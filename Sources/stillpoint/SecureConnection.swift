@@ -1,4 +1,5 @@
 import CLinux
+import CopyTargets
 import Encryption
 import Glibc
 import ImageCopy

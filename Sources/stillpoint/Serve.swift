@@ -2,7 +2,9 @@ import ArgumentParser
 import Control
 import ControlDocuments
 import Glibc
+import HTTPInterface
 import Logging
+import Quiescing
 import RingIO
 import ServiceLifecycle
 

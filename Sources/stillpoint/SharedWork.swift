@@ -1,4 +1,5 @@
 import ControlDocuments
+import CopyPlanning
 import ImageCopy
 import RingIO
 import Synchronization

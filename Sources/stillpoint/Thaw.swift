@@ -1,5 +1,6 @@
 import ArgumentParser
 import Control
+import Quiescing
 
 /// `thaw`: what a service that is gone left frozen.
 struct Thaw: ParsableCommand {

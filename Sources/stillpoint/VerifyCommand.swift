@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockModel
 import ControlDocuments
+import CopyPlanning
 import ImageCopy
 import NBDAccess
 import Synchronization

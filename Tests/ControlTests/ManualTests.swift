@@ -1,5 +1,5 @@
-import Control
 import Foundation
+import ServiceState
 import TestSupport
 import Testing
 

@@ -1,5 +1,6 @@
-import Control
 import Logging
+import Quiescing
+import ServiceState
 import Synchronization
 import Testing
 

@@ -11,7 +11,7 @@ import collections
 import pathlib
 import sys
 
-ROOMS = ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"]
+ROOMS = ["BlockModel", "ChangeTracking", "CopyOnWrite", "FreezePlanning", "SnapshotCore"]
 WANTED = 95.0
 
 sources = pathlib.Path(sys.argv[1])

@@ -1,7 +1,7 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// The rooms that read what comes from outside, instrumented; see Scripts/fuzz. Of Control only
+// The rooms that read what comes from outside, instrumented; see Scripts/fuzz. Of ServiceState only
 // the files that need none of its dependencies.
 let instrumented: [SwiftSetting] = [
     .unsafeFlags(["-sanitize=fuzzer,address", "-parse-as-library", "-enable-testing"])
@@ -11,8 +11,10 @@ let package = Package(
     name: "fuzz",
     targets: [
         .target(
-            name: "CLinux",
-            linkerSettings: [.linkedLibrary(":liburing.a"), .linkedLibrary(":libblkid.a")]),
+            name: "CLinux", linkerSettings: [.linkedLibrary(":libblkid.a")]),
+        .target(
+            name: "CRing", dependencies: ["CLinux"],
+            linkerSettings: [.linkedLibrary(":liburing.a")]),
         .systemLibrary(name: "CYAML"),
         .target(
             name: "YAMLReading", dependencies: ["CYAML"], swiftSettings: instrumented,
@@ -20,12 +22,13 @@ let package = Package(
         .target(name: "BlockModel", swiftSettings: instrumented),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: instrumented),
+        .target(name: "FreezePlanning", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(
             name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
             swiftSettings: instrumented),
         .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
         .target(
-            name: "RingIO", dependencies: ["BlockModel", "CLinux", "Host"],
+            name: "RingIO", dependencies: ["BlockModel", "CLinux", "CRing", "Host"],
             swiftSettings: instrumented),
         .target(
             name: "CLiveTracking", exclude: ["bpf"],
@@ -35,27 +38,31 @@ let package = Package(
             dependencies: ["BlockModel", "CLiveTracking", "ChangeTracking", "Host"],
             swiftSettings: instrumented),
         .target(
+            name: "Freezing",
+            dependencies: ["BlockModel", "CLinux", "FreezePlanning", "Host", "RingIO"],
+            swiftSettings: instrumented),
+        .target(
             name: "DataPlane",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "Host", "LiveTracking",
-                "RingIO", "SnapshotCore",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "FreezePlanning",
+                "Freezing", "Host", "LiveTracking", "RingIO", "SnapshotCore",
             ],
             swiftSettings: instrumented),
         .target(
             name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
             swiftSettings: instrumented),
         .target(
-            name: "ControlDocuments", dependencies: ["BlockModel", "CopyOnWrite", "SnapshotCore"],
+            name: "ControlDocuments",
+            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning", "SnapshotCore"],
             swiftSettings: instrumented),
         .target(
-            name: "Control",
+            name: "ServiceState",
             dependencies: [
-                "BlockModel", "CLinux", "ControlDocuments", "CopyOnWrite", "DataPlane",
-                "ExportNBD", "Host", "RingIO", "SnapshotCore",
+                "BlockModel", "ControlDocuments", "DataPlane", "ExportNBD", "Host", "RingIO",
             ],
             sources: [
                 "AsyncReadWriteLock.swift", "CheckpointStore.swift", "LockedDirectory.swift",
-                "ObjectNames.swift", "StateDirectory.swift", "SystemCalls.swift",
+                "ObjectNames.swift", "StateDirectory.swift",
             ],
             swiftSettings: instrumented),
         .target(
@@ -64,15 +71,28 @@ let package = Package(
             swiftSettings: instrumented),
         .target(name: "NBDAccess", swiftSettings: instrumented),
         .target(
+            name: "CopyPlanning", dependencies: ["BlockModel", "Host"],
+            swiftSettings: instrumented),
+        .target(
+            name: "CopyTargets",
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "RingIO",
+            ],
+            swiftSettings: instrumented),
+        .target(
             name: "ImageCopy",
-            dependencies: ["BlockModel", "CLinux", "DataPlane", "Host", "NBDAccess", "RingIO"],
+            dependencies: [
+                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
+                "NBDAccess",
+            ],
             swiftSettings: instrumented),
         // With the configuration file's reader, which the program alone has otherwise.
         .executableTarget(
             name: "fuzz",
             dependencies: [
-                "BlockModel", "ChangeTracking", "Control", "ControlDocuments", "DataPlane",
-                "Encryption", "ExportNBD", "ImageCopy", "NBDAccess", "RingIO", "SnapshotCore",
+                "BlockModel", "ChangeTracking", "ControlDocuments", "CopyPlanning", "CopyTargets",
+                "Encryption", "ExportNBD", "FreezePlanning", "Freezing", "ImageCopy", "NBDAccess",
+                "RingIO", "ServiceState",
                 "YAMLReading",
             ],
             swiftSettings: instrumented + [.enableExperimentalFeature("Extern")],

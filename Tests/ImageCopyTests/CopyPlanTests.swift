@@ -1,4 +1,5 @@
 import BlockModel
+import CopyPlanning
 import Foundation
 import ImageCopy
 import Testing

@@ -1,3 +1,5 @@
+import BlockModel
+import CopyPlanning
 import Foundation
 import Glibc
 import ImageCopy

@@ -1,4 +1,6 @@
 import BlockModel
+import CopyPlanning
+import CopyTargets
 import ImageCopy
 import TestSupport
 import Testing

@@ -1,3 +1,4 @@
+import CopyPlanning
 import ImageCopy
 import TestSupport
 

@@ -1,6 +1,8 @@
 import BlockModel
 import Glibc
 
+@testable import CopyPlanning
+@testable import CopyTargets
 @testable import ImageCopy
 @testable import NBDAccess
 

@@ -1,6 +1,7 @@
 import BlockModel
 import Glibc
 
+@testable import CopyPlanning
 @testable import ImageCopy
 
 /// A stream of `rbd export-diff` that may hold anything, or is made of records that mostly fit. It

@@ -1,11 +1,11 @@
 import BlockModel
+import CopyPlanning
 import Encryption
 import FoundationEssentials
 import Glibc
-import ImageCopy
 
-@testable import Control
 @testable import ControlDocuments
+@testable import ServiceState
 
 /// What people, scripts and files of state give us: bodies of requests, what is remembered,
 /// addresses, sizes, names, keys, records of copies.

@@ -1,7 +1,7 @@
 import BlockModel
+import FreezePlanning
 
-@testable import DataPlane
-@testable import SnapshotCore
+@testable import Freezing
 
 /// A mount table with anything in it, what would be frozen of it, and the list of frozen
 /// filesystems. What is read is written and read again; an order of freezing never freezes what
