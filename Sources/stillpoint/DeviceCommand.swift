@@ -143,13 +143,14 @@ struct DeviceCommand: AsyncParsableCommand {
                 ]
             }
             if device.mode == "live" {
-                facts.append((
-                    "over a reboot",
-                    device.exclusive
-                        ? "the history goes on if the service starts before the device is used and ends "
-                            + "after; for a root disk it begins anew"
-                        : "the history begins anew (see --exclusive)"
-                ))
+                facts.append(
+                    (
+                        "over a reboot",
+                        device.exclusive
+                            ? "the history goes on if the service starts before the device is used and ends "
+                                + "after; for a root disk it begins anew"
+                            : "the history begins anew (see --exclusive)"
+                    ))
             } else if device.exclusive {
                 facts.append(("exclusive", "nobody else writes to the origin"))
             }

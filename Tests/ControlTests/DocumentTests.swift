@@ -32,7 +32,10 @@ import Testing
             "lvmdevices": .elsewhere("LVM with a devices file, as RHEL has it"),
         ],
         "docs/interface.md": ["nbdinfo": .tests],
-        "docs/live.md": ["": .tests, "copies": .tests],
+        "docs/live.md": [
+            "": .tests, "copies": .tests,
+            "systemd early": .elsewhere("systemd and a reboot: make test-systemd"),
+        ],
         "docs/migrating.md": ["": .tests],
         "docs/monitoring.md": ["": .tests],
         "docs/releasing.md": ["release": .elsewhere("a release: the checklist itself")],
