@@ -224,17 +224,46 @@ let package = Package(
                 "NBDAccess",
             ],
             swiftSettings: strict),
-        .executableTarget(
-            name: "stillpoint",
+        .target(
+            name: "ClientSupport",
             dependencies: [
-                "BlockModel", "CLinux", "Control", "ControlDocuments", "CopyPlanning",
-                "CopyTargets", "DeviceManagement", "Encryption", "HTTPInterface", "Host",
-                "ImageCopy", "NBDAccess", "Quiescing",
-                "RingIO", "ServiceState", "YAMLReading",
+                "BlockModel", "ControlDocuments", "Host",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "NIOCore", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
                 .product(name: "NIOPosix", package: "swift-nio"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "ClientCommands",
+            dependencies: [
+                "BlockModel", "ClientSupport", "ControlDocuments", "CopyPlanning", "Host",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "HeldSnapshots",
+            dependencies: [
+                "ClientSupport", "ControlDocuments", "Host", "RingIO",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "CopyCommands",
+            dependencies: [
+                "BlockModel", "CLinux", "ClientCommands", "ClientSupport", "ControlDocuments",
+                "CopyPlanning", "CopyTargets", "Encryption", "HeldSnapshots", "ImageCopy",
+                "NBDAccess", "RingIO",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .executableTarget(
+            name: "stillpoint",
+            dependencies: [
+                "ClientCommands", "ClientSupport", "Control", "ControlDocuments", "CopyCommands",
+                "CopyPlanning", "DeviceManagement", "HTTPInterface", "HeldSnapshots", "Quiescing",
+                "RingIO", "ServiceState", "YAMLReading",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict, linkerSettings: selfContained),
         .executableTarget(name: "manual", swiftSettings: strict),
