@@ -1,8 +1,8 @@
-internal import Host
-internal import BlockModel
-internal import ChangeTracking
+package import BlockModel
+package import ChangeTracking
 internal import Glibc
-internal import LiveTracking
+internal import Host
+package import Origins
 
 // The generation of a device from what was recorded of it to the memory that its loop marks in, and
 // back. Three steps, each blocking:
@@ -16,18 +16,20 @@ internal import LiveTracking
 //   given up.
 
 /// A device's generation, found or begun.
-struct OpenedGeneration: Sendable {
-    let memory: ChangeMapMemory
-    var header: MapFileHeader
+package struct OpenedGeneration: Sendable {
+    /// The map, shared with the running file.
+    package let memory: ChangeMapMemory
+    /// What the running file says of the generation.
+    package var header: MapFileHeader
     let status: GenerationStatus
     /// Nil for a device whose generation is not kept.
-    let request: TrackingRequest?
+    package let request: TrackingRequest?
     /// Why the generation is new; nil when it was continued.
-    let reason: NewGenerationReason?
+    package let reason: NewGenerationReason?
     private let saved: Finding<MapFileHeader>
 
     /// What the guardian has to know; nil when nothing is kept.
-    func watched(_ origin: OpenedOrigin) -> WatchedOrigin? {
+    package func watched(_ origin: OpenedOrigin) -> WatchedOrigin? {
         // Marks of a live device are set while no service runs: nobody has to watch it.
         guard let request, let mapPath = memory.file.path, origin.live == nil else { return nil }
         return WatchedOrigin(
@@ -38,7 +40,7 @@ struct OpenedGeneration: Sendable {
     // MARK: Open
 
     /// Finds out what is known of the origin's changes, and maps memory for those to come.
-    static func open(
+    package static func open(
         _ origin: OpenedOrigin, _ request: TrackingRequest?
     ) throws(AttachError) -> OpenedGeneration {
         let chunkCount = MapLayout.chunkCount(size: origin.facts.size)
@@ -146,7 +148,7 @@ struct OpenedGeneration: Sendable {
 
     /// Puts the running map in force and uses up what it was made from. After this writes may be
     /// admitted.
-    mutating func admit() throws(AttachError) {
+    package mutating func admit() throws(AttachError) {
         header.sequence += 1
         memory.write(header)
         guard let request else { return }
@@ -171,7 +173,7 @@ struct OpenedGeneration: Sendable {
 
     /// Saves the map of a device that nobody uses any more, and removes the running one. Returns
     /// why it was not saved; nil when it was. `descriptor`: of the origin, still held.
-    static func end(
+    package static func end(
         _ header: MapFileHeader, _ memory: ChangeMapMemory, _ request: TrackingRequest,
         origin: OpenedOrigin, fault: Fault?
     ) -> String? {
@@ -202,7 +204,7 @@ struct OpenedGeneration: Sendable {
     }
 
     /// Gives up what `open` made and `admit` did not put in force.
-    func abandon() {
+    package func abandon() {
         // A map that a killed service left stays for the next attempt.
         if header.sequence == 0, let path = memory.file.path { unlink(path) }
     }

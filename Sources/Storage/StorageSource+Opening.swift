@@ -1,12 +1,13 @@
 internal import CopyOnWrite
-internal import RingIO
+package import Origins
+package import RingIO
 
 // From what was opened to a source: what it is made of, and how large its parts are.
 
 extension StorageSource {
     /// Takes over what was opened, which stays the caller's when this throws. What can grow uses at
     /// most `limit` bytes; `deviceCount` devices share it.
-    static func over(
+    package static func over(
         _ opened: OpenedStorage, limit: UInt64, deviceCount: Int, blocking: BlockingPool,
         notify: @escaping @Sendable (Notice) -> Void
     ) throws(AttachError) -> StorageSource {

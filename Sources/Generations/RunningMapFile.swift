@@ -12,7 +12,8 @@ internal import Synchronization
 // - A stale page holds entries of an earlier generation, or of an attach that was killed. It is
 //   emptied before it is reserved again.
 
-final class RunningMapFile: Sendable {
+/// The file behind a change map in use; see the head of this file.
+package final class RunningMapFile: Sendable {
     /// Nil: it has no name.
     let path: String?
     let descriptor: Int32
@@ -98,7 +99,7 @@ final class RunningMapFile: Sendable {
     }
 
     /// Gives the memory of all stale pages back, page by page; what fails stays stale.
-    func emptyStalePages() {
+    package func emptyStalePages() {
         var index = 0
         while true {
             let word = state.withLock { index < $0.stale.count ? $0.stale[index] : nil }

@@ -12,7 +12,8 @@ internal import Glibc
 // Both belong to the open file description, so they last until the last request of a killed
 // service has left the kernel.
 
-enum ImageLocks {
+/// Locks that keep other users of a disk image away.
+package enum ImageLocks {
     /// QEMU's permissions that matter here: bit numbers of BLK_PERM_*.
     private enum Permission: Int64 {
         case consistentRead = 0
@@ -24,7 +25,7 @@ enum ImageLocks {
     }
 
     /// Longest wait for the requests of a killed service to leave the kernel.
-    static let waitSeconds = 30
+    package static let waitSeconds = 30
 
     /// Takes both kinds of locks on an open origin. Blocks.
     static func take(_ descriptor: Int32, path: String, isReadOnly: Bool) throws(AttachError) {

@@ -1,7 +1,6 @@
-internal import Host
-internal import ChangeTracking
 internal import CLinux
 internal import Glibc
+internal import Host
 
 // What a program that writes to a file or block device outside the service must know first: what it
 // stands on, who uses it, which disk it is and whether somebody wrote to it. Everything here

@@ -3,7 +3,6 @@ internal import CLinux
 package import FreezePlanning
 internal import Glibc
 internal import Host
-internal import SnapshotCore
 
 /// What is mounted here and what it stands on, looked up in /proc and /sys. All of it may block.
 package enum MountSurvey {
@@ -73,7 +72,8 @@ package enum MountSurvey {
         return numbers(BlockTopology.foundations(of: descriptor))
     }
 
-    static func numbers(_ foundations: Set<Foundation>) -> Set<DeviceNumber> {
+    /// The numbers of block devices and filesystems.
+    package static func numbers(_ foundations: Set<Foundation>) -> Set<DeviceNumber> {
         Set(foundations.map { DeviceNumber(statNumber: $0.device) })
     }
 
@@ -130,17 +130,5 @@ package enum MountSurvey {
             if members.contains(source) { return members }
         }
         return [source]
-    }
-}
-
-extension AttachedDevice {
-    /// Numbers of all that the origin stands on, itself included.
-    package var underlyingDevices: Set<DeviceNumber> { MountSurvey.numbers(allFoundations) }
-}
-
-extension SnapshotStorage {
-    /// Numbers of all that its sources stand on.
-    package var underlyingDevices: Set<DeviceNumber> {
-        sources.reduce(into: []) { $0.formUnion(MountSurvey.numbers($1.foundations)) }
     }
 }

@@ -1,7 +1,8 @@
-internal import Host
 internal import CLinux
-internal import CopyOnWrite
+package import CopyOnWrite
 internal import Glibc
+internal import Host
+package import Origins
 
 // Opens difference storage. Everything here may block, so it runs on the blocking pool.
 //
@@ -11,7 +12,7 @@ internal import Glibc
 //   recognisable content need `isForced`.
 
 /// Difference storage that is open and belongs to us alone.
-struct OpenedStorage: Sendable {
+package struct OpenedStorage: Sendable {
     enum Medium: Sendable {
         /// An unnamed file; `isInline`: on tmpfs, reached by plain calls.
         case file(descriptor: Int32, isInline: Bool)
@@ -19,11 +20,14 @@ struct OpenedStorage: Sendable {
         case memory(byteCount: UInt64)
     }
 
-    let name: String
+    /// As it was asked for.
+    package let name: String
     let medium: Medium
-    let foundations: Set<Foundation>
+    /// What it lies on.
+    package let foundations: Set<Foundation>
 
-    func close() {
+    /// Gives it up before a source has it.
+    package func close() {
         switch medium {
         case .file(let descriptor, _), .blockDevice(let descriptor, _): Glibc.close(descriptor)
         case .memory: break
@@ -31,9 +35,10 @@ struct OpenedStorage: Sendable {
     }
 }
 
-enum StorageOpener {
+/// Opens what difference storage lies on.
+package enum StorageOpener {
     /// Opens what `request` names. `isForced`: take a block device whatever is on it.
-    static func open(
+    package static func open(
         _ request: StorageRequest, isForced: Bool
     ) throws(AttachError) -> OpenedStorage {
         switch request {

@@ -1,5 +1,5 @@
-internal import BlockModel
-internal import ChangeTracking
+package import BlockModel
+package import ChangeTracking
 internal import CLinux
 internal import Glibc
 
@@ -12,24 +12,27 @@ internal import Glibc
 // - Tracking that is lost is written down before the first write goes unmarked.
 
 /// Keeps a device's generation. Confined to the device's loop.
-final class RunningGeneration {
-    private(set) var memory: ChangeMapMemory
-    private(set) var header: MapFileHeader
-    private(set) var status: GenerationStatus
+package final class RunningGeneration {
+    /// The map, shared with the running file.
+    package private(set) var memory: ChangeMapMemory
+    /// What the running file says of the generation.
+    package private(set) var header: MapFileHeader
+    /// Whether the generation continues an earlier one, for people.
+    package private(set) var status: GenerationStatus
 
-    init(_ opened: OpenedGeneration) {
+    package init(_ opened: OpenedGeneration) {
         memory = opened.memory
         header = opened.header
         status = opened.status
     }
 
     /// The map to mark in.
-    var changeMap: ChangeMap {
+    package var changeMap: ChangeMap {
         memory.changeMap(current: header.epoch, newestBase: header.newestBase)
     }
 
     /// A cut is about to end the current epoch.
-    func cutComing(isBase: Bool) {
+    package func cutComing(isBase: Bool) {
         let ended = header.epoch
         header.epoch = Epoch(ended.rawValue + 1)
         if isBase { header.newestBase = ended.rawValue }
@@ -38,13 +41,13 @@ final class RunningGeneration {
     }
 
     /// The newest cut usable as a base is another one.
-    func newestBaseChanged(to base: UInt32) {
+    package func newestBaseChanged(to base: UInt32) {
         header.newestBase = base
         write()
     }
 
     /// What changes from now on is not known.
-    func trackingLost(_ reason: NewGenerationReason) {
+    package func trackingLost(_ reason: NewGenerationReason) {
         header.state = .invalid
         status = GenerationStatus(
             isContinued: false, reason: "changes are not tracked: \(reason.sentence)")
@@ -52,10 +55,10 @@ final class RunningGeneration {
     }
 
     /// A live device continues with another set of marks: nothing is known of what was before.
-    func marksRenewed(_ token: UniqueID) { header.origin.liveToken = token }
+    package func marksRenewed(_ token: UniqueID) { header.origin.liveToken = token }
 
     /// Begins a new generation, whose map is empty. No write may be under way.
-    func generationBegins(_ reason: NewGenerationReason, size: UInt64) {
+    package func generationBegins(_ reason: NewGenerationReason, size: UInt64) {
         let sequence = header.sequence
         header = MapFileHeader(
             beginning: Generation(id: .random()), of: header.name, state: .running, size: size,
@@ -67,7 +70,7 @@ final class RunningGeneration {
     }
 
     /// The device has another size, and the map other memory if it grew beyond the former.
-    func resized(to size: UInt64, _ memory: ChangeMapMemory?) {
+    package func resized(to size: UInt64, _ memory: ChangeMapMemory?) {
         if let memory { self.memory = memory }
         header.size = size
         write()

@@ -6,16 +6,17 @@ internal import Glibc
 // Storage that stands on an origin would be overwritten by the very writes it protects against.
 
 /// A block device or a file, as the kernel identifies it.
-struct Foundation: Hashable, Sendable {
+package struct Foundation: Hashable, Sendable {
     /// Device number: of the block device itself, or of the filesystem that holds the file.
     let device: UInt64
     /// Inode of the file; 0 for a block device.
     let inode: UInt64
 }
 
-enum BlockTopology {
+/// What files and block devices stand on.
+package enum BlockTopology {
     /// Everything the open file or block device stands on, itself included.
-    static func foundations(of descriptor: Int32) -> Set<Foundation> {
+    package static func foundations(of descriptor: Int32) -> Set<Foundation> {
         var facts = CLinux.cl_file_facts()
         guard cl_file_facts(descriptor, &facts) == 0 else { return [] }
         var found: Set<Foundation> = []

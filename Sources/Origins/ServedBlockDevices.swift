@@ -29,7 +29,7 @@ package enum ServedBlockDevices {
     }
 
     /// True when one of them is among `foundations`.
-    static func carry(_ foundations: Set<Foundation>) -> Bool {
+    package static func carry(_ foundations: Set<Foundation>) -> Bool {
         foundations.contains { $0.inode == 0 && contains($0.device) }
     }
 }

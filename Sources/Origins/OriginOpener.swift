@@ -1,8 +1,8 @@
 internal import Host
-internal import ChangeTracking
+package import ChangeTracking
 internal import CLinux
 internal import Glibc
-internal import LiveTracking
+package import LiveTracking
 
 // Opens an origin for exclusive use and finds out how to reach it. Everything here may block, so
 // it runs on the blocking pool.
@@ -13,38 +13,41 @@ internal import LiveTracking
 // - A failure closes what was opened; nothing is written to the origin.
 
 /// An origin that is open, locked and measured.
-struct OpenedOrigin: Sendable {
-    let descriptor: Int32
-    let facts: OriginFacts
+package struct OpenedOrigin: Sendable {
+    /// Open until `close` or `giveUp`.
+    package let descriptor: Int32
+    /// What was measured of it.
+    package let facts: OriginFacts
     /// RWF_DSYNC is known to reach stable storage: the filesystem is one that honours it.
-    let honoursDataSync: Bool
+    package let honoursDataSync: Bool
     /// The device or file itself: what difference storage may not stand on.
-    let foundations: Set<Foundation>
+    package let foundations: Set<Foundation>
     /// All it stands on: no filesystem among it may be frozen while writes are to reach the origin.
-    let allFoundations: Set<Foundation>
+    package let allFoundations: Set<Foundation>
     /// Of a device that is tracked in use: its marks.
-    var live: LiveWindow?
+    package var live: LiveWindow?
 
     /// Gives the origin up: no device has it, or has it any longer.
-    func close() { Glibc.close(descriptor) }
+    package func close() { Glibc.close(descriptor) }
 
     /// The same for an origin that was never attached: tracking of a live one ends.
-    func giveUp() {
+    package func giveUp() {
         live?.end()
         close()
     }
 
     /// Which one it is and how it stands, while nobody writes to it. Blocks.
-    func record() -> OriginRecord? {
+    package func record() -> OriginRecord? {
         if let live { return OriginInspector.record(of: descriptor, live: live) }
         return OriginInspector.record(
             of: descriptor, probe: facts.accessMode == .direct ? descriptor : nil)
     }
 }
 
-enum OriginOpener {
+/// Opens origins; see the head of this file.
+package enum OriginOpener {
     /// Opens `path`; see `AttachedDevice.attach`. `isShared`: others use it at the same time.
-    static func open(
+    package static func open(
         path: String, isReadOnly: Bool, sectorBytes: UInt32?, isShared: Bool = false
     ) throws(AttachError) -> OpenedOrigin {
         let resolved = try resolve(path)

@@ -1,6 +1,6 @@
-internal import BlockModel
+package import BlockModel
 internal import CLinux
-internal import ChangeTracking
+package import ChangeTracking
 internal import Glibc
 
 // The memory of a change map: address space for every chunk, resident only where marked, shared
@@ -15,17 +15,19 @@ internal import Glibc
 //   valid one. A header names an epoch before any entry does.
 
 /// A change map's memory. Several may share one file: a device that grows has two for a moment.
-final class ChangeMapMemory: @unchecked Sendable {
+package final class ChangeMapMemory: @unchecked Sendable {
     // The loop marks, queries and writes headers; other threads only make pages resident, before
     // the device is on its loop or in pages that the loop does not touch yet.
-    let file: RunningMapFile
-    let chunkCount: UInt64
+    /// The file whose memory it is.
+    package let file: RunningMapFile
+    /// Chunks that the map has entries for.
+    package let chunkCount: UInt64
     private let base: UnsafeMutableRawPointer
     private let byteCount: Int
 
     /// Maps `file` with room for `chunkCount` chunks, growing it where it is shorter. The errno
     /// value of what failed otherwise. Blocks.
-    static func map(
+    package static func map(
         _ file: RunningMapFile, chunkCount: UInt64
     ) -> Result<ChangeMapMemory, Fault> {
         let byteCount = MapLayout.byteCount(chunkCount: chunkCount)
@@ -79,7 +81,7 @@ final class ChangeMapMemory: @unchecked Sendable {
     }
 
     /// The map as it stands in the memory.
-    func changeMap(current: Epoch, newestBase: UInt32) -> ChangeMap {
+    package func changeMap(current: Epoch, newestBase: UInt32) -> ChangeMap {
         ChangeMap(
             entries: entries, reservedPages: bitmap.baseAddress.unsafelyUnwrapped,
             chunkCount: chunkCount, current: current, newestBase: newestBase)
@@ -102,7 +104,7 @@ final class ChangeMapMemory: @unchecked Sendable {
     // MARK: Reserving
 
     /// Makes a page resident; false with errno when there is no room. Blocks.
-    func reserve(page: UInt64) -> Bool {
+    package func reserve(page: UInt64) -> Bool {
         guard file.emptyIfStale(page: page) else { return false }
         let fault = makeResident(
             from: MapLayout.entriesByteOffset + Int(page) * MapLayout.pageByteCount,

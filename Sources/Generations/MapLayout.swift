@@ -19,7 +19,7 @@ package enum MapLayout {
     static let entriesByteOffset = bitmapByteOffset + bitmapByteCountMax
 
     /// Most chunks of a device: 1 PiB of them.
-    static let chunkCountMax =
+    package static let chunkCountMax =
         (UInt64(bitmapByteCountMax) * 8 - 64) * ChangeMap.entriesPerPage
 
     /// Bytes of the bitmap that are used, in whole pages.
@@ -34,7 +34,7 @@ package enum MapLayout {
     }
 
     /// Chunks of a device of `size` bytes.
-    static func chunkCount(size: UInt64) -> UInt64 {
+    package static func chunkCount(size: UInt64) -> UInt64 {
         size / chunkByteCount + (size % chunkByteCount == 0 ? 0 : 1)
     }
 }

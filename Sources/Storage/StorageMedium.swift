@@ -1,8 +1,9 @@
-internal import Host
 package import BlockModel
 internal import CLinux
 package import CopyOnWrite
 internal import Glibc
+internal import Host
+internal import Origins
 
 // What a source of difference storage is made of: a file, a block device or memory. All calls may
 // block, so they run on the blocking pool or on a thread of their own; each returns what the kernel

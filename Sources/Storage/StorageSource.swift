@@ -1,6 +1,7 @@
-internal import Host
 package import BlockModel
 package import CopyOnWrite
+internal import Host
+package import Origins
 internal import RingIO
 internal import Synchronization
 
@@ -107,9 +108,10 @@ package final class StorageSource: Sendable {
     package let name: String
     /// Bytes of its extents.
     package let extentByteCount: UInt64
-    let access: StorageAccess
+    /// How loops read and write it.
+    package let access: StorageAccess
     /// What it lies on.
-    let foundations: Set<Foundation>
+    package let foundations: Set<Foundation>
     private let medium: any StorageMedium
     private let jobs: any StorageJobs
     private let notify: @Sendable (Notice) -> Void

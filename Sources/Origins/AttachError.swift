@@ -26,7 +26,7 @@ package struct AttachError: Error, CustomStringConvertible {
     package var description: String { message }
 
     /// `what` did not answer in time.
-    static func late(_ what: String, _ limitNanoseconds: UInt64) -> AttachError {
+    package static func late(_ what: String, _ limitNanoseconds: UInt64) -> AttachError {
         AttachError(
             .failed,
             "\(what) did not answer within \(limitNanoseconds / 1_000_000_000) s; see whether its "
@@ -35,12 +35,16 @@ package struct AttachError: Error, CustomStringConvertible {
 }
 
 extension BlockingPool {
+    /// Longest time to wait for what a path names, nanoseconds: twice as long as an origin is
+    /// waited for that a service which ended still holds.
+    package static let pathNanosecondsMax: UInt64 = 60_000_000_000
+
     /// Runs `body` about something that a user named, whose filesystem or disk may hang: waits at
     /// most so long for it. `whenLate` closes what `body` opens too late. `what` names it in
     /// errors.
     package func runOnPath<Value: Sendable>(
         _ lane: BlockingLane, _ what: String,
-        limitNanoseconds: UInt64 = AttachedDevice.pathNanosecondsMax,
+        limitNanoseconds: UInt64 = BlockingPool.pathNanosecondsMax,
         whenLate: @escaping @Sendable (Value) -> Void = { _ in },
         _ body: @escaping @Sendable () throws(AttachError) -> Value
     ) async throws(AttachError) -> Value {
