@@ -101,16 +101,35 @@ let package = Package(
             dependencies: ["BlockModel", "CLinux", "FreezePlanning", "Host", "RingIO"],
             swiftSettings: strict),
         .target(
+            name: "Origins",
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CLinux", "FreezePlanning", "Host",
+                "LiveTracking", "RingIO",
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Generations",
+            dependencies: [
+                "BlockModel", "CLinux", "ChangeTracking", "Host", "Origins", "RingIO",
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Storage",
+            dependencies: ["BlockModel", "CLinux", "CopyOnWrite", "Host", "Origins", "RingIO"],
+            swiftSettings: strict),
+        .target(
             name: "DataPlane",
             dependencies: [
                 "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "FreezePlanning",
-                "Freezing", "Host", "LiveTracking", "RingIO", "SnapshotCore",
+                "Freezing", "Generations", "Host", "LiveTracking", "Origins", "RingIO",
+                "SnapshotCore", "Storage",
             ],
             swiftSettings: strict),
         .target(
             name: "Guardianship",
             dependencies: [
-                "BlockModel", "CLinux", "ChangeTracking", "DataPlane", "Freezing", "Host", "RingIO",
+                "BlockModel", "CLinux", "ChangeTracking", "DataPlane", "Freezing", "Generations",
+                "Host", "Origins", "RingIO",
             ],
             swiftSettings: strict),
         .target(
@@ -136,7 +155,7 @@ let package = Package(
             name: "ServiceState",
             dependencies: [
                 "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "ExportNBD", "Freezing",
-                "Guardianship", "Host", "RingIO",
+                "Generations", "Guardianship", "Host", "Origins", "RingIO",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -144,7 +163,7 @@ let package = Package(
             name: "Quiescing",
             dependencies: [
                 "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "FreezePlanning",
-                "Freezing", "Host", "RingIO", "ServiceState",
+                "Freezing", "Host", "Origins", "RingIO", "ServiceState",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -152,7 +171,8 @@ let package = Package(
             name: "DeviceManagement",
             dependencies: [
                 "BlockModel", "CLinux", "ChangeTracking", "ControlDocuments", "DataPlane",
-                "ExportNBD", "FreezePlanning", "Host", "LiveTracking", "RingIO", "ServiceState",
+                "ExportNBD", "FreezePlanning", "Generations", "Host", "LiveTracking", "Origins",
+                "RingIO", "ServiceState",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -160,8 +180,8 @@ let package = Package(
             name: "SnapshotManagement",
             dependencies: [
                 "BlockModel", "ControlDocuments", "CopyOnWrite", "DataPlane", "DeviceManagement",
-                "ExportNBD", "FreezePlanning", "Host", "Quiescing", "RingIO", "ServiceState",
-                "SnapshotCore",
+                "ExportNBD", "FreezePlanning", "Host", "Origins", "Quiescing", "RingIO",
+                "ServiceState", "SnapshotCore", "Storage",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -169,8 +189,8 @@ let package = Package(
             name: "BlockDeviceManagement",
             dependencies: [
                 "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "DeviceManagement",
-                "ExportBlock", "ExportNBD", "Guardianship", "Host", "RingIO", "ServiceState",
-                "SnapshotManagement",
+                "ExportBlock", "ExportNBD", "Guardianship", "Host", "Origins", "RingIO",
+                "ServiceState", "SnapshotManagement",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -202,7 +222,7 @@ let package = Package(
             dependencies: [
                 "BlockDeviceManagement", "CLinux", "ControlDocuments", "DataPlane",
                 "DeviceManagement", "ExportBlock", "ExportNBD", "Freezing", "Guardianship",
-                "HTTPInterface", "Host", "LiveTracking", "Monitoring", "Quiescing",
+                "HTTPInterface", "Host", "LiveTracking", "Monitoring", "Origins", "Quiescing",
                 "RingIO", "ServiceState", "SnapshotManagement",
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
@@ -214,27 +234,57 @@ let package = Package(
         .target(
             name: "CopyTargets",
             dependencies: [
-                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "RingIO",
+                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess",
+                "Origins",
             ],
             swiftSettings: strict),
         .target(
             name: "ImageCopy",
             dependencies: [
                 "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
-                "NBDAccess",
+                "NBDAccess", "Origins",
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "ClientSupport",
+            dependencies: [
+                "BlockModel", "ControlDocuments", "Host",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "NIOPosix", package: "swift-nio"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "ClientCommands",
+            dependencies: [
+                "BlockModel", "ClientSupport", "ControlDocuments", "CopyPlanning", "Host",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "HeldSnapshots",
+            dependencies: [
+                "ClientSupport", "ControlDocuments", "Host", "RingIO",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "CopyCommands",
+            dependencies: [
+                "BlockModel", "CLinux", "ClientCommands", "ClientSupport", "ControlDocuments",
+                "CopyPlanning", "CopyTargets", "Encryption", "HeldSnapshots", "ImageCopy",
+                "NBDAccess", "RingIO",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
         .executableTarget(
             name: "stillpoint",
             dependencies: [
-                "BlockModel", "CLinux", "Control", "ControlDocuments", "CopyPlanning",
-                "CopyTargets", "DeviceManagement", "Encryption", "HTTPInterface", "Host",
-                "ImageCopy", "NBDAccess", "Quiescing",
+                "ClientCommands", "ClientSupport", "Control", "ControlDocuments", "CopyCommands",
+                "CopyPlanning", "DeviceManagement", "HTTPInterface", "HeldSnapshots", "Quiescing",
                 "RingIO", "ServiceState", "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
-                .product(name: "NIOCore", package: "swift-nio"),
-                .product(name: "NIOHTTP1", package: "swift-nio"),
-                .product(name: "NIOPosix", package: "swift-nio"),
             ],
             swiftSettings: strict, linkerSettings: selfContained),
         .executableTarget(name: "manual", swiftSettings: strict),
@@ -247,8 +297,8 @@ let package = Package(
         .testTarget(
             name: "DataPlaneTests",
             dependencies: [
-                "BlockModel", "CLinux", "CTestSupport", "CopyOnWrite", "DataPlane", "RingIO",
-                "SnapshotCore",
+                "BlockModel", "CLinux", "CTestSupport", "CopyOnWrite", "DataPlane", "Origins",
+                "RingIO", "SnapshotCore", "Storage",
             ],
             swiftSettings: strictTests),
         .target(name: "CTestSupport", path: "Tests/Support/CTestSupport"),

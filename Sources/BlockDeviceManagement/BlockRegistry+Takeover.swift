@@ -4,6 +4,7 @@ internal import ExportBlock
 internal import Glibc
 internal import Host
 internal import Logging
+internal import Origins
 internal import RingIO
 package import ServiceState
 

@@ -9,6 +9,7 @@ internal import FoundationEssentials
 internal import Glibc
 internal import Host
 package import Logging
+internal import Origins
 package import RingIO
 package import ServiceState
 package import SnapshotManagement

@@ -12,6 +12,7 @@ internal import Host
 internal import LiveTracking
 package import Logging
 internal import Monitoring
+internal import Origins
 internal import Quiescing
 internal import RingIO
 internal import ServiceLifecycle

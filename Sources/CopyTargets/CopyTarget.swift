@@ -3,6 +3,7 @@ internal import CLinux
 package import CopyPlanning
 internal import DataPlane
 internal import Glibc
+internal import Origins
 
 // The file or block device that becomes the copy.
 //

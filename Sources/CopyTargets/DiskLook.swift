@@ -1,7 +1,8 @@
 internal import CLinux
 package import CopyPlanning
-package import DataPlane
+internal import DataPlane
 internal import Glibc
+package import Origins
 
 /// Looks at a block device without using it.
 package enum DiskLook {

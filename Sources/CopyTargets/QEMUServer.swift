@@ -4,7 +4,6 @@ internal import Dispatch
 internal import Glibc
 internal import Host
 internal import NBDAccess
-internal import RingIO
 internal import Synchronization
 
 // A qemu-nbd that serves one file to this process and nobody else, and ends with it.

@@ -3,7 +3,6 @@ internal import CLinux
 internal import CopyPlanning
 internal import DataPlane
 internal import Glibc
-internal import NBDAccess
 internal import Synchronization
 
 // A copy in a qcow2 file, which qemu-nbd writes.

@@ -1,4 +1,5 @@
 package import BlockModel
+internal import Generations
 package import RingIO
 internal import SnapshotCore
 

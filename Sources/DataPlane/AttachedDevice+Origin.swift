@@ -1,6 +1,7 @@
 package import BlockModel
 internal import CLinux
 internal import Glibc
+internal import Origins
 internal import RingIO
 
 // Looks at the origin of an attached device: how large it is, and whether its path still names it.
@@ -182,4 +183,9 @@ extension Fault {
     fileprivate var isOfMissingDevice: Bool {
         [ENXIO, ENODEV, ENOMEDIUM].contains(errnoValue)
     }
+}
+
+extension AttachedDevice {
+    /// Numbers of all that the origin stands on, itself included.
+    package var underlyingDevices: Set<DeviceNumber> { MountSurvey.numbers(allFoundations) }
 }

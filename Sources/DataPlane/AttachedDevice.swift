@@ -1,6 +1,8 @@
 package import BlockModel
 package import ChangeTracking
+package import Generations
 package import LiveTracking
+package import Origins
 package import RingIO
 internal import Synchronization
 
@@ -63,7 +65,7 @@ package final class AttachedDevice: Sendable {
     package static func attach(
         path: String, isReadOnly: Bool, sectorBytes: UInt32?, tracking: TrackingRequest? = nil,
         live: LiveTracker? = nil, on loop: LoopThread, blocking: BlockingPool,
-        limitNanoseconds: UInt64 = pathNanosecondsMax
+        limitNanoseconds: UInt64 = BlockingPool.pathNanosecondsMax
     ) async throws(AttachError) -> AttachedDevice {
         let origin = try await blocking.runOnPath(
             .paths, "origin \(path)", limitNanoseconds: limitNanoseconds,
@@ -92,10 +94,6 @@ package final class AttachedDevice: Sendable {
         await attached.beginTaking()
         return attached
     }
-
-    /// Longest time to wait for what a path names, nanoseconds: twice as long as an origin is
-    /// waited for that a service which ended still holds.
-    package static let pathNanosecondsMax: UInt64 = 60_000_000_000
 
     /// Finds out what is known of the origin's changes and puts the map in force that those to come
     /// are marked in. Closes the origin where that fails.

@@ -4,6 +4,7 @@ internal import CopyOnWrite
 internal import Glibc
 internal import RingIO
 internal import SnapshotCore
+internal import Storage
 
 // Performs what the engine decides. Effects are taken in order; those that complete at once (inline
 // origins, memory storage) feed their outcome back while the queue is being drained, which

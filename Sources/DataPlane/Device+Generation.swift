@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import ChangeTracking
+internal import Generations
 internal import Glibc
 internal import RingIO
 internal import SnapshotCore

@@ -2,8 +2,11 @@ internal import BlockModel
 internal import CLinux
 internal import ChangeTracking
 internal import CopyOnWrite
+internal import Generations
+internal import Origins
 internal import RingIO
 internal import SnapshotCore
+internal import Storage
 
 // An origin attached to the service, on its loop: what exports submit requests to. It asks the
 // engine about every change and performs what the engine decides (`Device+Effects.swift`).

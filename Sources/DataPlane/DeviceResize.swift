@@ -1,6 +1,8 @@
 internal import BlockModel
 internal import CLinux
+internal import Generations
 internal import Glibc
+internal import Origins
 
 /// Why an origin's size cannot be taken over.
 package enum ResizeObstacle: Error, Sendable {

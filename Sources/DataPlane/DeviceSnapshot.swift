@@ -1,10 +1,12 @@
-internal import Host
 package import BlockModel
 internal import CLinux
 package import CopyOnWrite
 internal import Glibc
+internal import Host
+package import Origins
 package import RingIO
 package import SnapshotCore
+package import Storage
 
 /// Difference storage of a snapshot, opened: shared by its devices.
 package struct SnapshotStorage: Sendable {
@@ -171,5 +173,12 @@ package final class DeviceSnapshot: Sendable {
             }
             precondition(accepted, "a loop does not stop while a device has snapshots")
         }
+    }
+}
+
+extension SnapshotStorage {
+    /// Numbers of all that its sources stand on.
+    package var underlyingDevices: Set<DeviceNumber> {
+        sources.reduce(into: []) { $0.formUnion(MountSurvey.numbers($1.foundations)) }
     }
 }

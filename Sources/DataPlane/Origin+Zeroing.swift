@@ -1,6 +1,7 @@
 internal import BlockModel
 internal import CLinux
 internal import Glibc
+internal import Host
 internal import RingIO
 
 // Zeroes and discards. The middle, in whole blocks, goes to fallocate; the parts of blocks at
@@ -204,19 +205,4 @@ extension Origin {
         }
         partFinished(index)
     }
-}
-
-/// Memory that is always zero, to write zeroes from.
-enum ZeroMemory {
-    /// Bytes that may be written from it at once.
-    static let byteCount = 1 << 20
-
-    // Never written after start, so all threads may read it.
-    nonisolated(unsafe) static let address: UnsafeRawPointer = {
-        let mapping = mmap(nil, byteCount, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        guard let mapping, mapping != UnsafeMutableRawPointer(bitPattern: -1) else {
-            preconditionFailure("no address space for a megabyte of zeroes")
-        }
-        return UnsafeRawPointer(mapping)
-    }()
 }

@@ -1,6 +1,7 @@
 internal import BlockModel
 internal import CLinux
 internal import Glibc
+internal import Origins
 internal import RingIO
 
 // Performs the requests of one device on its origin. It decides nothing about chunks or

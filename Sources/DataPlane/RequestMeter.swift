@@ -1,4 +1,5 @@
 package import BlockModel
+package import Origins
 
 // What the requests of a target did, counted on its loop: plain counters in memory that is
 // allocated from the start. The time is the loop's, read once a turn: a request that is done within

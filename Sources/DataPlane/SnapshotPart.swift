@@ -2,6 +2,7 @@ package import BlockModel
 internal import CopyOnWrite
 internal import RingIO
 internal import SnapshotCore
+internal import Storage
 
 /// What happens to one device's part of a snapshot while it is held.
 package enum SnapshotNotice: Sendable {

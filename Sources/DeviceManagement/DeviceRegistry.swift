@@ -3,8 +3,10 @@ package import ControlDocuments
 package import DataPlane
 internal import ExportNBD
 internal import FoundationEssentials
+internal import Generations
 internal import Host
 package import Logging
+internal import Origins
 package import RingIO
 package import ServiceState
 

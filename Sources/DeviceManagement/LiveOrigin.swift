@@ -5,6 +5,7 @@ internal import FreezePlanning
 internal import Glibc
 internal import Host
 internal import LiveTracking
+internal import Origins
 
 /// How a live device may be named: by its block device, by where it is mounted, or by a tag of its
 /// filesystem or partition.

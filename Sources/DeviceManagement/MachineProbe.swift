@@ -1,10 +1,11 @@
-internal import ControlDocuments
-internal import Host
 internal import BlockModel
 internal import CLinux
+internal import ControlDocuments
 internal import DataPlane
 internal import Glibc
+internal import Host
 internal import LiveTracking
+internal import Origins
 internal import RingIO
 
 /// What this machine offers, and what of it is used; a document for people and scripts.

@@ -2,7 +2,9 @@ internal import BlockModel
 internal import CLinux
 internal import ChangeTracking
 internal import DataPlane
+internal import Generations
 internal import Glibc
+internal import Origins
 internal import RingIO
 
 /// The guardian's watch over one origin.

@@ -1,5 +1,6 @@
 package import BlockModel
-package import DataPlane
+internal import DataPlane
+package import Generations
 
 // What service and guardian say to each other: one packet each, fields of text with a zero byte
 // between them. A service starts its guardian from its own program, so these have no version;

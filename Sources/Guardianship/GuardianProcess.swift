@@ -4,6 +4,7 @@ internal import DataPlane
 internal import Freezing
 internal import Glibc
 internal import Host
+internal import Origins
 internal import RingIO
 
 // The guardian: a small process beside the service that outlives it. It has one descriptor of each

@@ -4,6 +4,7 @@ package import CopyPlanning
 package import CopyTargets
 internal import DataPlane
 internal import Glibc
+internal import Origins
 
 // A copy in a file or on a block device, to be read: for restoring it, or comparing it with an
 // image.

@@ -7,6 +7,7 @@ internal import Freezing
 internal import Glibc
 internal import Host
 package import Logging
+internal import Origins
 package import RingIO
 package import ServiceState
 internal import Synchronization

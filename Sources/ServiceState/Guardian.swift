@@ -1,12 +1,14 @@
 package import BlockModel
 internal import CLinux
 internal import ControlDocuments
-package import DataPlane
+internal import DataPlane
 internal import Freezing
+package import Generations
 internal import Glibc
 internal import Guardianship
 internal import Host
 package import Logging
+internal import Origins
 package import RingIO
 internal import Synchronization
 

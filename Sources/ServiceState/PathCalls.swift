@@ -1,5 +1,5 @@
 package import ControlDocuments
-internal import DataPlane
+internal import Origins
 package import RingIO
 
 extension BlockingPool {

@@ -1,8 +1,9 @@
 package import ControlDocuments
-internal import Host
-package import DataPlane
+internal import DataPlane
 internal import FoundationEssentials
 internal import Glibc
+internal import Host
+package import Origins
 package import RingIO
 
 // What outlives the service, in one directory that one service at a time uses.

@@ -5,6 +5,7 @@ internal import FoundationEssentials
 internal import Quiescing
 internal import ServiceState
 internal import SnapshotCore
+internal import Storage
 internal import Synchronization
 
 /// A snapshot in the registry. Belongs to the registry's actor.

@@ -2,6 +2,7 @@ internal import ControlDocuments
 internal import DataPlane
 internal import FreezePlanning
 internal import Glibc
+internal import Origins
 internal import RingIO
 internal import SnapshotCore
 

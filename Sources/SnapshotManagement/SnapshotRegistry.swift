@@ -7,6 +7,7 @@ internal import FoundationEssentials
 internal import Glibc
 internal import Host
 package import Logging
+internal import Origins
 package import Quiescing
 package import RingIO
 package import ServiceState

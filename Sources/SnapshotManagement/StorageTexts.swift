@@ -3,6 +3,7 @@ internal import ControlDocuments
 internal import CopyOnWrite
 internal import DataPlane
 internal import Host
+internal import Storage
 
 /// Messages about difference storage: which limit was reached, and what to do. An
 /// image that is given up is never reported as a loss of the device.

@@ -1,4 +1,6 @@
 import ArgumentParser
+import ClientCommands
+import ClientSupport
 import Control
 import ControlDocuments
 import DeviceManagement

@@ -1,7 +1,12 @@
 import ArgumentParser
+import ClientCommands
+import ClientSupport
 import Control
 import ControlDocuments
+import CopyCommands
+import CopyPlanning
 import Glibc
+import HeldSnapshots
 
 /// The program: client commands, and `serve`.
 @main
@@ -41,7 +46,13 @@ struct Stillpoint: AsyncParsableCommand {
             } else {
                 try command.run()
             }
-        } catch { Failure.end(error, Array(CommandLine.arguments.dropFirst())) }
+        } catch let error as CopyError {
+            end(ControlError(error))
+        } catch { end(error) }
+    }
+
+    private static func end(_ error: any Error) -> Never {
+        Failure.end(error, Array(CommandLine.arguments.dropFirst()), of: Self.self)
     }
 
     /// Whether the service started this process for itself. Such a process stays on its first

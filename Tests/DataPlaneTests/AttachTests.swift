@@ -1,6 +1,7 @@
 import BlockModel
 import DataPlane
 import Glibc
+import Origins
 import RingIO
 import Testing
 

@@ -2,6 +2,7 @@ import BlockModel
 import CopyOnWrite
 import DataPlane
 import Glibc
+import Storage
 import Synchronization
 
 /// A file or block device in memory that refuses, fails half-way and counts, as a test plans it.

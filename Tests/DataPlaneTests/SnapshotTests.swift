@@ -2,6 +2,7 @@ import BlockModel
 import CopyOnWrite
 import DataPlane
 import Glibc
+import Origins
 import RingIO
 import SnapshotCore
 import Synchronization

@@ -2,6 +2,7 @@ import BlockModel
 import CopyOnWrite
 import DataPlane
 import Glibc
+import Storage
 import Testing
 
 private let mebibyte: UInt64 = 1 << 20

@@ -42,10 +42,28 @@ let package = Package(
             dependencies: ["BlockModel", "CLinux", "FreezePlanning", "Host", "RingIO"],
             swiftSettings: instrumented),
         .target(
+            name: "Origins",
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CLinux", "FreezePlanning", "Host",
+                "LiveTracking", "RingIO",
+            ],
+            swiftSettings: instrumented),
+        .target(
+            name: "Generations",
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CLinux", "Host", "Origins", "RingIO",
+            ],
+            swiftSettings: instrumented),
+        .target(
+            name: "Storage",
+            dependencies: ["BlockModel", "CLinux", "CopyOnWrite", "Host", "Origins", "RingIO"],
+            swiftSettings: instrumented),
+        .target(
             name: "DataPlane",
             dependencies: [
                 "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "FreezePlanning",
-                "Freezing", "Host", "LiveTracking", "RingIO", "SnapshotCore",
+                "Freezing", "Generations", "Host", "LiveTracking", "Origins", "RingIO",
+                "SnapshotCore", "Storage",
             ],
             swiftSettings: instrumented),
         .target(
@@ -58,7 +76,8 @@ let package = Package(
         .target(
             name: "ServiceState",
             dependencies: [
-                "BlockModel", "ControlDocuments", "DataPlane", "ExportNBD", "Host", "RingIO",
+                "BlockModel", "ControlDocuments", "DataPlane", "ExportNBD", "Host", "Origins",
+                "RingIO",
             ],
             sources: [
                 "AsyncReadWriteLock.swift", "CheckpointStore.swift", "LockedDirectory.swift",
@@ -76,14 +95,14 @@ let package = Package(
         .target(
             name: "CopyTargets",
             dependencies: [
-                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "RingIO",
+                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "Origins",
             ],
             swiftSettings: instrumented),
         .target(
             name: "ImageCopy",
             dependencies: [
                 "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
-                "NBDAccess",
+                "NBDAccess", "Origins",
             ],
             swiftSettings: instrumented),
         // With the configuration file's reader, which the program alone has otherwise.
