@@ -2,6 +2,7 @@ internal import BlockModel
 internal import Glibc
 internal import Host
 internal import LiveTracking
+internal import Origins
 
 // A restart of the machine ends the marks of a live device. Its generation goes on when the device was
 // at rest both times that it was recorded: when the machine went down, and before its first write after
