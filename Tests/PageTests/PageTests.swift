@@ -301,6 +301,9 @@ struct Accessibility {
     /// Expects nothing that is serious or critical.
     func check(_ tab: Tab, _ place: String) throws {
         try tab.value(program + "; true")
+        // A colour on its way to another one is not what people read.
+        try tab.value(
+            "Promise.all(document.getAnimations().map(({finished}) => finished)).then(() => true)")
         let found =
             try tab.value(
                 """
