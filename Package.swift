@@ -128,8 +128,8 @@ let package = Package(
         .target(
             name: "Guardianship",
             dependencies: [
-                "BlockModel", "CLinux", "ChangeTracking", "DataPlane", "Freezing", "Generations",
-                "Host", "Origins", "RingIO",
+                "BlockModel", "CLinux", "ChangeTracking", "Freezing", "Generations", "Host",
+                "Origins", "RingIO",
             ],
             swiftSettings: strict),
         .target(
@@ -154,8 +154,8 @@ let package = Package(
         .target(
             name: "ServiceState",
             dependencies: [
-                "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "ExportNBD", "Freezing",
-                "Generations", "Guardianship", "Host", "Origins", "RingIO",
+                "BlockModel", "CLinux", "ControlDocuments", "ExportNBD", "Freezing", "Generations",
+                "Guardianship", "Host", "Origins", "RingIO",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -188,9 +188,9 @@ let package = Package(
         .target(
             name: "BlockDeviceManagement",
             dependencies: [
-                "BlockModel", "CLinux", "ControlDocuments", "DataPlane", "DeviceManagement",
-                "ExportBlock", "ExportNBD", "Guardianship", "Host", "Origins", "RingIO",
-                "ServiceState", "SnapshotManagement",
+                "BlockModel", "CLinux", "ControlDocuments", "DeviceManagement", "ExportBlock",
+                "ExportNBD", "Guardianship", "Host", "Origins", "RingIO", "ServiceState",
+                "SnapshotManagement",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -234,15 +234,14 @@ let package = Package(
         .target(
             name: "CopyTargets",
             dependencies: [
-                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess",
-                "Origins",
+                "BlockModel", "CLinux", "CopyPlanning", "Host", "NBDAccess", "Origins",
             ],
             swiftSettings: strict),
         .target(
             name: "ImageCopy",
             dependencies: [
-                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
-                "NBDAccess", "Origins",
+                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "Host", "NBDAccess",
+                "Origins",
             ],
             swiftSettings: strict),
         .target(

@@ -1,5 +1,4 @@
 internal import ControlDocuments
-internal import DataPlane
 internal import FoundationEssentials
 internal import Guardianship
 

@@ -1,6 +1,5 @@
 internal import BlockModel
 package import ControlDocuments
-internal import DataPlane
 internal import ExportBlock
 internal import Glibc
 internal import Host

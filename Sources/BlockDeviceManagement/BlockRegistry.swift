@@ -1,7 +1,6 @@
 package import BlockModel
 internal import CLinux
 package import ControlDocuments
-internal import DataPlane
 package import DeviceManagement
 internal import ExportBlock
 internal import ExportNBD

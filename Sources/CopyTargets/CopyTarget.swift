@@ -1,7 +1,6 @@
 package import BlockModel
 internal import CLinux
 package import CopyPlanning
-internal import DataPlane
 internal import Glibc
 internal import Origins
 

@@ -1,6 +1,5 @@
 internal import CLinux
 package import CopyPlanning
-internal import DataPlane
 internal import Glibc
 package import Origins
 

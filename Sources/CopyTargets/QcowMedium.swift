@@ -1,7 +1,6 @@
 internal import BlockModel
 internal import CLinux
 internal import CopyPlanning
-internal import DataPlane
 internal import Glibc
 internal import Synchronization
 

@@ -1,7 +1,6 @@
 internal import BlockModel
 internal import CLinux
 internal import ChangeTracking
-internal import DataPlane
 internal import Generations
 internal import Glibc
 internal import Origins

@@ -1,5 +1,4 @@
 package import BlockModel
-internal import DataPlane
 package import Generations
 
 // What service and guardian say to each other: one packet each, fields of text with a zero byte

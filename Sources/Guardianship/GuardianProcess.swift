@@ -1,6 +1,5 @@
 package import BlockModel
 internal import CLinux
-internal import DataPlane
 internal import Freezing
 internal import Glibc
 internal import Host

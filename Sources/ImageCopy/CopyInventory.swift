@@ -1,7 +1,6 @@
 internal import CLinux
 package import CopyPlanning
 package import CopyTargets
-internal import DataPlane
 internal import Glibc
 internal import Host
 

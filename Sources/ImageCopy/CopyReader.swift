@@ -2,7 +2,6 @@ internal import BlockModel
 internal import CLinux
 package import CopyPlanning
 package import CopyTargets
-internal import DataPlane
 internal import Glibc
 internal import Origins
 

@@ -1,7 +1,6 @@
 internal import BlockModel
 package import CopyPlanning
 package import CopyTargets
-internal import DataPlane
 internal import Glibc
 internal import Synchronization
 

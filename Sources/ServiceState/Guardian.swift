@@ -1,7 +1,6 @@
 package import BlockModel
 internal import CLinux
 internal import ControlDocuments
-internal import DataPlane
 internal import Freezing
 package import Generations
 internal import Glibc

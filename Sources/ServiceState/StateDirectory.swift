@@ -1,5 +1,4 @@
 package import ControlDocuments
-internal import DataPlane
 internal import FoundationEssentials
 internal import Glibc
 internal import Host

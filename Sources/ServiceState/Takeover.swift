@@ -1,6 +1,5 @@
 internal import CLinux
 internal import ControlDocuments
-internal import DataPlane
 internal import Glibc
 internal import Guardianship
 internal import Host

@@ -14,7 +14,7 @@ import sys
 ROOMS = ["BlockModel", "ChangeTracking", "CopyOnWrite", "FreezePlanning", "SnapshotCore"]
 WANTED = 95.0
 
-sources = pathlib.Path(sys.argv[1])
+sources = pathlib.Path(sys.argv[1]).resolve()
 hits = collections.defaultdict(dict)
 current = None
 for line in sys.stdin:
@@ -39,7 +39,7 @@ missing = []
 for room in ROOMS:
     room_total = room_covered = 0
     for path, lines in sorted(hits.items()):
-        if path.parent.name != room or "Tests" in str(path.parent):
+        if not path.is_relative_to(sources / room):
             continue
         room_total += len(lines)
         room_covered += sum(1 for count in lines.values() if count)

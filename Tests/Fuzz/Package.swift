@@ -49,24 +49,6 @@ let package = Package(
             ],
             swiftSettings: instrumented),
         .target(
-            name: "Generations",
-            dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "Host", "Origins", "RingIO",
-            ],
-            swiftSettings: instrumented),
-        .target(
-            name: "Storage",
-            dependencies: ["BlockModel", "CLinux", "CopyOnWrite", "Host", "Origins", "RingIO"],
-            swiftSettings: instrumented),
-        .target(
-            name: "DataPlane",
-            dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "FreezePlanning",
-                "Freezing", "Generations", "Host", "LiveTracking", "Origins", "RingIO",
-                "SnapshotCore", "Storage",
-            ],
-            swiftSettings: instrumented),
-        .target(
             name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
             swiftSettings: instrumented),
         .target(
@@ -76,8 +58,7 @@ let package = Package(
         .target(
             name: "ServiceState",
             dependencies: [
-                "BlockModel", "ControlDocuments", "DataPlane", "ExportNBD", "Host", "Origins",
-                "RingIO",
+                "BlockModel", "ControlDocuments", "ExportNBD", "Host", "Origins", "RingIO",
             ],
             sources: [
                 "AsyncReadWriteLock.swift", "CheckpointStore.swift", "LockedDirectory.swift",
@@ -95,14 +76,14 @@ let package = Package(
         .target(
             name: "CopyTargets",
             dependencies: [
-                "BlockModel", "CLinux", "CopyPlanning", "DataPlane", "Host", "NBDAccess", "Origins",
+                "BlockModel", "CLinux", "CopyPlanning", "Host", "NBDAccess", "Origins",
             ],
             swiftSettings: instrumented),
         .target(
             name: "ImageCopy",
             dependencies: [
-                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "DataPlane", "Host",
-                "NBDAccess", "Origins",
+                "BlockModel", "CLinux", "CopyPlanning", "CopyTargets", "Host", "NBDAccess",
+                "Origins",
             ],
             swiftSettings: instrumented),
         // With the configuration file's reader, which the program alone has otherwise.
