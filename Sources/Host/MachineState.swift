@@ -10,9 +10,9 @@ package enum MachineState: Equatable, Sendable {
 
     /// Where systemd says that it manages the machine.
     private static let managed = "/run/systemd/system"
-    private static let answerMilliseconds: Int32 = 2000
+    private static let answerMilliseconds: Int32 = 10_000
 
-    /// Asks the service manager, or takes what a test says. Blocks for 2 s at most; `other` when nothing
+    /// Asks the service manager, or takes what a test says. Blocks for 10 s at most; `other` when nothing
     /// answers.
     package static func current() -> MachineState {
         if let value = getenv("STILLPOINT_MACHINE_STATE") { return of(String(cString: value)) }
