@@ -130,7 +130,9 @@ package enum LiveRestartDoubt: Equatable, Sendable {
     case noName
     /// The operator did not promise that nothing else writes to it.
     case noPromise
+    /// The device was not at rest when the service ended, or the machine went on.
     case inUseAtStop
+    /// The device may have been written to before it was tracked again.
     case inUseAtStart
 
     /// The text for people, to follow "the machine was restarted since, and", without a full stop.

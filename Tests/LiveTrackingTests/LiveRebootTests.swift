@@ -36,7 +36,7 @@ private final class ReturningDisk {
         try Command.check("losetup", ["--detach", path])
         let control = open("/dev/loop-control", O_RDWR | O_CLOEXEC)
         defer { close(control) }
-        // LOOP_CTL_REMOVE. udev, or whoever looked at it, may have it open for a moment.
+        // LOOP_CTL_REMOVE. udev or another program may have it open for a moment.
         let end = monotonicSeconds() + 30
         while ioctl(control, 0x4C81, number) < 0 {
             guard errno == EBUSY, monotonicSeconds() < end else {
