@@ -22,25 +22,20 @@ struct `Copies onto block devices` {
         return try LoopDevice(over: path, sectorSize: 512)
     }
 
-    /// Shows another file under the node of a loop device that was detached.
-    private func plug(_ name: String, as node: String, _ harness: CopyHarness) throws {
-        try Command.check("losetup", [node, harness.files.path(name)])
-    }
-
     @Test func `never take another disk under the same path for the copy`() throws {
         let harness = try harness()
-        let first = try disk("first", harness)
-        try harness.command("copy", "disk@a", first.path)
-        try Command.check("losetup", ["--detach", first.path])
+        try makeSparseFile(harness.files.path("first"), byteCount: harness.byteCount)
+        let node = try NumberedLoopDevice(over: harness.files.path("first"))
+        try harness.command("copy", "disk@a", node.path)
+        try node.leave()
         try makeSparseFile(harness.files.path("other"), byteCount: harness.byteCount)
         try Command.check("mkfs.ext4", ["-q", "-F", harness.files.path("other")])
         let before = try readFile(harness.files.path("other"), 0..<harness.byteCount)
-        // The object detaches whatever is under its node in the end.
-        try plug("other", as: first.path, harness)
+        try node.come(over: harness.files.path("other"))
         try harness.write([UInt8](repeating: 3, count: 4096), at: mebibyte)
         try harness.take("b")
-        try harness.expectRefusal(5, "full copy", ["copy", "disk@b", first.path, "--since", "a"])
-        try harness.expectRefusal(4, "ext4", ["copy", "disk@b", first.path])
+        try harness.expectRefusal(5, "full copy", ["copy", "disk@b", node.path, "--since", "a"])
+        try harness.expectRefusal(4, "ext4", ["copy", "disk@b", node.path])
         #expect(try readFile(harness.files.path("other"), 0..<harness.byteCount) == before)
     }
 

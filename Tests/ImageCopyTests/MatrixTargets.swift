@@ -103,13 +103,13 @@ final class FileTarget: MatrixTarget {
 final class DiskTarget: MatrixTarget {
     private let path: String
     private let byteCount: Int
-    private let loop: LoopDevice
+    private let loop: NumberedLoopDevice
 
     init(_ path: String, _ byteCount: Int) throws {
         self.path = path
         self.byteCount = byteCount
         try makeSparseFile(path, byteCount: byteCount)
-        loop = try LoopDevice(over: path, sectorSize: 512)
+        loop = try NumberedLoopDevice(over: path)
     }
 
     func full(_ snapshot: String) -> [String] { ["copy", "disk@\(snapshot)", loop.path] }
@@ -120,9 +120,9 @@ final class DiskTarget: MatrixTarget {
     func contents(_ byteCount: Int) throws -> [UInt8] { try readFile(loop.path, 0..<byteCount) }
     func write(at offset: Int) throws { try writeByte(loop.path, at: offset) }
     func replace() throws {
-        try Command.check("losetup", ["--detach", loop.path])
+        try loop.leave()
         try makeSparseFile(path + ".other", byteCount: byteCount)
-        try Command.check("losetup", [loop.path, path + ".other"])
+        try loop.come(over: path + ".other")
     }
     func isUntouched() throws -> Bool {
         let other = path + ".other"

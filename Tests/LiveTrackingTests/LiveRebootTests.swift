@@ -1,49 +1,20 @@
 import Foundation
 import Glibc
-import Synchronization
 import TestSupport
 import Testing
 
-/// A loop device of a number that no other device has, so that the kernel counts it from zero. It can
-/// leave and come back as a disk does over a restart of the machine.
-private final class ReturningDisk {
-    private static let count = Atomic<Int32>(0)
-
+/// A disk that can leave and come back as over a restart of the machine.
+private struct ReturningDisk {
     let directory: TemporaryDirectory
     let file: String
-    let path: String
-    private let number: Int32
-    private var ticket = 0
+    let device: NumberedLoopDevice
+    var path: String { device.path }
 
     init(byteCount: Int) throws {
         directory = try TemporaryDirectory(inMemory: true)
         file = directory.path("disk.img")
         try makeSparseFile(file, byteCount: byteCount)
-        let turn = Self.count.wrappingAdd(1, ordering: .relaxed).newValue
-        number = 1000 + getpid() % 30000 * 16 + turn
-        path = "/dev/loop\(number)"
-        try come()
-        ticket = ExitCleanup.shared.register("losetup --detach \(path)")
-    }
-
-    deinit {
-        if (try? leave()) != nil { ExitCleanup.shared.withdraw(ticket) }
-    }
-
-    func come() throws { try Command.check("losetup", [path, file]) }
-
-    func leave() throws {
-        try Command.check("losetup", ["--detach", path])
-        let control = open("/dev/loop-control", O_RDWR | O_CLOEXEC)
-        defer { close(control) }
-        // LOOP_CTL_REMOVE. udev or another program may have it open for a moment.
-        let end = monotonicSeconds() + 30
-        while ioctl(control, 0x4C81, number) < 0 {
-            guard errno == EBUSY, monotonicSeconds() < end else {
-                throw TestFailure("\(path) cannot be removed: errno \(errno)")
-            }
-            sched_yield()
-        }
+        device = try NumberedLoopDevice(over: file)
     }
 
     func write(block: Int) throws {
@@ -91,8 +62,8 @@ struct `A live device over a restart of the machine` {
         where !name.contains(".") {
             #expect(unlink("\(pins)/\(name)") == 0)
         }
-        try disk.leave()
-        try disk.come()
+        try disk.device.leave()
+        try disk.device.come(over: disk.file)
         try disturbance.after(disk)
         try harness.service.restart(environment: environment("second", disturbance.next))
         return (disk, harness)

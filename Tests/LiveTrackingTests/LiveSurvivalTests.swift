@@ -62,13 +62,15 @@ struct `Marks of a live device` {
     }
 
     @Test func `of a disk made anew under the same number are not taken for its own`() throws {
-        let (disk, harness, _) = try Self.begin()
-        let old = try disk.sequence
+        let file = try LiveDisk(byteCount: 64 << 20)
+        let disk = try NumberedLoopDevice(over: file.file)
+        let harness = try LiveHarness()
+        try harness.object("device", "attach", "d", disk.path, "--live")
+        try harness.object("checkpoint", "create", "one", "--device", "d")
         try harness.kill()
-        try Command.check("losetup", ["--detach", disk.path])
-        try Command.check("losetup", [disk.path, disk.file])
-        #expect(try disk.sequence != old)
-        try disk.write(block: 2)
+        try disk.leave()
+        try disk.come(over: file.file)
+        try file.write(to: disk.path, block: 2)
         try harness.service.restart()
         try Self.expectUnknown(harness, "another file or disk")
     }
