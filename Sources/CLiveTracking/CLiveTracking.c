@@ -41,6 +41,7 @@ int clt_load(struct clt_loaded *loaded)
         return failure;
     }
     loaded->devices = kept(skeleton->maps.devices.map_fd);
+    loaded->slots = kept(skeleton->maps.slots.map_fd);
     loaded->in_flight = kept(skeleton->maps.in_flight.map_fd);
     loaded->variables = kept(skeleton->maps.bss.map_fd);
     const int programs[CLT_PROGRAM_COUNT] = {
@@ -50,7 +51,8 @@ int clt_load(struct clt_loaded *loaded)
         skeleton->progs.bio_complete_a.prog_fd,     skeleton->progs.bio_complete_b.prog_fd,
         skeleton->progs.bio_complete_c.prog_fd,
     };
-    bool is_whole = loaded->devices >= 0 && loaded->in_flight >= 0 && loaded->variables >= 0;
+    bool is_whole = loaded->devices >= 0 && loaded->slots >= 0 && loaded->in_flight >= 0 &&
+                    loaded->variables >= 0;
     for (int index = 0; index < CLT_PROGRAM_COUNT; index++) {
         loaded->programs[index] = kept(programs[index]);
         is_whole = is_whole && loaded->programs[index] >= 0;
@@ -59,6 +61,7 @@ int clt_load(struct clt_loaded *loaded)
     if (is_whole)
         return 0;
     close(loaded->devices);
+    close(loaded->slots);
     close(loaded->in_flight);
     close(loaded->variables);
     for (int index = 0; index < CLT_PROGRAM_COUNT; index++)
@@ -136,20 +139,20 @@ static int on_element(
     return answered(skel_bpf(command, &attributes, SKEL_END_OF(union bpf_attr, flags)));
 }
 
-int clt_disk_put(int devices, uint64_t disk, int bitmap)
+int clt_slot_put(int devices, uint32_t slot, int bitmap)
 {
-    return on_element(BPF_MAP_UPDATE_ELEM, devices, &disk, &bitmap, BPF_ANY);
+    return on_element(BPF_MAP_UPDATE_ELEM, devices, &slot, &bitmap, BPF_ANY);
 }
 
-int clt_disk_remove(int devices, uint64_t disk)
+int clt_slot_remove(int devices, uint32_t slot)
 {
-    return on_element(BPF_MAP_DELETE_ELEM, devices, &disk, NULL, 0);
+    return on_element(BPF_MAP_DELETE_ELEM, devices, &slot, NULL, 0);
 }
 
-int clt_disk_bitmap_id(int devices, uint64_t disk, uint32_t *id)
+int clt_slot_bitmap_id(int devices, uint32_t slot, uint32_t *id)
 {
     *id = 0;
-    return on_element(BPF_MAP_LOOKUP_ELEM, devices, &disk, id, 0);
+    return on_element(BPF_MAP_LOOKUP_ELEM, devices, &slot, id, 0);
 }
 
 int clt_map_id(int map, uint32_t *id)

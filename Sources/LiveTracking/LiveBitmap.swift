@@ -11,7 +11,7 @@ internal import Glibc
 // Invariants
 // - A word is taken by: load, fold what was loaded into the change map, clear what was loaded. A
 //   mark that comes between is in neither or stays; a process killed between folds twice.
-// - The shape is written before the programs know of the bitmap.
+// - The shape does not change. The programs read it from the slot of the bitmap.
 
 /// Marks of a disk. Safe on any thread: words are changed by atomic operations alone.
 final class LiveBitmap: @unchecked Sendable {
@@ -87,11 +87,9 @@ final class LiveBitmap: @unchecked Sendable {
             words: words, wordCount: Int(count))
         bitmap.store(CLT_WORD_DISK, sequence)
         bitmap.store(
-            CLT_WORD_KIND,
-            UInt64(isMapped ? CLT_KIND_MAPPED : CLT_KIND_REQUESTS))
-        bitmap.store(
             CLT_WORD_SHAPE,
-            sectorCount << UInt64(CLT_SHAPE_SECTORS_SHIFT) | setAlways | shift)
+            sectorCount << UInt64(CLT_SHAPE_SECTORS_SHIFT) | setAlways
+                | (isMapped ? UInt64(CLT_SHAPE_MAPPED) : 0) | shift)
         bitmap.token = token
         bitmap.store(CLT_WORD_MAGIC, magic)
         return .success(bitmap)
@@ -155,9 +153,9 @@ final class LiveBitmap: @unchecked Sendable {
         }
     }
 
-    var isMapped: Bool {
-        load(CLT_WORD_KIND) == UInt64(CLT_KIND_MAPPED)
-    }
+    /// What the programs need to know: size, granularity and kind.
+    var shape: UInt64 { load(CLT_WORD_SHAPE) }
+    var isMapped: Bool { shape & UInt64(CLT_SHAPE_MAPPED) != 0 }
 
     /// The first counter that is not zero.
     var doubt: LiveDoubt? {

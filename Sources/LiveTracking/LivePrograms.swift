@@ -15,8 +15,9 @@ internal import Glibc
 final class LivePrograms: @unchecked Sendable {
     // Descriptors and a mapping that do not change; the variables are changed under the tracker's
     // lock.
-    let devices: Int32
-    let inFlight: Int32
+    private let devices: Int32
+    private let slotsMap: Int32
+    private let inFlight: Int32
     private let variablesMap: Int32
     private let programs: [Int32]
     private let links: [Int32]
@@ -24,29 +25,39 @@ final class LivePrograms: @unchecked Sendable {
     private var bioLinks: [Int32]
     private let variables: UnsafeMutablePointer<clt_variables>
     private let directory: String
+    /// Where the programs find the bitmaps of disks.
+    let slots: LiveSlots
 
     private init?(
-        devices: Int32, inFlight: Int32, variables map: Int32, programs: [Int32],
-        links: [Int32], bioLinks: [Int32], directory: String
+        devices: Int32, slots slotsMap: Int32, inFlight: Int32, variables map: Int32,
+        programs: [Int32], links: [Int32], bioLinks: [Int32], directory: String
     ) {
-        let memory = mmap(nil, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0)
+        let memory = mmap(nil, Self.variablesByteCount, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0)
         guard let memory, memory != MAP_FAILED else { return nil }
+        variables = memory.bindMemory(to: clt_variables.self, capacity: 1)
+        guard let slots = LiveSlots(devices: devices, slots: slotsMap, variables: variables)
+        else {
+            munmap(memory, Self.variablesByteCount)
+            return nil
+        }
+        self.slots = slots
         self.devices = devices
+        self.slotsMap = slotsMap
         self.inFlight = inFlight
         variablesMap = map
         self.programs = programs
         self.links = links
         self.bioLinks = bioLinks
         self.directory = directory
-        variables = memory.bindMemory(to: clt_variables.self, capacity: 1)
     }
 
     deinit {
-        munmap(variables, 4096)
-        let maps = [devices, inFlight, variablesMap]
+        munmap(variables, Self.variablesByteCount)
+        let maps = [devices, slotsMap, inFlight, variablesMap]
         for descriptor in maps + programs + links + bioLinks { close(descriptor) }
     }
 
+    private static let variablesByteCount = 4096
     private static let count = Int32(CLT_PROGRAM_COUNT)
     private static let requestIndexes = 0..<Int32(CLT_PROGRAM_BIO_QUEUE)
     private static let bioIndexes = Int32(CLT_PROGRAM_BIO_QUEUE)..<count
@@ -69,8 +80,8 @@ final class LivePrograms: @unchecked Sendable {
             return descriptor
         }
         func find() -> LivePrograms? {
-            guard let devices = open("devices"), let inFlight = open("in_flight"),
-                let variables = open("variables")
+            guard let devices = open("devices"), let slots = open("slots"),
+                let inFlight = open("in_flight"), let variables = open("variables")
             else { return nil }
             var programs: [Int32] = []
             for index in 0..<count {
@@ -93,10 +104,13 @@ final class LivePrograms: @unchecked Sendable {
             let hasBioLinks = bioIndexes.contains { access("\(directory)/\(link($0))", F_OK) == 0 }
             guard let bioLinks = hasBioLinks ? links(bioIndexes) : [] else { return nil }
             return LivePrograms(
-                devices: devices, inFlight: inFlight, variables: variables, programs: programs,
-                links: requestLinks, bioLinks: bioLinks, directory: directory)
+                devices: devices, slots: slots, inFlight: inFlight, variables: variables,
+                programs: programs, links: requestLinks, bioLinks: bioLinks, directory: directory)
         }
-        if let found = find() { return found }
+        if let found = find() {
+            // Those of another version agree with nothing here. They close what was opened.
+            return found.variables.pointee.version == UInt64(CLT_VERSION) ? found : nil
+        }
         for descriptor in opened { close(descriptor) }
         return nil
     }
@@ -107,25 +121,28 @@ final class LivePrograms: @unchecked Sendable {
         let failure = clt_load(&loaded)
         guard failure == 0 else { throw refusal(of: -failure) }
         let programs = withUnsafeBytes(of: loaded.programs) { Array($0.bindMemory(to: Int32.self)) }
+        let maps = [loaded.devices, loaded.slots, loaded.in_flight, loaded.variables]
         let links: [Int32]
         do throws(LiveError) {
             links = try attach(programs[..<Int(CLT_PROGRAM_BIO_QUEUE)])
         } catch {
             for descriptor in programs { close(descriptor) }
-            for map in [loaded.devices, loaded.in_flight, loaded.variables] { close(map) }
+            for map in maps { close(map) }
             throw error
         }
         guard
             let made = LivePrograms(
-                devices: loaded.devices, inFlight: loaded.in_flight, variables: loaded.variables,
-                programs: programs, links: links, bioLinks: [], directory: directory)
+                devices: loaded.devices, slots: loaded.slots, inFlight: loaded.in_flight,
+                variables: loaded.variables, programs: programs, links: links, bioLinks: [],
+                directory: directory)
         else {
             let reason = errno
             for descriptor in programs + links { close(descriptor) }
-            for map in [loaded.devices, loaded.in_flight, loaded.variables] { close(map) }
+            for map in maps { close(map) }
             throw LiveError(
                 .failed, "variables of programs cannot be mapped (\(SystemFile.errorText(reason)))")
         }
+        made.variables.pointee.version = UInt64(CLT_VERSION)
         try made.pin()
         return made
     }
@@ -149,7 +166,8 @@ final class LivePrograms: @unchecked Sendable {
 
     private func pin() throws(LiveError) {
         var pins: [(Int32, String)] = [
-            (devices, "devices"), (inFlight, "in_flight"), (variablesMap, "variables"),
+            (devices, "devices"), (slotsMap, "slots"), (inFlight, "in_flight"),
+            (variablesMap, "variables"),
         ]
         for index in 0..<Self.count { pins.append((programs[Int(index)], Self.program(index))) }
         for index in Self.requestIndexes { pins.append((links[Int(index)], Self.link(index))) }
@@ -216,20 +234,12 @@ final class LivePrograms: @unchecked Sendable {
 
     // MARK: Disks
 
-    /// Has the programs look at disks with these sequence numbers.
-    func want(_ sequences: some Sequence<UInt64>) {
-        let mask = sequences.reduce(UInt64(0)) { $0 | 1 << ($1 & 63) }
-        variables.pointee.wanted = mask
-    }
-
     /// Whether a disk's marks still go into this bitmap.
     func marks(_ bitmap: LiveBitmap) -> Bool {
-        var (found, own) = (UInt32(0), UInt32(0))
-        guard variables.pointee.wanted >> (bitmap.sequence & 63) & 1 != 0,
-            clt_disk_bitmap_id(devices, bitmap.sequence, &found) == 0,
-            clt_map_id(bitmap.descriptor, &own) == 0, !bitmap.isMapped || !bioLinks.isEmpty
+        var own: UInt32 = 0
+        guard clt_map_id(bitmap.descriptor, &own) == 0, !bitmap.isMapped || !bioLinks.isEmpty
         else { return false }
-        return found == own
+        return slots.bitmapID(ofDisk: bitmap.sequence) == own
     }
 
     // MARK: Skipped runs

@@ -92,10 +92,6 @@ package final class LiveTracker: Sendable {
         }
         let sequence = place.facts.diskSequence
         if !place.facts.hasRequests { try programs.attachBios() }
-        guard state.disks.count < CLT_DISK_COUNT_MAX else {
-            throw LiveError(
-                .failed, "\(CLT_DISK_COUNT_MAX) disks are tracked, the most there may be")
-        }
         let bitmap = try LiveBitmap.make(
             sequence: sequence, sectorCount: place.diskSectorCount,
             isMapped: !place.facts.hasRequests, token: .random()
@@ -103,12 +99,15 @@ package final class LiveTracker: Sendable {
         let path = Self.pin(sequence, in: directory)
         unlink(path)
         var failure = clt_pin(bitmap.descriptor, path)
-        if failure == 0 {
-            programs.want(Array(state.disks.keys) + [sequence])
-            failure = clt_disk_put(programs.devices, sequence, bitmap.descriptor)
-        }
+        if failure == 0 { failure = programs.slots.put(bitmap) }
         guard failure == 0 else {
             unlink(path)
+            guard failure != -ENOSPC else {
+                throw LiveError(
+                    .failed,
+                    "\(place.facts.disk) cannot be tracked: \(state.disks.count) disks are, and the "
+                        + "table of the programs has no free place for this one")
+            }
             throw LiveError(
                 .failed,
                 "marks of \(place.facts.disk) cannot be set "
@@ -121,9 +120,7 @@ package final class LiveTracker: Sendable {
         guard let programs = state.programs, let directory = state.directory else { return }
         let sequence = disk.bitmap.sequence
         state.disks[sequence] = nil
-        // Gone already: somebody else took it out.
-        _ = clt_disk_remove(programs.devices, sequence)
-        programs.want(state.disks.keys)
+        programs.slots.remove(disk: sequence)
         unlink(Self.pin(sequence, in: directory))
         if !state.disks.values.contains(where: { $0.bitmap.isMapped }) { programs.detachBios() }
     }
@@ -206,12 +203,12 @@ package final class LiveTracker: Sendable {
             }
             guard let number = Self.disk(ofSequence: bitmap.sequence) else {
                 // The disk is gone, and no other one ever has its number.
-                _ = clt_disk_remove(programs.devices, bitmap.sequence)
                 unlink(path)
                 continue
             }
             state.disks[bitmap.sequence] = LiveDisk(number, bitmap, finding: .kept)
         }
+        programs.slots.keep(Set(state.disks.keys))
         for disk in state.disks.values { examine(disk, programs, state.disks) }
     }
 
@@ -254,9 +251,7 @@ package final class LiveTracker: Sendable {
             disk.renew(.detached)
             // Refused: the next look finds it again.
             if disk.bitmap.isMapped { try? programs.attachBios() }
-            programs.want(Array(disks.keys) + [disk.bitmap.sequence])
-            // Refused: the next look finds it again.
-            _ = clt_disk_put(programs.devices, disk.bitmap.sequence, disk.bitmap.descriptor)
+            _ = programs.slots.put(disk.bitmap)
             // As when tracking begins: no program marks the completion of these.
             if disk.bitmap.isMapped { _ = LivePlace(of: disk.number)?.awaitWritesInFlight() }
         } else if let doubt = disk.bitmap.doubt {
@@ -281,9 +276,7 @@ package final class LiveTracker: Sendable {
             let path = Self.pin(old.sequence, in: directory)
             unlink("\(path)-new")
             var failure = clt_pin(larger.descriptor, "\(path)-new")
-            if failure == 0 {
-                failure = clt_disk_put(programs.devices, old.sequence, larger.descriptor)
-            }
+            if failure == 0 { failure = programs.slots.put(larger) }
             guard failure == 0 else {
                 unlink("\(path)-new")
                 return LiveError(

@@ -32,8 +32,14 @@ struct PinnedTable {
     func remove(disk: UInt64) throws {
         let devices = try open("devices")
         defer { close(devices) }
-        let outcome = clt_disk_remove(devices, disk)
-        guard outcome == 0 else { throw TestFailure("remove: \(outcome)") }
+        for probe in 0..<UInt64(CLT_PROBE_COUNT) {
+            let slot = UInt32((disk + probe) % UInt64(CLT_SLOT_COUNT))
+            var id: UInt32 = 0
+            if clt_slot_bitmap_id(devices, slot, &id) == 0, id != 0 {
+                let outcome = clt_slot_remove(devices, slot)
+                guard outcome == 0 else { throw TestFailure("remove: \(outcome)") }
+            }
+        }
     }
 
     /// Counts one in the header of a disk's marks, as the programs would.

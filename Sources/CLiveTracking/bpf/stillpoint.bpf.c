@@ -3,7 +3,8 @@
 // Marks what is written to block devices in use: programs on tracepoints of the kernel's block layer
 // set bits in memory that the service has mapped. Nothing is queued, so nothing can be dropped.
 //
-//   devices:  disk sequence number -> bitmap of that disk, an array of 64-bit words
+//   slots:    disk sequence number and shape of a bitmap, found by a few probes from the number on
+//   devices:  slot -> bitmap of its disk, an array of 64-bit words
 //   bitmap:   | 512 words of header | one bit for each 2^shift sectors ... |
 //   in_flight: bio of a mapped device -> what it writes, since it is moved on and trimmed under way
 //
@@ -13,6 +14,8 @@
 // - Of a completion there are three instances: task, softirq and hardirq nest three deep, and the
 //   kernel skips an instance that is entered again on the same processor.
 // - What cannot be marked is counted in the header; user space begins a new generation then.
+// - A slot does not change as long as it names a disk: a bitmap of another shape gets another slot.
+//   So what is read of one slot, by whatever instructions, belongs together.
 //
 // The structures name only the fields that are used; the kernel's own layout is put in at load.
 
@@ -63,11 +66,19 @@ struct bitmap {
 };
 
 struct {
-    __uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
-    __uint(max_entries, CLT_DISK_COUNT_MAX);
-    __type(key, __u64);
+    __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+    __uint(max_entries, CLT_SLOT_COUNT);
+    __type(key, __u32);
     __array(values, struct bitmap);
 } devices SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __uint(max_entries, CLT_SLOT_COUNT);
+    __type(key, __u32);
+    __type(value, struct clt_slot);
+} slots SEC(".maps");
 
 struct flight {
     __u64 sector;
@@ -82,15 +93,30 @@ struct {
     __type(value, struct flight);
 } in_flight SEC(".maps");
 
-// Bit n: a disk whose sequence number is n modulo 64 is tracked. Spares others the lookup.
-__u64 wanted;
-// Used by user space alone: skipped runs, of requests and of bios, that histories were told of.
-__u64 known_request_misses;
-__u64 known_bio_misses;
+struct clt_variables variables;
 
-static __always_inline bool is_wanted(__u64 disk)
+struct tracked {
+    void *map;
+    __u64 shape;
+};
+
+// The bitmap of a disk, if it is tracked. Lookups in arrays become plain loads; a hash of maps would
+// be a call, for each of the four runs that see a write.
+static __always_inline bool find(__u64 disk, struct tracked *tracked)
 {
-    return disk != 0 && (wanted >> (disk & 63) & 1) != 0;
+    // Spares other disks the probes.
+    if (disk == 0 || (variables.wanted >> (disk & 63) & 1) == 0)
+        return false;
+    for (__u32 probe = 0; probe < CLT_PROBE_COUNT; probe++) {
+        __u32 index = (disk + probe) & (CLT_SLOT_COUNT - 1);
+        struct clt_slot *slot = bpf_map_lookup_elem(&slots, &index);
+        if (!slot || *(volatile __u64 *)&slot->disk != disk)
+            continue;
+        tracked->shape = slot->shape;
+        tracked->map = bpf_map_lookup_elem(&devices, &index);
+        return tracked->map != 0;
+    }
+    return false;
 }
 
 static __always_inline void count(void *map, __u32 counter)
@@ -126,17 +152,14 @@ static long fill(__u32 step, struct span *span)
     return 0;
 }
 
-// Marks the bytes in a bitmap that was looked up.
-static __always_inline void mark_in(void *map, __u64 sector, __u64 byte_count)
+static __always_inline void mark(struct tracked *tracked, __u64 sector, __u64 byte_count)
 {
-    __u32 index = CLT_WORD_SHAPE;
-    __u64 *shape = bpf_map_lookup_elem(map, &index);
-    if (!shape || byte_count == 0)
+    if (byte_count == 0)
         return;
-    __u64 value = *shape;
-    __u64 sector_count = value >> CLT_SHAPE_SECTORS_SHIFT;
-    bool always = (value & CLT_SHAPE_ALWAYS) != 0;
-    __u32 shift = value & CLT_SHAPE_SHIFT_MASK;
+    void *map = tracked->map;
+    __u64 sector_count = tracked->shape >> CLT_SHAPE_SECTORS_SHIFT;
+    bool always = (tracked->shape & CLT_SHAPE_ALWAYS) != 0;
+    __u32 shift = tracked->shape & CLT_SHAPE_SHIFT_MASK;
     __u64 end = sector + ((byte_count + 511) >> 9);
     if (end > sector_count) {
         count(map, CLT_WORD_BEYOND);
@@ -159,26 +182,10 @@ static __always_inline void mark_in(void *map, __u64 sector, __u64 byte_count)
     set(map, last_word, tail, always);
 }
 
-static __noinline int mark(__u64 disk, __u64 sector, __u64 byte_count)
-{
-    void *map = bpf_map_lookup_elem(&devices, &disk);
-    if (map)
-        mark_in(map, sector, byte_count);
-    return 0;
-}
-
-static __noinline int doubt(__u64 disk, __u32 counter)
-{
-    void *map = bpf_map_lookup_elem(&devices, &disk);
-    if (map)
-        count(map, counter);
-    return 0;
-}
-
 // -- disks with requests
 
 struct chain {
-    __u64 disk;
+    struct tracked tracked;
     struct bio *bio;
     bool failed;
 };
@@ -197,7 +204,7 @@ static long mark_link(__u32 step, struct chain *chain)
         chain->failed = true;
         return 1;
     }
-    mark(chain->disk, sector, byte_count);
+    mark(&chain->tracked, sector, byte_count);
     chain->bio = next;
     return 0;
 }
@@ -208,22 +215,23 @@ static __always_inline int request_seen(struct request *request, __u32 byte_coun
     // Odd operations change data, in all kernels.
     if ((operation & 1) == 0)
         return 0;
-    __u64 disk = request->q->disk->diskseq;
-    if (!is_wanted(disk))
+    struct tracked tracked;
+    if (!find(request->q->disk->diskseq, &tracked))
         return 0;
-    if (operation == OPERATION_DRIVER_OUT)
-        return doubt(disk, CLT_WORD_PASSTHROUGH);
-    if (operation == OPERATION_DISCARD) {
-        // Discards that were merged need not lie one behind the other.
-        struct chain chain = {.disk = disk, .bio = request->bio};
-        if (chain.bio) {
-            bpf_loop(CHAIN_MAX, mark_link, &chain, 0);
-            if (chain.bio || chain.failed)
-                doubt(disk, CLT_WORD_CHAIN);
-            return 0;
-        }
+    if (operation == OPERATION_DRIVER_OUT) {
+        count(tracked.map, CLT_WORD_PASSTHROUGH);
+        return 0;
     }
-    return mark(disk, request->__sector, byte_count);
+    if (operation == OPERATION_DISCARD && request->bio) {
+        // Discards that were merged need not lie one behind the other.
+        struct chain chain = {.tracked = tracked, .bio = request->bio};
+        bpf_loop(CHAIN_MAX, mark_link, &chain, 0);
+        if (chain.bio || chain.failed)
+            count(tracked.map, CLT_WORD_CHAIN);
+        return 0;
+    }
+    mark(&tracked, request->__sector, byte_count);
+    return 0;
 }
 
 SEC("tp_btf/block_rq_issue")
@@ -249,30 +257,24 @@ static __always_inline int bio_seen(struct bio *bio)
     if ((bio->bi_opf & 1) == 0)
         return 0;
     __u64 disk = bio->bi_bdev->bd_disk->diskseq;
-    if (!is_wanted(disk))
-        return 0;
-    void *map = bpf_map_lookup_elem(&devices, &disk);
-    if (!map)
-        return 0;
-    __u32 index = CLT_WORD_KIND;
-    __u64 *kind = bpf_map_lookup_elem(map, &index);
-    if (!kind || *kind != CLT_KIND_MAPPED)
+    struct tracked tracked;
+    if (!find(disk, &tracked) || (tracked.shape & CLT_SHAPE_MAPPED) == 0)
         return 0;
     struct flight flight = {
         .sector = bio->bi_iter.bi_sector, .byte_count = bio->bi_iter.bi_size, .disk = disk};
     if (flight.byte_count == 0)
         return 0;
-    mark_in(map, flight.sector, flight.byte_count);
+    mark(&tracked, flight.sector, flight.byte_count);
     __u64 key = (__u64)bio;
     int failure = bpf_map_update_elem(&in_flight, &key, &flight, BPF_NOEXIST);
     if (failure == 0)
         return 0;
     struct flight *known = bpf_map_lookup_elem(&in_flight, &key);
     if (!known) {
-        count(map, CLT_WORD_FULL);
+        count(tracked.map, CLT_WORD_FULL);
     } else if (known->sector != flight.sector || known->byte_count != flight.byte_count ||
                known->disk != disk) {
-        count(map, CLT_WORD_TWICE);
+        count(tracked.map, CLT_WORD_TWICE);
     }
     return 0;
 }
@@ -297,7 +299,9 @@ static __always_inline int bio_completed(struct bio *bio)
     struct flight *flight = bpf_map_lookup_elem(&in_flight, &key);
     if (!flight)
         return 0;
-    mark(flight->disk, flight->sector, flight->byte_count);
+    struct tracked tracked;
+    if (find(flight->disk, &tracked))
+        mark(&tracked, flight->sector, flight->byte_count);
     bpf_map_delete_elem(&in_flight, &key);
     return 0;
 }

@@ -26,16 +26,10 @@ enum {
 /// Descriptors of what was loaded; the caller closes them.
 struct clt_loaded {
     int devices;
+    int slots;
     int in_flight;
     int variables;
     int programs[CLT_PROGRAM_COUNT];
-};
-
-/// Variables of the programs, mapped.
-struct clt_variables {
-    uint64_t wanted;
-    uint64_t known_request_misses;
-    uint64_t known_bio_misses;
 };
 
 /// Loads maps and programs; nothing is attached yet.
@@ -59,14 +53,14 @@ int clt_bitmap_create(uint32_t word_count);
 /// Words of a bitmap.
 int clt_bitmap_word_count(int bitmap, uint32_t *word_count);
 
-/// Has the programs mark a disk in a bitmap. When it returns no program uses the former one.
-int clt_disk_put(int devices, uint64_t disk, int bitmap);
+/// Gives a slot a bitmap. When it returns no program uses a former one.
+int clt_slot_put(int devices, uint32_t slot, int bitmap);
 
-/// Ends the marking of a disk. When it returns no program uses its bitmap.
-int clt_disk_remove(int devices, uint64_t disk);
+/// Takes the bitmap out of a slot. When it returns no program uses it.
+int clt_slot_remove(int devices, uint32_t slot);
 
-/// Whether a disk is marked, and in the bitmap with this id of the kernel's; 0 when it is not.
-int clt_disk_bitmap_id(int devices, uint64_t disk, uint32_t *id);
+/// The kernel's id of the bitmap in a slot; 0 when it has none.
+int clt_slot_bitmap_id(int devices, uint32_t slot, uint32_t *id);
 
 /// The kernel's id of a map.
 int clt_map_id(int map, uint32_t *id);
@@ -93,7 +87,7 @@ int clt_mount_bpf_filesystem(const char *directory);
 /// Whether a directory is in a BPF filesystem.
 bool clt_is_bpf_filesystem(const char *directory);
 
-// -- bitmaps, shared with the kernel
+// -- bitmaps and slots, shared with the kernel
 
 static inline uint64_t clt_load_word(const uint64_t *word)
 {
