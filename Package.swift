@@ -269,11 +269,18 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(
+            name: "WriterLimits",
+            dependencies: [
+                "BlockModel", "ClientSupport", "ControlDocuments", "Host",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .target(
             name: "CopyCommands",
             dependencies: [
                 "BlockModel", "CLinux", "ClientCommands", "ClientSupport", "ControlDocuments",
                 "CopyPlanning", "CopyTargets", "Encryption", "HeldSnapshots", "ImageCopy",
-                "NBDAccess", "RingIO",
+                "NBDAccess", "RingIO", "WriterLimits",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -282,7 +289,7 @@ let package = Package(
             dependencies: [
                 "ClientCommands", "ClientSupport", "Control", "ControlDocuments", "CopyCommands",
                 "CopyPlanning", "DeviceManagement", "HTTPInterface", "HeldSnapshots", "Quiescing",
-                "RingIO", "ServiceState", "YAMLReading",
+                "RingIO", "ServiceState", "WriterLimits", "YAMLReading",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict, linkerSettings: selfContained),
@@ -341,7 +348,7 @@ let package = Package(
             name: "ImageCopyTests",
             dependencies: [
                 "BlockModel", "CopyPlanning", "CopyTargets", "ImageCopy", "NBDAccess",
-                "TestSupport", "nbd-load",
+                "TestSupport", "WriterLimits", "nbd-load",
             ],
             swiftSettings: strict),
         .testTarget(

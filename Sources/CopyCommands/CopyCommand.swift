@@ -99,6 +99,12 @@ package struct CopyCommand: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "If passes over a live device do not get shorter, let at most so many bytes per second be "
+                + "written to its disk, such as 20M, until the freeze.", valueName: "bytes"))
+    var throttleWriters: String?
+
+    @Option(
+        help: ArgumentHelp(
             "The complete copy that a new FILE.qcow2 lies on.", valueName: "former.qcow2"))
     var onto: String?
 
@@ -135,6 +141,11 @@ package struct CopyCommand: AsyncParsableCommand {
         if let limitRate, parseSize(limitRate) ?? 0 == 0 {
             throw ValidationError(
                 "--limit-rate \"\(limitRate)\" is no number of bytes per second, such as 50M")
+        }
+        if let throttleWriters, parseSize(throttleWriters) ?? 0 == 0 {
+            throw ValidationError(
+                "--throttle-writers \"\(throttleWriters)\" is not a number of bytes per second, such as 20M"
+            )
         }
         if onto != nil, to != nil {
             throw ValidationError("--onto is of one target, and --to has several")
@@ -173,6 +184,11 @@ package struct CopyCommand: AsyncParsableCommand {
         if let run = try await liveRun(images, targets, client) {
             return try show(try await run.perform())
         }
+        guard throttleWriters == nil else {
+            throw ControlError(
+                .unsuitable,
+                "--throttle-writers is for live devices; a snapshot does not need slower writers")
+        }
         let held = try await HeldImages.hold(
             images.filter { $0.snapshot == nil }.map(\.device), named: nameOfCut(images),
             with: client)
@@ -197,50 +213,6 @@ package struct CopyCommand: AsyncParsableCommand {
         let documents = try outcome.get()
         if let problem { throw ControlError(.failed, problem) }
         try show(documents)
-    }
-
-    /// The copy, when the devices are live.
-    private func liveRun(
-        _ images: [CopyImageName], _ targets: [String], _ client: ControlClient
-    ) async throws -> LiveCopyRun? {
-        let status = try await client.call(.GET, "/v1/status", as: StatusDocument.self)
-        let live = Set(status.devices.filter { $0.mode == "live" }.map(\.name))
-        let wanted = images.filter { $0.snapshot == nil && live.contains($0.device) }
-        guard let first = wanted.first else { return nil }
-        guard wanted.count == images.count else {
-            throw ControlError(
-                .unsuitable,
-                "device \(first.device) is live, and others are not: copy those with a command of "
-                    + "their own")
-        }
-        guard !targetIsStream else {
-            throw ControlError(
-                .unsuitable,
-                "device \(first.device) is live: its copy is brought forward in passes, which a "
-                    + "stream cannot be; copy it to a file, and stream that")
-        }
-        guard
-            !targets.contains(where: {
-                CopyPlace.isRemote($0) || $0.hasSuffix(CopyRequest.qcowSuffix)
-            })
-        else {
-            throw ControlError(
-                .unsuitable,
-                "device \(first.device) is live: its copy is brought forward in passes, so the target "
-                    + "must be a file that is not qcow2, or a block device")
-        }
-        guard onto == nil, limitRate == nil, !progress else {
-            throw ControlError(
-                .unsuitable,
-                "device \(first.device) is live: leave out --onto, --limit-rate and --progress")
-        }
-        let name = checkpoint ?? nameOfOwnCut
-        return LiveCopyRun(
-            LiveCopyRequest(
-                devices: images.map(\.device), targets: targets, since: since, checkpoint: name,
-                isNameOwned: checkpoint == nil, keep: keep, record: record, isForced: force,
-                limits: LiveCopyMachine.Limits(freezeSeconds: freezeLimit)),
-            status, client)
     }
 
     /// A name that fits no snapshot that is there is of no use.
@@ -273,7 +245,7 @@ package struct CopyCommand: AsyncParsableCommand {
         }
     }
 
-    private var targetIsStream: Bool {
+    var targetIsStream: Bool {
         to == nil && operands.last.map { StreamRun.takesStream($0) } == true
     }
 
@@ -295,7 +267,7 @@ package struct CopyCommand: AsyncParsableCommand {
         return nameOfOwnCut
     }
 
-    private var nameOfOwnCut: String { "copy-\(UInt64(max(0, time(nil))))-\(getpid())" }
+    var nameOfOwnCut: String { "copy-\(UInt64(max(0, time(nil))))-\(getpid())" }
 
     // MARK: One copy
 

@@ -208,12 +208,14 @@ final class LiveCopyPart {
         self.since = newest
     }
 
-    /// Reads what was found into the target, or into memory as far as `holding` bytes go. Without a
-    /// label nothing is shown.
-    func read(label: String?, holding byteCountMax: Int?) async throws {
+    /// Reads what was found into the target, or into memory as far as `holding` bytes go, and then into
+    /// `spill`. Without a label nothing is shown.
+    func read(
+        label: String?, holding byteCountMax: Int?, spill: SpillFile? = nil
+    ) async throws {
         guard let copier else { preconditionFailure("passes follow the first copy") }
         let work = CopyWork(try RangeSpool(ranges))
-        let blocks = byteCountMax.map { copier.heldBlocks(byteCountMax: $0) }
+        let blocks = byteCountMax.map { copier.heldBlocks(byteCountMax: $0, spill: spill) }
         held = blocks
         works.append(work)
         let count = work.byteCount < Self.manyByteCount ? 1 : copier.workerCount

@@ -6,6 +6,7 @@ internal import Glibc
 internal import ImageCopy
 internal import NBDAccess
 internal import RingIO
+internal import WriterLimits
 
 // Copies of live devices, which have no images: the targets are brought forward in passes until
 // they equal the devices at a moment at which filesystems are frozen. `LiveCopyMachine` decides.
@@ -30,6 +31,8 @@ struct LiveCopyRequest {
     var record: String?
     var isForced: Bool
     var limits: LiveCopyMachine.Limits
+    /// Bytes a second that may be written to each device's disk when it is written to too fast.
+    var writeLimit: UInt64?
 
     /// The base is chosen by what the target equals.
     var isAutomatic: Bool { since == "auto" }
@@ -46,6 +49,10 @@ final class LiveCopyRun {
     private var isHolding = false
     private var heldCuts: [CopyCut] = []
     private var released: CheckpointDocument?
+    private var slowed: SlowedWriters?
+    /// Of the last pass, beyond what stays in memory; nil when every place for it would be frozen.
+    private var spill: SpillFile?
+    private var wasLimited = false
 
     /// Bytes that stay in memory while filesystems are frozen, and in a pass.
     private static let memoryByteCountMax = 256 << 20
@@ -62,10 +69,16 @@ final class LiveCopyRun {
         let found = try await InterruptedCopies.find(request, status, client)
         if let documents = try await finished(found) { return documents }
         try await found.freeName(request.checkpoint, client)
+        try prepareLimit()
+        // Before anything is frozen: nothing is made on a filesystem that is.
+        spill = SpillFile(
+            in: status.stateDirectory,
+            notOn: status.devices.filter { request.devices.contains($0.name) }.map(\.path))
         var machine = LiveCopyMachine(request.limits)
         do {
             try await perform(&machine, found)
         } catch {
+            slowed = nil
             if isHolding { await cuts.abandon() }
             // What a record names is what the next run continues from.
             let isFull = parts.contains { $0.copier?.isFull ?? false }
@@ -105,6 +118,13 @@ final class LiveCopyRun {
             case .forgetFormer:
                 await cuts.forget(but: cuts.recorded)
                 effect = machine.formerForgotten()
+            case .limitWriters:
+                try slowed?.set()
+                wasLimited = true
+                effect = machine.writersLimited()
+            case .liftLimit:
+                try slowed?.lift()
+                effect = machine.limitLifted()
             case .freeze(let milliseconds):
                 let isHeld = try await freeze(milliseconds)
                 effect = isHeld ? machine.frozen() : machine.holdEnded(.tooSlow)
@@ -125,6 +145,20 @@ final class LiveCopyRun {
     }
 
     // MARK: Steps
+
+    private func prepareLimit() throws {
+        guard let bytesPerSecond = request.writeLimit else { return }
+        let disks = try request.devices.map { device in
+            guard let path = status.devices.first(where: { $0.name == device })?.path,
+                let disk = WriterLimits.disk(ofDevice: path)
+            else {
+                throw ControlError(.failed, "the disk of device \(device) was not found")
+            }
+            return disk
+        }
+        slowed = try SlowedWriters(
+            disks: Set(disks).sorted(), bytesPerSecond: bytesPerSecond)
+    }
 
     /// Every part gets the cut, but one that continues from an older one.
     private func cut() async throws {
@@ -178,7 +212,7 @@ final class LiveCopyRun {
         for part in parts { try await part.lookAtEdges() }
         for part in parts {
             try await part.find(client)
-            try await part.read(label: nil, holding: share)
+            try await part.read(label: nil, holding: share, spill: spill)
         }
         for part in parts { try await part.lookAtEdges() }
     }
@@ -229,7 +263,8 @@ final class LiveCopyRun {
                     + "\(sizeText(estimate.byteCount)) are left, for which filesystems would be "
                     + "frozen \(text(seconds: estimate.seconds)) (limit "
                     + "\(text(seconds: request.limits.freezeSeconds))); allow more with --freeze-limit, "
-                    + "or run the same command when less is written")
+                    + "slow writers down\(request.writeLimit == nil ? "" : " further") with "
+                    + "--throttle-writers, or run the same command when less is written")
         case .notHeld(.writtenBeside(let message), let count):
             return ControlError(
                 .busy, "the copy of \(what) was not finished after \(count) freezes: \(message)")
@@ -255,6 +290,11 @@ final class LiveCopyRun {
         var document = part.document(seconds: begun.elapsedSeconds)
         document.passes = machine.passCount
         document.consistency = released?.consistency
+        if wasLimited, let limit = request.writeLimit {
+            document.notes.append(
+                "passes did not get shorter: writers were limited to \(sizeText(limit)) a second until the "
+                    + "freeze")
+        }
         document.frozenMilliseconds = (released?.freezeMicroseconds).map { $0 / 1000 }
         for error in released?.freezeErrors ?? [] { document.notes.append("not frozen: \(error)") }
         for note in document.notes { FileHandles.error.write("stillpoint: \(note)\n") }

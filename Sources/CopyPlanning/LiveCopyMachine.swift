@@ -4,6 +4,9 @@
 //   cut 0 -> first copy -> | cut n -> find -> copy -> record -> forget cut n-1 | -> ...
 //     -> freeze -> read what is left -> release -> write it -> complete -> forget all
 //
+// When passes do not get shorter and a freeze would be too long, writers can be slowed down, until the
+// freeze begins: what is dirty in memory is written back by the freeze, at full speed.
+//
 // Invariants
 // - What is found is what changed since the cut before, and is asked for after the new cut: what is
 //   written from then on is found by the next pass, or by the last one.
@@ -28,6 +31,10 @@ package struct LiveCopyMachine: Sendable {
         case record
         /// Delete the cuts before the newest.
         case forgetFormer
+        /// Limit how fast the devices are written to.
+        case limitWriters
+        /// Lift that limit.
+        case liftLimit
         /// Make the last cut, and hold it frozen so long.
         case freeze(holdMilliseconds: UInt64)
         /// Ask what changed since the newest unfrozen cut, and read it into memory.
@@ -64,6 +71,8 @@ package struct LiveCopyMachine: Sendable {
         package var passCountMax = 10
         /// Most freezes.
         package var freezeCountMax = 3
+        /// Writers may be slowed down. The copy has `passCountMax` passes more then.
+        package var mayLimitWriters = false
 
         package init(freezeSeconds: Double = 1) { self.freezeSeconds = freezeSeconds }
     }
@@ -105,6 +114,7 @@ package struct LiveCopyMachine: Sendable {
     private enum Phase: Equatable {
         case idle, firstCut, firstCopy
         case cut, copying, recording, forgetting
+        case limiting, lifting
         case freezing, readingFrozen, releasing
         case writing, completing, over
     }
@@ -121,8 +131,14 @@ package struct LiveCopyMachine: Sendable {
     private var readRate: Double?
     private var slowPassCount = 0
     private var mustPass = false
+    private var passCountMax: Int
+    /// The copy needs slower writers: they are slowed down for every pass from then on.
+    private var needsLimit = false
 
-    package init(_ limits: Limits) { self.limits = limits }
+    package init(_ limits: Limits) {
+        self.limits = limits
+        passCountMax = limits.passCountMax
+    }
 
     // MARK: Events
 
@@ -174,16 +190,38 @@ package struct LiveCopyMachine: Sendable {
         guard let estimate else { preconditionFailure("a pass gives an expectation") }
         let isLittle = estimate.byteCount <= Self.littleByteCount
         // Two passes that did not shrink by half: more of them will not help.
-        let isSettled = isLittle || slowPassCount >= 2 || passCount >= limits.passCountMax
+        let isSettled = isLittle || slowPassCount >= 2 || passCount >= passCountMax
         if isSettled || mustPass, estimate.seconds <= limits.freezeSeconds {
             mustPass = false
-            freezeCount += 1
-            return enter(.freezing, .freeze(holdMilliseconds: holdMilliseconds))
+            return needsLimit ? enter(.lifting, .liftLimit) : freeze()
         }
-        guard passCount < limits.passCountMax else {
+        if limits.mayLimitWriters, !needsLimit, slowPassCount >= 2 || passCount >= passCountMax {
+            needsLimit = true
+            slowPassCount = 0
+            passCountMax = passCount + limits.passCountMax
+            return enter(.limiting, .limitWriters)
+        }
+        guard passCount < passCountMax else {
             return enter(.over, .giveUp(.tooLong(estimate, passCount: passCount)))
         }
         return enter(.cut, .cut)
+    }
+
+    /// Writers are slow from now on.
+    package mutating func writersLimited() -> Effect {
+        expect(.limiting)
+        return enter(.cut, .cut)
+    }
+
+    /// Writers are as fast as they can be again.
+    package mutating func limitLifted() -> Effect {
+        expect(.lifting)
+        return freeze()
+    }
+
+    private mutating func freeze() -> Effect {
+        freezeCount += 1
+        return enter(.freezing, .freeze(holdMilliseconds: holdMilliseconds))
     }
 
     /// The last cut is made and held.
@@ -212,7 +250,7 @@ package struct LiveCopyMachine: Sendable {
                 return enter(.over, .giveUp(.notHeld(outcome, freezeCount: freezeCount)))
             }
             mustPass = true
-            return enter(.cut, .cut)
+            return needsLimit ? enter(.limiting, .limitWriters) : enter(.cut, .cut)
         }
     }
 

@@ -49,7 +49,7 @@ package struct HeldImages: Sendable {
     package let snapshot: SnapshotDocument
     let images: [HolderReply.Place]
     let mounts: [HolderReply.Place]
-    private let line: HolderSocket
+    private let line: HelperSocket
     private let process: Int32
 
     /// Most bytes of an answer.
@@ -72,7 +72,7 @@ package struct HeldImages: Sendable {
             throw ControlError(.failed, "socketpair: \(String(cString: strerror(errno)))")
         }
         defer { close(ends[1]) }
-        let line = HolderSocket(owning: ends[0])
+        let line = HelperSocket(owning: ends[0])
         let started: pid_t
         do throws(HostError) {
             started = try ProgramStart.ownProgram(["snapshot-holder"], socket: ends[1]).run()
@@ -128,47 +128,5 @@ package struct HeldImages: Sendable {
     private static func wait(for process: Int32) {
         var status: Int32 = 0
         while waitpid(process, &status, 0) < 0, errno == EINTR {}
-    }
-}
-
-/// The socket between a command and its holder.
-final class HolderSocket: Sendable {
-    private let descriptor: Int32
-
-    init(owning descriptor: Int32) { self.descriptor = descriptor }
-
-    deinit { close(descriptor) }
-
-    /// Sends bytes; an other end that is gone is seen by the next `receive`.
-    func send(_ bytes: [UInt8]) {
-        var sent = 0
-        while sent < bytes.count {
-            let count = bytes.withUnsafeBytes {
-                Glibc.send(
-                    descriptor, $0.baseAddress.unsafelyUnwrapped + sent, $0.count - sent,
-                    Int32(MSG_NOSIGNAL))
-            }
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else { return }
-            sent += count
-        }
-    }
-
-    /// Nothing more is sent.
-    func endSending() { shutdown(descriptor, Int32(SHUT_WR)) }
-
-    /// A line without its end, or what came before the other end closed; nil when it closed
-    /// without a word where a line was due, and for more bytes than are allowed.
-    func receive(byteCountMax: Int) -> [UInt8]? {
-        var bytes: [UInt8] = []
-        var byte: UInt8 = 0
-        while bytes.count <= byteCountMax {
-            let count = recv(descriptor, &byte, 1, 0)
-            if count < 0, errno == EINTR { continue }
-            guard count == 1 else { return nil }
-            if byte == UInt8(ascii: "\n") { return bytes }
-            bytes.append(byte)
-        }
-        return nil
     }
 }

@@ -26,7 +26,7 @@ package struct SnapshotHolderCommand: AsyncParsableCommand {
         }
         // It ends when its command has ended, and takes down what it made before that.
         for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE] { signal(number, SIG_IGN) }
-        let line = HolderSocket(owning: Self.socket)
+        let line = HelperSocket(owning: Self.socket)
         guard let bytes = line.receive(byteCountMax: Self.orderByteCountMax),
             let order = try? DocumentCoding.decoder().decode(HolderRequest.self, from: Data(bytes))
         else { throw ControlError(.invalid, "the holder was given no order") }

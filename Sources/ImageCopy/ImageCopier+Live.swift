@@ -23,9 +23,9 @@ extension ImageCopier {
         workers[worker].work(pieces, into: look, isFresh: false)
     }
 
-    /// A place in memory for what goes to the target later.
-    package func heldBlocks(byteCountMax: Int) -> HeldBlocks {
-        HeldBlocks(byteCountMax: byteCountMax, beyond: fileTarget)
+    /// A place in memory, and in a spill file if there is one, for what goes to the target later.
+    package func heldBlocks(byteCountMax: Int, spill: SpillFile?) -> HeldBlocks {
+        HeldBlocks(byteCountMax: byteCountMax, spill: spill, beyond: fileTarget)
     }
 
     /// The copy is full, so that its record tells how far it is.

@@ -35,6 +35,16 @@ package enum BlockTopology {
         return found
     }
 
+    /// Whether the open file stands on none of these block devices. False when one of them cannot be looked at.
+    package static func stands(_ descriptor: Int32, onNoneOf devices: [String]) -> Bool {
+        let below = foundations(of: descriptor)
+        return devices.allSatisfy { path in
+            var facts = stat()
+            guard stat(path, &facts) == 0, facts.st_mode & S_IFMT == S_IFBLK else { return false }
+            return !below.contains(Foundation(device: UInt64(facts.st_rdev), inode: 0))
+        }
+    }
+
     /// Follows partitions to their disks, mapped devices to their slaves, loop devices to the
     /// files behind them.
     static func descend(major: UInt32, minor: UInt32, into found: inout Set<Foundation>) {

@@ -7,6 +7,7 @@ import CopyCommands
 import CopyPlanning
 import Glibc
 import HeldSnapshots
+import WriterLimits
 
 /// The program: client commands, and `serve`.
 @main
@@ -33,7 +34,7 @@ struct Stillpoint: AsyncParsableCommand {
             VerifyCommand.self, RestoreCommand.self, RunCommand.self, BlockCommand.self,
             EventsCommand.self, TopCommand.self, Thaw.self, GuardianCommand.self,
             ErrandCommand.self,
-            SnapshotHolderCommand.self,
+            SnapshotHolderCommand.self, WriterLimitCommand.self,
         ])
 
     /// Parses and runs, and ends the process with the exit status that scripts rely on.

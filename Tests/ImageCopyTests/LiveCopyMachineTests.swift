@@ -4,6 +4,7 @@ import CopyTargets
 import ImageCopy
 import TestSupport
 import Testing
+import WriterLimits
 
 @Suite struct `A copy in passes` {
     private typealias Pass = LiveCopyMachine.Pass
@@ -64,6 +65,45 @@ import Testing
             return
         }
         #expect(estimate.seconds > 0.1 && estimate.byteCount > 200 << 20)
+    }
+
+    @Test func `slows writers down when passes do not get shorter, and only until the freeze`() {
+        var limits = LiveCopyMachine.Limits(freezeSeconds: 0.1)
+        limits.mayLimitWriters = true
+        var machine = LiveCopyMachine(limits)
+        let decided = Self.decide(&machine) { _ in Self.pass(256 << 20, since: 1, took: 1) }
+        #expect(decided.passCount == 3 && decided.effect == .limitWriters)
+        for outcome in [LiveCopyMachine.HoldOutcome.tooSlow, .kept] {
+            #expect(machine.writersLimited() == .cut)
+            _ = machine.cutMade()
+            _ = machine.changesCopied(Self.pass(1 << 18, since: 1, took: 0.01))
+            _ = machine.recorded()
+            #expect(machine.formerForgotten() == .liftLimit)
+            #expect(machine.limitLifted() == .freeze(holdMilliseconds: 200))
+            #expect(machine.frozen() == .readFrozen)
+            #expect(machine.frozenRead() == .release)
+            #expect(machine.holdEnded(outcome) == (outcome == .kept ? .writeHeld : .limitWriters))
+        }
+    }
+
+    @Test func `whose slow writers are still too fast is given up after as many passes again`() {
+        var limits = LiveCopyMachine.Limits(freezeSeconds: 0.1)
+        limits.mayLimitWriters = true
+        var machine = LiveCopyMachine(limits)
+        var (effect, count) = Self.decide(&machine) { _ in Self.pass(256 << 20, since: 1, took: 1) }
+        #expect(effect == .limitWriters)
+        effect = machine.writersLimited()
+        while effect == .cut {
+            _ = machine.cutMade()
+            _ = machine.changesCopied(Self.pass(128 << 20, since: 1, took: 1))
+            _ = machine.recorded()
+            effect = machine.formerForgotten()
+            count += 1
+        }
+        guard case .giveUp(.tooLong(_, passCount: 13)) = effect, count == 13 else {
+            Issue.record("\(effect) after \(count)")
+            return
+        }
     }
 
     @Test func `that does not get shorter is frozen when the limit allows what is left`() {
@@ -140,5 +180,60 @@ import Testing
         try blocks.flush()
         #expect(try readFile(directory.path("target"), 0..<4096).allSatisfy { $0 == 7 })
         #expect(try readFile(directory.path("target"), 4096..<8192).allSatisfy { $0 == 0 })
+    }
+
+    @Test func `keeps what does not fit into memory in a spill file, if there is one`() throws {
+        let directory = try TemporaryDirectory()
+        let target = try CopyTarget(opening: directory.path("target"), creates: true)
+        let count = 64
+        try target.resize(to: UInt64(count) * 4096)
+        let spill = try #require(SpillFile(in: directory.root, notOn: []))
+        let blocks = HeldBlocks(byteCountMax: 4096, spill: spill, beyond: target)
+        for _ in 0..<2 {
+            for block in (0..<count).reversed() {
+                try [UInt8](repeating: UInt8(block + 1), count: 4096).withUnsafeBytes { buffer in
+                    try blocks.write(
+                        try #require(buffer.baseAddress), 4096, at: UInt64(block) * 4096)
+                }
+            }
+            #expect(try readFile(directory.path("target"), 0..<count * 4096).allSatisfy { $0 == 0 })
+            try blocks.flush()
+            for block in 0..<count {
+                #expect(
+                    try readFile(directory.path("target"), block * 4096..<(block + 1) * 4096)
+                        .allSatisfy { $0 == UInt8(block + 1) })
+            }
+            // What was flushed is not kept for the next time.
+            try blocks.zero(ByteRange(offset: 0, length: UInt64(count) * 4096))
+            try blocks.flush()
+        }
+    }
+
+    @Test(.enabled(if: canUseLoopDevices, "loop devices need root"))
+    func `makes no spill file on a device that is to be frozen`() throws {
+        let directory = try TemporaryDirectory()
+        let file = directory.path("disk")
+        try makeSparseFile(file, byteCount: 16 * mebibyte)
+        let loop = try LoopDevice(over: file, sectorSize: 512)
+        let mounted = try MountedDisk(onDevice: loop.path)
+        #expect(SpillFile(in: mounted.path(""), notOn: [loop.path]) == nil)
+        #expect(SpillFile(in: mounted.path(""), notOn: [directory.path("gone")]) == nil)
+        #expect(SpillFile(in: mounted.path(""), notOn: []) != nil)
+        #expect(SpillFile(in: directory.root, notOn: [loop.path]) != nil)
+    }
+
+    // MARK: Slower writers
+
+    @Test func `reads the limits of a disk among others, and sets its own`() {
+        let text = """
+            8:0 rbps=max wbps=1048576 riops=max wiops=max
+            8:16 rbps=1 wbps=max riops=max wiops=2
+            """
+        #expect(WriteLimitLine.limit(ofDisk: "8:0", in: text) == 1_048_576)
+        #expect(WriteLimitLine.limit(ofDisk: "8:16", in: text) == nil)
+        #expect(WriteLimitLine.limit(ofDisk: "8:1", in: text) == nil)
+        #expect(WriteLimitLine.limit(ofDisk: "8:0", in: "") == nil)
+        #expect(WriteLimitLine.setting(1 << 20, ofDisk: "8:0") == "8:0 wbps=1048576")
+        #expect(WriteLimitLine.setting(nil, ofDisk: "8:0") == "8:0 wbps=max")
     }
 }

@@ -167,7 +167,9 @@ struct LiveCopyModel {
 
     private mutating func run() throws -> Outcome {
         let isResumed = record.to != nil && mistake != .resumesFromNewCut
-        var machine = LiveCopyMachine(LiveCopyMachine.Limits())
+        var limits = LiveCopyMachine.Limits(freezeSeconds: world.chance(3) ? 0.05 : 1)
+        limits.mayLimitWriters = world.chance(2)
+        var machine = LiveCopyMachine(limits)
         if isResumed { former = record.to ?? 0 }
         var isFirst = !isResumed
         var effect = machine.begun(isResumed: isResumed)
@@ -187,6 +189,12 @@ struct LiveCopyModel {
                 record = Record(to: newest, done: Set(target.indices))
                 effect = machine.recorded()
             case .forgetFormer: effect = machine.formerForgotten()
+            case .limitWriters:
+                try step()
+                effect = machine.writersLimited()
+            case .liftLimit:
+                try step()
+                effect = machine.limitLifted()
             case .freeze:
                 last = world.freeze()
                 if mistake != .keepsOldBlocks { held = [] }

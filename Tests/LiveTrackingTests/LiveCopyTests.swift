@@ -123,6 +123,78 @@ struct `A copy of a live device` {
         try live.rest()
     }
 
+    /// A hierarchy of cgroups made of plain files: they keep what is written and limit nothing.
+    private struct PlainGroups {
+        let directory: TemporaryDirectory
+        let disk: String
+
+        init(_ live: MountedLive) throws {
+            directory = try TemporaryDirectory()
+            let name = (live.disk.path as NSString).lastPathComponent
+            disk = try String(contentsOfFile: "/sys/block/\(name)/dev", encoding: .utf8)
+                .trimmingCharacters(in: .whitespacesAndNewlines)
+            try "io".write(
+                toFile: directory.path("cgroup.controllers"), atomically: false, encoding: .utf8)
+            for (group, limits) in [("fast", ""), ("slow", "\(disk) rbps=max wbps=4096")] {
+                let folder = directory.path(group)
+                try FileManager.default.createDirectory(
+                    atPath: folder, withIntermediateDirectories: false)
+                try limits.write(toFile: "\(folder)/io.max", atomically: false, encoding: .utf8)
+            }
+        }
+
+        func limits(of group: String) throws -> String {
+            try String(contentsOfFile: directory.path("\(group)/io.max"), encoding: .utf8)
+                .trimmingCharacters(in: .whitespacesAndNewlines)
+        }
+    }
+
+    @Test(arguments: [nil, SIGTERM, SIGKILL])
+    func `gives cgroups back what they might write, however it ends`(signal: Int32?) throws {
+        let live = try MountedLive(.ext4)
+        let groups = try PlainGroups(live)
+        let harness = try LiveHarness()
+        let copy = harness.service.directory.path("copy.img")
+        try harness.object("device", "attach", "d", live.disk.path, "--live")
+        // A freeze that no disk allows, so that the limit is set.
+        let process = try ChildProcess(
+            TestService.binary,
+            [
+                "copy", "d", copy, "--checkpoint", "c", "--freeze-limit", "0.02",
+                "--throttle-writers", "1M", "--control", harness.service.controlPath,
+            ], environment: ["STILLPOINT_CGROUPS": groups.directory.root])
+        let set = "\(groups.disk) wbps=1048576"
+        let end = monotonicSeconds() + 60
+        if let signal {
+            while try groups.limits(of: "fast") != set, monotonicSeconds() < end { sched_yield() }
+            process.send(signal: signal)
+        }
+        let ending = try process.wait(deadline: 120)
+        #expect(signal != nil || ending == .exited(4))
+        // After a SIGKILL the helper does it by itself.
+        while try groups.limits(of: "fast") == set, monotonicSeconds() < end { sched_yield() }
+        #expect(try groups.limits(of: "fast") == "\(groups.disk) wbps=max")
+        #expect(try groups.limits(of: "slow") == "\(groups.disk) rbps=max wbps=4096")
+    }
+
+    @Test func `refuses to slow writers down where there are no cgroups for it`() throws {
+        let live = try MountedLive(.ext4)
+        let empty = try TemporaryDirectory()
+        let harness = try LiveHarness()
+        let copy = harness.service.directory.path("copy.img")
+        try harness.object("device", "attach", "d", live.disk.path, "--live")
+        let refusal = try Command.run(
+            TestService.binary,
+            [
+                "copy", "d", copy, "--throttle-writers", "1M", "--control",
+                harness.service.controlPath,
+            ], environment: ["STILLPOINT_CGROUPS": empty.root])
+        #expect(refusal.status == 1)
+        #expect(refusal.diagnostics.contains("version 2"), "\(refusal.diagnostics)")
+        #expect(access(copy, F_OK) != 0)
+        #expect(try harness.checkpoints().isEmpty)
+    }
+
     @Test func `that cannot be short enough is refused with the figures and finished later`() throws
     {
         let live = try MountedLive(.ext4)
