@@ -75,6 +75,23 @@ struct `Marks of a live device` {
         try Self.expectUnknown(harness, "another file or disk")
     }
 
+    @Test func `are set whatever slot of the programs' table the disk has`() throws {
+        let (disk, harness, before) = try Self.begin()
+        let table = PinnedTable(try harness.pins())
+        let sequence = UInt64(try disk.sequence) ?? 0
+        try disk.write(block: 1)
+        try table.moveToLastSlot(disk: sequence)
+        try disk.write(block: 2)
+        #expect(try harness.changedBlocks("d", since: "one") == [1, 2])
+        // The next service keeps the slot, and frees what belongs to nobody.
+        try harness.kill()
+        try disk.write(block: 3)
+        try harness.service.restart()
+        try disk.write(block: 4)
+        #expect(try harness.changedBlocks("d", since: "one") == [1, 2, 3, 4])
+        #expect(try harness.history("d").generation == before)
+    }
+
     @Test func `from another run of the machine are not believed`() throws {
         let (disk, harness, _) = try Self.begin()
         try harness.kill()

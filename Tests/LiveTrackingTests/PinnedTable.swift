@@ -42,6 +42,30 @@ struct PinnedTable {
         }
     }
 
+    /// Moves a disk to the last slot that it may have, as if other disks had the ones before; all of them but
+    /// the last are left free.
+    func moveToLastSlot(disk: UInt64) throws {
+        let descriptors = try ["devices", "slots", "disk-\(disk)"].map { try open($0) }
+        defer { for descriptor in descriptors { close(descriptor) } }
+        let count = Int(CLT_SLOT_COUNT)
+        let memory = mmap(
+            nil, count * MemoryLayout<clt_slot>.size, PROT_READ | PROT_WRITE, MAP_SHARED,
+            descriptors[1], 0)
+        guard let memory, memory != MAP_FAILED else { throw TestFailure("mmap: \(errno)") }
+        defer { munmap(memory, count * MemoryLayout<clt_slot>.size) }
+        let slots = memory.assumingMemoryBound(to: clt_slot.self)
+        let first = Int(disk % UInt64(count))
+        guard slots[first].disk == disk else { throw TestFailure("the disk has another slot") }
+        let last = (first + Int(CLT_PROBE_COUNT) - 1) % count
+        slots[last].shape = slots[first].shape
+        let outcome = clt_slot_put(descriptors[0], UInt32(last), descriptors[2])
+        guard outcome == 0 else { throw TestFailure("put: \(outcome)") }
+        slots[last].disk = disk
+        // Some other disk, of which nobody knows.
+        slots[(last + count - 1) % count].disk = disk &+ 1_000_000_007
+        slots[first].disk = 0
+    }
+
     /// Counts one in the header of a disk's marks, as the programs would.
     func count(_ counter: Counter, ofDisk disk: UInt64) throws {
         let bitmap = try open("disk-\(disk)")
