@@ -132,8 +132,9 @@ let package = Package(
                 "Origins", "RingIO",
             ],
             swiftSettings: strict),
+        .target(name: "NBDWire", swiftSettings: strict),
         .target(
-            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "NBDWire", "RingIO"],
             // Its tests look at the protocol's inner types, in the same build as everybody else's.
             swiftSettings: strict + [.unsafeFlags(["-enable-testing"])]),
         .target(
@@ -228,7 +229,7 @@ let package = Package(
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ],
             swiftSettings: strict),
-        .target(name: "NBDAccess", swiftSettings: strict),
+        .target(name: "NBDAccess", dependencies: ["NBDWire"], swiftSettings: strict),
         .target(
             name: "CopyPlanning", dependencies: ["BlockModel", "Host"], swiftSettings: strict),
         .target(
@@ -329,7 +330,7 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "ExportNBDTests",
-            dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
+            dependencies: ["BlockModel", "ExportNBD", "NBDWire", "RingIO", "TestSupport"],
             swiftSettings: strictTests),
         .testTarget(
             name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs"],

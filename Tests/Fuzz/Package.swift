@@ -48,8 +48,9 @@ let package = Package(
                 "LiveTracking", "RingIO",
             ],
             swiftSettings: instrumented),
+        .target(name: "NBDWire", swiftSettings: instrumented),
         .target(
-            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "NBDWire", "RingIO"],
             swiftSettings: instrumented),
         .target(
             name: "ControlDocuments",
@@ -69,7 +70,7 @@ let package = Package(
             name: "Encryption",
             sources: ["EncryptionError.swift", "PreSharedKeys.swift", "SecretFile.swift"],
             swiftSettings: instrumented),
-        .target(name: "NBDAccess", swiftSettings: instrumented),
+        .target(name: "NBDAccess", dependencies: ["NBDWire"], swiftSettings: instrumented),
         .target(
             name: "CopyPlanning", dependencies: ["BlockModel", "Host"],
             swiftSettings: instrumented),
@@ -92,8 +93,7 @@ let package = Package(
             dependencies: [
                 "BlockModel", "ChangeTracking", "ControlDocuments", "CopyPlanning", "CopyTargets",
                 "Encryption", "ExportNBD", "FreezePlanning", "Freezing", "ImageCopy", "NBDAccess",
-                "RingIO", "ServiceState",
-                "YAMLReading",
+                "NBDWire", "RingIO", "ServiceState", "YAMLReading",
             ],
             swiftSettings: instrumented + [.enableExperimentalFeature("Extern")],
             linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address"])]),
