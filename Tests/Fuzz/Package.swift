@@ -23,9 +23,6 @@ let package = Package(
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(name: "FreezePlanning", dependencies: ["BlockModel"], swiftSettings: instrumented),
-        .target(
-            name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
-            swiftSettings: instrumented),
         .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
         .target(
             name: "RingIO", dependencies: ["BlockModel", "CLinux", "CRing", "Host"],
@@ -54,7 +51,7 @@ let package = Package(
             swiftSettings: instrumented),
         .target(
             name: "ControlDocuments",
-            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning", "SnapshotCore"],
+            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning"],
             swiftSettings: instrumented),
         .target(
             name: "ServiceState",
