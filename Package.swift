@@ -73,12 +73,20 @@ let package = Package(
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(name: "FreezePlanning", dependencies: ["BlockModel"], swiftSettings: strict),
+        .target(name: "CutCoordination", dependencies: ["BlockModel"], swiftSettings: strict),
         .target(
-            name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
+            name: "EngineState", dependencies: ["BlockModel", "CopyOnWrite"],
+            swiftSettings: strict),
+        .target(
+            name: "SnapshotCore",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "EngineState"],
             swiftSettings: strict + tracking),
         .target(
             name: "Simulation",
-            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CopyOnWrite", "CutCoordination", "EngineState",
+                "SnapshotCore",
+            ],
             path: "Tests/Support/Simulation",
             swiftSettings: strict),
         .executableTarget(
@@ -120,9 +128,9 @@ let package = Package(
         .target(
             name: "DataPlane",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "FreezePlanning",
-                "Freezing", "Generations", "Host", "LiveTracking", "Origins", "RingIO",
-                "SnapshotCore", "Storage",
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "CutCoordination",
+                "EngineState", "FreezePlanning", "Freezing", "Generations", "Host",
+                "LiveTracking", "Origins", "RingIO", "SnapshotCore", "Storage",
             ],
             swiftSettings: strict),
         .target(
@@ -132,8 +140,9 @@ let package = Package(
                 "Origins", "RingIO",
             ],
             swiftSettings: strict),
+        .target(name: "NBDWire", swiftSettings: strict),
         .target(
-            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "NBDWire", "RingIO"],
             // Its tests look at the protocol's inner types, in the same build as everybody else's.
             swiftSettings: strict + [.unsafeFlags(["-enable-testing"])]),
         .target(
@@ -149,7 +158,7 @@ let package = Package(
             swiftSettings: strict),
         .target(
             name: "ControlDocuments",
-            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning", "SnapshotCore"],
+            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning"],
             swiftSettings: strict),
         .target(
             name: "ServiceState",
@@ -181,7 +190,7 @@ let package = Package(
             dependencies: [
                 "BlockModel", "ControlDocuments", "CopyOnWrite", "DataPlane", "DeviceManagement",
                 "ExportNBD", "FreezePlanning", "Host", "Origins", "Quiescing", "RingIO",
-                "ServiceState", "SnapshotCore", "Storage",
+                "ServiceState", "Storage",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -228,7 +237,7 @@ let package = Package(
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ],
             swiftSettings: strict),
-        .target(name: "NBDAccess", swiftSettings: strict),
+        .target(name: "NBDAccess", dependencies: ["NBDWire"], swiftSettings: strict),
         .target(
             name: "CopyPlanning", dependencies: ["BlockModel", "Host"], swiftSettings: strict),
         .target(
@@ -316,7 +325,9 @@ let package = Package(
             swiftSettings: strict),
         .executableTarget(
             name: "count-work",
-            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CopyOnWrite", "EngineState", "SnapshotCore",
+            ],
             path: "Tests/Programs/count-work",
             swiftSettings: strict),
         .executableTarget(
@@ -336,7 +347,7 @@ let package = Package(
             swiftSettings: strictTests),
         .testTarget(
             name: "ExportNBDTests",
-            dependencies: ["BlockModel", "ExportNBD", "RingIO", "TestSupport"],
+            dependencies: ["BlockModel", "ExportNBD", "NBDWire", "RingIO", "TestSupport"],
             swiftSettings: strictTests),
         .testTarget(
             name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs"],
@@ -380,8 +391,16 @@ let package = Package(
             name: "CopyOnWriteTests", dependencies: ["BlockModel", "CopyOnWrite"],
             swiftSettings: strictTests),
         .testTarget(
+            name: "CutCoordinationTests", dependencies: ["BlockModel", "CutCoordination"],
+            swiftSettings: strictTests),
+        .testTarget(
+            name: "EngineStateTests", dependencies: ["BlockModel", "CopyOnWrite", "EngineState"],
+            swiftSettings: strictTests),
+        .testTarget(
             name: "SnapshotCoreTests",
-            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore"],
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CopyOnWrite", "EngineState", "SnapshotCore",
+            ],
             swiftSettings: strictTests),
         .testTarget(
             name: "FreezePlanningTests", dependencies: ["BlockModel", "FreezePlanning"],

@@ -12,12 +12,14 @@ let package = Package(
         .target(name: "BlockModel"),
         .target(name: "ChangeTracking", dependencies: ["BlockModel"]),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"]),
+        .target(name: "EngineState", dependencies: ["BlockModel", "CopyOnWrite"]),
         .target(
-            name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"]),
+            name: "SnapshotCore",
+            dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite", "EngineState"]),
         .executableTarget(
             name: "Rooms",
             dependencies: [
-                "BlockModel", "ChangeTracking", "CopyOnWrite", "SnapshotCore",
+                "BlockModel", "ChangeTracking", "CopyOnWrite", "EngineState", "SnapshotCore",
                 .product(name: "Benchmark", package: "benchmark"),
             ],
             path: "Benchmarks/Rooms",

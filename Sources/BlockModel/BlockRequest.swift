@@ -8,7 +8,7 @@
 // - All of it happens on the loop of the target.
 
 /// What a request asks for.
-package enum RequestOperation: UInt8, CaseIterable, Sendable {
+@usableFromInline package enum RequestOperation: UInt8, CaseIterable, Sendable {
     case read
     case write
     /// Everything acknowledged before is on stable storage when this finishes.
@@ -44,20 +44,18 @@ package struct RequestFlags: OptionSet, Sendable {
     package static let keepAllocated = RequestFlags(rawValue: 1 << 1)
     /// Zeroing that would be as slow as a write fails with `notSupported` instead.
     package static let onlyFast = RequestFlags(rawValue: 1 << 2)
-    /// A request that would have to wait (parked, or for a copy) fails with `wouldBlock`.
-    package static let noWait = RequestFlags(rawValue: 1 << 3)
     /// Block status: one extent is enough.
-    package static let oneExtent = RequestFlags(rawValue: 1 << 4)
+    package static let oneExtent = RequestFlags(rawValue: 1 << 3)
 }
 
 /// Index of a request's slot in the pool of its loop.
 public struct RequestIndex: Hashable, Sendable {
-    package let rawValue: UInt32
+    @usableFromInline package let rawValue: UInt32
 
-    package init(_ rawValue: UInt32) { self.rawValue = rawValue }
+    @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
 
     /// No request: the end of an intrusive list.
-    package static let none = RequestIndex(.max)
+    @inlinable package static var none: RequestIndex { RequestIndex(.max) }
 }
 
 /// One record of a block status answer. The records of an answer follow each other without gap.

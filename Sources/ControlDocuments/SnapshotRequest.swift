@@ -3,7 +3,6 @@ package import CopyOnWrite
 internal import FoundationEssentials
 package import FreezePlanning
 internal import Glibc
-package import SnapshotCore
 
 // What a client asks for, checked: names, sizes, storage, overflow policy.
 

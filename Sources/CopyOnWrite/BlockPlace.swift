@@ -1,15 +1,15 @@
 /// Number of a stored block: extent * 1024 + block in the extent. 31 bits, so 8 TiB a device.
-package struct StorageSlot: Hashable, Sendable {
-    package let rawValue: UInt32
+@usableFromInline package struct StorageSlot: Hashable, Sendable {
+    @usableFromInline package let rawValue: UInt32
 
-    package init(_ rawValue: UInt32) { self.rawValue = rawValue }
+    @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
 }
 
 /// Index of a block buffer in the pool of its loop.
-package struct BufferIndex: Hashable, Sendable {
-    package let rawValue: UInt32
+@usableFromInline package struct BufferIndex: Hashable, Sendable {
+    @usableFromInline package let rawValue: UInt32
 
-    package init(_ rawValue: UInt32) { self.rawValue = rawValue }
+    @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
 
     /// No buffer: the end of a list.
     package static let none = BufferIndex(.max)

@@ -9,10 +9,10 @@
 // - Small sources have small extents: those use the first of the 1024 numbers that each extent has.
 
 /// Index of a storage source of a device's engine.
-package struct SourceIndex: Hashable, Sendable {
-    package let rawValue: UInt16
+@usableFromInline package struct SourceIndex: Hashable, Sendable {
+    @usableFromInline package let rawValue: UInt16
 
-    package init(_ rawValue: UInt16) { self.rawValue = rawValue }
+    @inlinable package init(_ rawValue: UInt16) { self.rawValue = rawValue }
 }
 
 /// Slots, readers and checksums of a device's extents. Confined to one loop.

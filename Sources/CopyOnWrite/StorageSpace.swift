@@ -20,7 +20,7 @@ package import BlockModel
 //   again.
 
 /// Who wants the space.
-package enum StoragePurpose: UInt8, Sendable {
+@usableFromInline package enum StoragePurpose: UInt8, Sendable {
     /// Old data of an origin.
     case preserving
     /// Blocks written through an image.

@@ -1,4 +1,5 @@
 internal import Glibc
+internal import NBDWire
 
 // A connection that uses one export. Requests are gathered and sent when a reply is waited for;
 // replies come in any order and in pieces.
@@ -64,24 +65,24 @@ package final class NBDExport {
         secure: ((Int32) throws(NBDAccessError) -> Int32)? = nil
     ) throws(NBDAccessError) {
         self.stream = stream
-        let greeting = try stream.receive(18)
-        guard greeting.wire(at: 0) == NBDWire.greetingMagic,
-            greeting.wire(at: 8) == NBDWire.optionMagic,
-            greeting.wire(at: 16, as: UInt16.self) & NBDWire.fixedNewstyle != 0
+        let greeting = try stream.receive(NBD.greetingByteCount)
+        guard greeting.wire(at: 0) == NBD.greetingMagic, greeting.wire(at: 8) == NBD.optionMagic,
+            greeting.wire(at: 16, as: UInt16.self) & NBD.HandshakeFlag.fixedNewstyle != 0
         else { throw .notUnderstood("no NBD server of fixed newstyle") }
         var flags: [UInt8] = []
-        flags.append(wire: UInt32(NBDWire.fixedNewstyle | NBDWire.noZeroes))
+        flags.append(
+            wire: UInt32(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes))
         stream.send(flags)
         if let secure {
-            guard try negotiate(NBDWire.Option.startTLS, []) != nil else {
+            guard try negotiate(.startTLS, []) != nil else {
                 throw .refused("the server has no TLS")
             }
             try stream.secure(secure)
         }
-        isExtended = try negotiate(NBDWire.Option.extendedHeaders, []) != nil
+        isExtended = try negotiate(.extendedHeaders, []) != nil
         var isStructured = isExtended
         if !isExtended {
-            isStructured = try negotiate(NBDWire.Option.structuredReply, []) != nil
+            isStructured = try negotiate(.structuredReply, []) != nil
             guard isStructured || isForWriting else {
                 throw .refused("the server has no structured replies")
             }
@@ -91,7 +92,7 @@ package final class NBDExport {
     }
 
     deinit {
-        stream.send(request(NBDWire.Command.disconnect, cookie: 0, offset: 0, length: 0))
+        stream.send(request(.disconnect, cookie: 0, offset: 0, length: 0))
         // A server that is gone needs no goodbye.
         try? stream.flush()
     }
@@ -101,25 +102,26 @@ package final class NBDExport {
     /// Sends an option; returns its replies before the acknowledgement, nil when the server does
     /// not know it.
     private func negotiate(
-        _ option: UInt32, _ data: [UInt8]
+        _ option: NBD.Option, _ data: [UInt8]
     ) throws(NBDAccessError) -> [(type: UInt32, data: [UInt8])]? {
         var bytes: [UInt8] = []
-        bytes.append(wire: NBDWire.optionMagic)
-        bytes.append(wire: option)
+        bytes.append(wire: NBD.optionMagic)
+        bytes.append(wire: option.rawValue)
         bytes.append(wire: UInt32(data.count))
         stream.send(bytes + data)
         var replies: [(type: UInt32, data: [UInt8])] = []
         while true {
-            let header = try stream.receive(20)
+            let header = try stream.receive(NBD.optionReplyByteCount)
             let byteCount = Int(header.wire(at: 16, as: UInt32.self))
-            guard header.wire(at: 0) == NBDWire.optionReplyMagic, header.wire(at: 8) == option,
-                byteCount <= NBDWire.byteCountMax, replies.count < 64
-            else { throw .notUnderstood("the answer to option \(option)") }
+            guard header.wire(at: 0) == NBD.optionReplyMagic,
+                header.wire(at: 8) == option.rawValue, byteCount <= NBD.payloadByteCountMax,
+                replies.count < 64
+            else { throw .notUnderstood("the answer to option \(option.rawValue)") }
             let type: UInt32 = header.wire(at: 12)
             let data = try stream.receive(byteCount)
-            if type == NBDWire.OptionReply.acknowledge { return replies }
-            if type == NBDWire.OptionReply.unsupported { return nil }
-            guard type & NBDWire.OptionReply.errorBit == 0 else {
+            if type == NBD.OptionReply.acknowledge.rawValue { return replies }
+            if type == NBD.OptionReply.unsupported.rawValue { return nil }
+            guard type & NBD.optionErrorBit == 0 else {
                 let text = Self.printable(data)
                 throw .refused(text.isEmpty ? "error \(type & 0xFFFF) of the handshake" : text)
             }
@@ -130,7 +132,7 @@ package final class NBDExport {
     /// What a server says, fit for a terminal and a log: one line of bounded length, in which
     /// nothing steers either.
     private static func printable(_ data: [UInt8]) -> String {
-        let text = String(decoding: data.prefix(NBDWire.messageByteCountMax), as: UTF8.self)
+        let text = String(decoding: data.prefix(NBD.messageByteCountMax), as: UTF8.self)
         let scalars = text.unicodeScalars.map { scalar -> Unicode.Scalar in
             switch scalar.properties.generalCategory {
             case .control, .format, .lineSeparator, .paragraphSeparator: "?"
@@ -144,27 +146,27 @@ package final class NBDExport {
         var data: [UInt8] = []
         data.append(wireName: export)
         data.append(wire: UInt32(1))
-        data.append(wireName: "base:allocation")
-        let replies = try negotiate(NBDWire.Option.setMetaContext, data) ?? []
-        hasAllocation = replies.contains { $0.type == NBDWire.OptionReply.metaContext }
+        data.append(wireName: NBD.allocationContext)
+        let replies = try negotiate(.setMetaContext, data) ?? []
+        hasAllocation = replies.contains { $0.type == NBD.OptionReply.metaContext.rawValue }
     }
 
     private func open(_ export: String) throws(NBDAccessError) {
         var data: [UInt8] = []
         data.append(wireName: export)
         data.append(wire: UInt16(0))
-        guard let replies = try negotiate(NBDWire.Option.go, data),
+        guard let replies = try negotiate(.go, data),
             let facts = replies.first(where: {
-                $0.type == NBDWire.OptionReply.info && $0.data.count >= 12
-                    && $0.data.wire(at: 0, as: UInt16.self) == 0
+                $0.type == NBD.OptionReply.info.rawValue && $0.data.count >= 12
+                    && $0.data.wire(at: 0) == NBD.Info.export.rawValue
             })
         else { throw .notUnderstood("the server does not say how large \(export) is") }
         size = facts.data.wire(at: 2)
         let flags: UInt16 = facts.data.wire(at: 10)
-        isReadOnly = flags & NBDWire.TransmissionFlag.readOnly != 0
-        canFlush = flags & NBDWire.TransmissionFlag.flush != 0
-        canZero = flags & NBDWire.TransmissionFlag.zeroes != 0
-        sharesFlushes = flags & NBDWire.TransmissionFlag.manyConnections != 0
+        isReadOnly = flags & NBD.ExportFlag.readOnly != 0
+        canFlush = flags & NBD.ExportFlag.sendFlush != 0
+        canZero = flags & NBD.ExportFlag.sendWriteZeroes != 0
+        sharesFlushes = flags & NBD.ExportFlag.canMultiConnect != 0
         // What no file can have; offsets within it would not fit the system's own type.
         guard size <= UInt64(Int64.max) else {
             throw .notUnderstood("an export of \(size) bytes")
@@ -173,24 +175,21 @@ package final class NBDExport {
 
     // MARK: Requests
 
+    private var mode: NBDReplyMode { isExtended ? .extended : .structured }
+
     private func request(
-        _ command: UInt16, cookie: UInt64, offset: UInt64, length: UInt64
+        _ command: NBD.Command, flags: UInt16 = 0, cookie: UInt64, offset: UInt64, length: UInt64
     ) -> [UInt8] {
-        var bytes: [UInt8] = []
-        bytes.append(wire: isExtended ? NBDWire.extendedRequestMagic : NBDWire.requestMagic)
-        bytes.append(wire: UInt16(0))
-        bytes.append(wire: command)
-        bytes.append(wire: cookie)
-        bytes.append(wire: offset)
-        if isExtended { bytes.append(wire: length) } else { bytes.append(wire: UInt32(length)) }
-        return bytes
+        NBDRequestHeader(
+            flags: flags, type: command.rawValue, cookie: cookie, offset: offset, length: length
+        ).encoded(in: mode)
     }
 
     /// Asks for bytes; `next` brings them.
     package func requestRead(cookie: UInt64, offset: UInt64, length: Int) {
         stream.send(
             request(
-                NBDWire.Command.read, cookie: cookie, offset: offset, length: UInt64(length)))
+                .read, cookie: cookie, offset: offset, length: UInt64(length)))
     }
 
     /// Asks how the bytes from `offset` on lie; `next` brings extents that describe some of them.
@@ -199,7 +198,7 @@ package final class NBDExport {
         let limit: UInt64 = isExtended ? .max : 0xFFFF_0000
         stream.send(
             request(
-                NBDWire.Command.blockStatus, cookie: cookie, offset: offset,
+                .blockStatus, cookie: cookie, offset: offset,
                 length: min(length, limit)))
     }
 
@@ -207,11 +206,11 @@ package final class NBDExport {
     package func requestWrite(
         cookie: UInt64, offset: UInt64, _ bytes: UnsafeRawBufferPointer
     ) throws(NBDAccessError) {
-        var head = request(
-            NBDWire.Command.write, cookie: cookie, offset: offset, length: UInt64(bytes.count))
         // With extended headers a payload has to be announced.
-        if isExtended { head[5] |= UInt8(NBDWire.commandPayloadFlag) }
-        stream.send(head)
+        stream.send(
+            request(
+                .write, flags: isExtended ? NBD.CommandFlag.payloadLength : 0, cookie: cookie,
+                offset: offset, length: UInt64(bytes.count)))
         try stream.flush()
         try stream.sendNow(bytes)
     }
@@ -221,13 +220,13 @@ package final class NBDExport {
         cookie: UInt64, offset: UInt64, length: UInt64
     ) throws(NBDAccessError) {
         stream.send(
-            request(NBDWire.Command.writeZeroes, cookie: cookie, offset: offset, length: length))
+            request(.writeZeroes, cookie: cookie, offset: offset, length: length))
         try stream.flush()
     }
 
     /// Asks for everything that was written to reach stable storage.
     package func requestFlush(cookie: UInt64) {
-        stream.send(request(NBDWire.Command.flush, cookie: cookie, offset: 0, length: 0))
+        stream.send(request(.flush, cookie: cookie, offset: 0, length: 0))
     }
 
     /// Everything that was acknowledged is on stable storage when this returns. No other request
@@ -298,43 +297,39 @@ package final class NBDExport {
         _ place: (_ cookie: UInt64, _ offset: UInt64, _ byteCount: Int) -> UnsafeMutableRawPointer?
     ) throws(NBDAccessError) -> Piece {
         let start = try stream.receive(4)
-        if !isExtended, start.wire(at: 0) == NBDWire.simpleReplyMagic { return try simpleReply() }
-        let magic = isExtended ? NBDWire.extendedReplyMagic : NBDWire.structuredReplyMagic
-        guard start.wire(at: 0) == magic else { throw .notUnderstood("no reply to a request") }
-        let header = start + (try stream.receive(isExtended ? 28 : 16))
-        let type: UInt16 = header.wire(at: 6)
-        let cookie: UInt64 = header.wire(at: 8)
-        let wide =
-            isExtended
-            ? header.wire(at: 24, as: UInt64.self)
-            : UInt64(header.wire(at: 16, as: UInt32.self))
-        guard wide <= UInt64(NBDWire.byteCountMax) + 8 else {
-            throw .notUnderstood("a chunk of \(wide) bytes")
+        if !isExtended, start.wire(at: 0) == NBD.simpleReplyMagic { return try simpleReply() }
+        // Nothing more is waited for behind what is no header.
+        guard start.wire(at: 0) == NBDChunkHeader.magic(in: mode) else {
+            throw .notUnderstood("no reply to a request")
         }
-        let length = Int(wide)
-        let isLast = header.wire(at: 4, as: UInt16.self) & NBDWire.Chunk.doneFlag != 0
-        var piece = Piece(cookie: cookie, isLast: isLast)
-        switch type {
-        case NBDWire.Chunk.none where length == 0: break
-        case NBDWire.Chunk.offsetData where length > 8:
+        let rest = try stream.receive(NBDChunkHeader.byteCount(in: mode) - start.count)
+        let header = NBDChunkHeader(decoding: start + rest, mode: mode)
+        guard header.length <= UInt64(NBD.payloadByteCountMax) + 8 else {
+            throw .notUnderstood("a chunk of \(header.length) bytes")
+        }
+        let (type, cookie, length) = (header.type, header.cookie, Int(header.length))
+        var piece = Piece(cookie: cookie, isLast: header.flags & NBD.chunkDone != 0)
+        switch NBD.Chunk(rawValue: type) {
+        case .some(.none) where length == 0: break
+        case .offsetData where length > 8:
             let offset: UInt64 = try stream.receive(8).wire(at: 0)
             piece.byteCount = length - 8
             guard let destination = place(cookie, offset, piece.byteCount) else {
                 throw .notUnderstood("data that was not asked for")
             }
             try stream.receive(into: destination, piece.byteCount)
-        case NBDWire.Chunk.offsetHole where length == 12:
+        case .offsetHole where length == 12:
             let hole = try stream.receive(12)
             piece.byteCount = Int(hole.wire(at: 8, as: UInt32.self))
             guard let destination = place(cookie, hole.wire(at: 0), piece.byteCount) else {
                 throw .notUnderstood("a hole that was not asked for")
             }
             memset(destination, 0, piece.byteCount)
-        case NBDWire.Chunk.blockStatus, NBDWire.Chunk.blockStatusExtended:
+        case .blockStatus, .blockStatusExtended:
             piece.extents = try extents(
                 try stream.receive(length),
-                isExtended: type == NBDWire.Chunk.blockStatusExtended)
-        case let type where type & NBDWire.Chunk.errorBit != 0 && length >= 6:
+                isExtended: type == NBD.Chunk.blockStatusExtended.rawValue)
+        case _ where type & NBD.chunkErrorBit != 0 && length >= 6:
             piece.errorNumber = try stream.receive(length).wire(at: 0)
         default: throw .notUnderstood("a chunk of type \(type) and \(length) bytes")
         }

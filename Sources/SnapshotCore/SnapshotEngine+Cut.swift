@@ -1,6 +1,7 @@
 package import BlockModel
 package import ChangeTracking
-internal import CopyOnWrite
+package import CopyOnWrite
+package import EngineState
 
 // The device's part in a cut: prepare, close, drain, switch, open; or undo at any point before
 // the switch.
@@ -34,7 +35,7 @@ extension SnapshotEngine {
         freeingCount += 1
         record.pointee.layer = .max
         record.pointee.state = .destroying
-        closeSources(of: snapshot.rawValue)
+        sources.close(of: snapshot, &effects)
         settle()
     }
 
@@ -47,18 +48,16 @@ extension SnapshotEngine {
         gateCount += 1
         isDrainWanted = true
         var returning = RequestList()
-        while let index = pop(&yielded) { append(index, to: &returning) }
-        while let index = pop(&memoryWaiters) { append(index, to: &returning) }
+        while let index = requests.pop(&yielded) { requests.append(index, to: &returning) }
+        while let index = requests.pop(&memoryWaiters) { requests.append(index, to: &returning) }
         for copy in 0..<limits.copyCount
-        where copies[copy].isUsed && copies[copy].waitersHead != .max {
-            var list = RequestList(
-                head: copies[copy].waitersHead, tail: copies[copy].waitersTail)
-            while let index = pop(&list) { append(index, to: &returning) }
-            copies[copy].waitersHead = .max
-            copies[copy].waitersTail = .max
+        where copies[copy].isUsed {
+            while let index = requests.pop(&copies[copy].waiters) {
+                requests.append(index, to: &returning)
+            }
         }
         // What is under way already has to finish; the others park.
-        while let index = pop(&returning) { wake(index) }
+        while let index = requests.pop(&returning) { wake(index) }
         settle()
         reportDrained()
     }
@@ -107,7 +106,7 @@ extension SnapshotEngine {
         precondition(!isGateOpen, "only a closed gate opens")
         isGateOpen = true
         isDrainWanted = false
-        while let index = pop(&parked) { wake(index) }
+        while let index = requests.pop(&parked) { wake(index) }
         settle()
     }
 
@@ -131,13 +130,4 @@ extension SnapshotEngine {
         }
         return report
     }
-}
-
-/// What a snapshot of one device uses now.
-package struct SnapshotReport: Equatable, Sendable {
-    package var isCorrupted = false
-    /// Blocks in its layer, zero ones included.
-    package var preservedBlockCount: UInt64 = 0
-    package var zeroBlockCount: UInt64 = 0
-    package var metadataByteCount: UInt64 = 0
 }

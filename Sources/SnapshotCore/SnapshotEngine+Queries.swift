@@ -1,6 +1,7 @@
 package import BlockModel
 package import ChangeTracking
 internal import CopyOnWrite
+package import EngineState
 
 // What changed between two cuts, and how the blocks of an image lie.
 

@@ -1,7 +1,7 @@
 package import BlockModel
 package import ChangeTracking
 internal import CopyOnWrite
-internal import Glibc
+package import EngineState
 
 // SnapshotCore decides what happens to the requests of one device and its images: events come in
 // as method calls, effects go out through `nextEffect`. No I/O, no clock, no allocation per
@@ -43,13 +43,12 @@ package final class SnapshotEngine {
     /// Counts generations since attach.
     package internal(set) var generationOrdinal: UInt32 = 0
 
-    let requests: UnsafeMutablePointer<RequestRecord>
+    let requests: RequestTable
     let copies: UnsafeMutablePointer<CopyRecord>
     let copyBuffers: UnsafeMutablePointer<BufferIndex>
     let batches: UnsafeMutablePointer<BatchRecord>
     let batchBuffers: UnsafeMutablePointer<BufferIndex>
     let snapshots: UnsafeMutablePointer<SnapshotRecord>
-    let sources: UnsafeMutablePointer<SourceRecord>
     let layers: UnsafeMutablePointer<DifferenceLayer>
     let layerUses: UnsafeMutablePointer<LayerUse>
     /// Layer slots, oldest first.
@@ -59,14 +58,12 @@ package final class SnapshotEngine {
     /// Position in the chain of the newest live layer, -1 when none is live.
     var newestLive = -1
     var freeingCount = 0
-    var freeCopy: UInt32
-    var freeBatch: UInt32
+    var freeCopy: CopyIndex?
+    var freeBatch: BatchIndex?
     var copiesInUse = 0
     /// The copy started last: most waits are for it.
-    var newestCopy = 0
-    /// Sources in use lie below.
-    var sourceEnd = 0
-    var extents = ExtentTable()
+    var newestCopy = CopyIndex(0)
+    var sources: SourceTable
     var effects = EffectQueue(capacity: 1024)
 
     /// The origin can be asked for its holes, and what it says is certain.
@@ -120,24 +117,26 @@ package final class SnapshotEngine {
         self.buffers = buffers
         self.map = map
         self.size = size
-        requests = Self.requestRecords(limits.requestCount)
+        requests = RequestTable(capacity: limits.requestCount)
         copies = .allocate(capacity: limits.copyCount)
         copies.initialize(repeating: CopyRecord(), count: limits.copyCount)
         copyBuffers = .allocate(capacity: limits.copyCount * 16)
         copyBuffers.initialize(repeating: .none, count: limits.copyCount * 16)
-        for index in 0..<limits.copyCount - 1 { copies[index].next = UInt32(index + 1) }
-        freeCopy = 0
+        for index in 0..<limits.copyCount - 1 { copies[index].next = CopyIndex(UInt32(index + 1)) }
+        freeCopy = CopyIndex(0)
         batches = .allocate(capacity: limits.batchCount)
         batches.initialize(repeating: BatchRecord(), count: limits.batchCount)
         batchBuffers = .allocate(capacity: limits.batchCount * Self.batchBlockCountMax)
         batchBuffers.initialize(
             repeating: .none, count: limits.batchCount * Self.batchBlockCountMax)
-        for index in 0..<limits.batchCount - 1 { batches[index].next = UInt32(index + 1) }
-        freeBatch = 0
+        for index in 0..<limits.batchCount - 1 {
+            batches[index].next = BatchIndex(UInt32(index + 1))
+        }
+        freeBatch = BatchIndex(0)
         snapshots = .allocate(capacity: limits.snapshotCount)
         snapshots.initialize(repeating: SnapshotRecord(), count: limits.snapshotCount)
-        sources = .allocate(capacity: limits.sourceCount)
-        sources.initialize(repeating: SourceRecord(), count: limits.sourceCount)
+        sources = SourceTable(
+            capacity: limits.sourceCount, snapshotCount: limits.snapshotCount)
         // A layer and an overlay per snapshot, and as many being merged or freed.
         layerCapacity = limits.snapshotCount * 4
         layers = .allocate(capacity: layerCapacity)
@@ -150,28 +149,17 @@ package final class SnapshotEngine {
         for index in 0..<layerCapacity where layerUses[index].role != .free {
             _ = layers[index].deallocate(slabs: .max)
         }
-        extents.deallocate()
+        sources.deallocate()
         effects.deallocate()
-        Glibc.free(requests)
+        requests.deallocate()
         copies.deallocate()
         copyBuffers.deallocate()
         batches.deallocate()
         batchBuffers.deallocate()
         snapshots.deallocate()
-        sources.deallocate()
         layers.deallocate()
         layerUses.deallocate()
         chain.deallocate()
-    }
-
-    /// Records for all slots of the loop, of which a device uses few: zero bytes are an idle
-    /// record, so memory is resident only where a slot was used.
-    private static func requestRecords(_ count: Int) -> UnsafeMutablePointer<RequestRecord> {
-        precondition(RequestRecord.Phase.idle.rawValue == 0, "zero bytes are an idle record")
-        guard let memory = calloc(count, MemoryLayout<RequestRecord>.stride) else {
-            preconditionFailure("no address space for the records of requests")
-        }
-        return memory.bindMemory(to: RequestRecord.self, capacity: count)
     }
 
     /// The next thing to do, or nil. Drain it after every event.
@@ -220,9 +208,9 @@ package final class SnapshotEngine {
     /// Runs what became ready and what can have memory now. Ends every event.
     func settle() {
         while true {
-            if let index = pop(&ready) {
-                requests[Int(index)].phase = .idle
-                if requests[Int(index)].isImage {
+            if let index = requests.pop(&ready) {
+                requests[index].phase = .idle
+                if requests[index].isImage {
                     imageAdvance(index)
                 } else {
                     advance(index)
@@ -230,20 +218,20 @@ package final class SnapshotEngine {
                 continue
             }
             if !memoryWaiters.isEmpty, newestLive < 0 || canCopy() {
-                let index = pop(&memoryWaiters)!
-                requests[Int(index)].phase = .idle
+                let index = requests.pop(&memoryWaiters)!
+                requests[index].phase = .idle
                 advance(index)
                 // It waits again: others behind it would only take its place.
-                if requests[Int(index)].phase == .waitingForMemory {
-                    remove(index, from: &memoryWaiters)
-                    prepend(index, to: &memoryWaiters)
+                if requests[index].phase == .waitingForMemory {
+                    requests.remove(index, from: &memoryWaiters)
+                    requests.prepend(index, to: &memoryWaiters)
                     if ready.isEmpty { break }
                 }
                 continue
             }
             if !imageMemoryWaiters.isEmpty, buffers.canTakeForImage(16) {
-                let index = pop(&imageMemoryWaiters)!
-                requests[Int(index)].phase = .idle
+                let index = requests.pop(&imageMemoryWaiters)!
+                requests[index].phase = .idle
                 imageAdvance(index)
                 continue
             }
@@ -252,7 +240,7 @@ package final class SnapshotEngine {
     }
 
     func canCopy() -> Bool {
-        freeCopy != .max && buffers.canTake(account: newestAccount())
+        freeCopy != nil && buffers.canTake(account: newestAccount())
     }
 
     func newestAccount() -> UInt16 {
@@ -260,71 +248,8 @@ package final class SnapshotEngine {
     }
 
     /// Puts a request that waited back to work; `settle` runs it.
-    func wake(_ index: UInt32) {
-        requests[Int(index)].phase = .ready
-        append(index, to: &ready)
+    func wake(_ index: RequestIndex) {
+        requests[index].phase = .ready
+        requests.append(index, to: &ready)
     }
-
-    // MARK: Lists
-
-    func append(_ index: UInt32, to list: inout RequestList) {
-        let record = requests + Int(index)
-        record.pointee.next = .max
-        record.pointee.previous = list.tail
-        if list.tail == .max {
-            list.head = index
-        } else {
-            requests[Int(list.tail)].next = index
-        }
-        list.tail = index
-    }
-
-    func prepend(_ index: UInt32, to list: inout RequestList) {
-        let record = requests + Int(index)
-        record.pointee.previous = .max
-        record.pointee.next = list.head
-        if list.head == .max {
-            list.tail = index
-        } else {
-            requests[Int(list.head)].previous = index
-        }
-        list.head = index
-    }
-
-    func remove(_ index: UInt32, from list: inout RequestList) {
-        let record = requests[Int(index)]
-        if record.previous == .max {
-            list.head = record.next
-        } else {
-            requests[Int(record.previous)].next = record.next
-        }
-        if record.next == .max {
-            list.tail = record.previous
-        } else {
-            requests[Int(record.next)].previous = record.previous
-        }
-    }
-
-    func pop(_ list: inout RequestList) -> UInt32? {
-        guard list.head != .max else { return nil }
-        let index = list.head
-        remove(index, from: &list)
-        return index
-    }
-}
-
-/// What an engine did since its start.
-package struct EngineCounters: Equatable, Sendable {
-    /// Blocks of old data read from the origin for preserving.
-    package var copiedBlockCount: UInt64 = 0
-    /// Bytes of old data read from the origin for preserving.
-    package var copiedByteCount: UInt64 = 0
-    /// Bytes of blocks written to difference storage for preserving.
-    package var storedByteCount: UInt64 = 0
-    /// Blocks found all zero while preserving.
-    package var zeroBlockCount: UInt64 = 0
-    /// Writers that had to wait for a copy or memory.
-    package var delayedRequestCount: UInt64 = 0
-    /// Blocks merged into an older layer.
-    package var mergedBlockCount: UInt64 = 0
 }

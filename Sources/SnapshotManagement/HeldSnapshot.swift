@@ -1,10 +1,10 @@
 internal import BlockModel
 internal import ControlDocuments
+internal import CopyOnWrite
 internal import DataPlane
 internal import FoundationEssentials
 internal import Quiescing
 internal import ServiceState
-internal import SnapshotCore
 internal import Storage
 internal import Synchronization
 

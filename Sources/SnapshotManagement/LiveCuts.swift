@@ -4,7 +4,6 @@ internal import DataPlane
 internal import FreezePlanning
 internal import Quiescing
 internal import ServiceState
-internal import SnapshotCore
 internal import Synchronization
 
 // Cuts of which a live device is part: filesystems on the devices are frozen for them, as far as

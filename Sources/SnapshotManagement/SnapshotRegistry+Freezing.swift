@@ -4,7 +4,6 @@ internal import FreezePlanning
 internal import Glibc
 internal import Origins
 internal import RingIO
-internal import SnapshotCore
 
 // What a snapshot's take freezes, and what must stay writable meanwhile.
 

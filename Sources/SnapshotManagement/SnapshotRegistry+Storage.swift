@@ -6,7 +6,6 @@ internal import Glibc
 internal import Origins
 internal import RingIO
 internal import ServiceState
-internal import SnapshotCore
 internal import Storage
 
 // Where a snapshot keeps what it preserves, and what is reported about it.

@@ -11,7 +11,6 @@ internal import Origins
 package import Quiescing
 package import RingIO
 package import ServiceState
-internal import SnapshotCore
 
 // The snapshots of the service: create, take, append storage, destroy.
 //

@@ -11,7 +11,8 @@ import collections
 import pathlib
 import sys
 
-ROOMS = ["BlockModel", "ChangeTracking", "CopyOnWrite", "FreezePlanning", "SnapshotCore"]
+ROOMS = ["BlockModel", "ChangeTracking", "CopyOnWrite", "FreezePlanning", "CutCoordination", "EngineState",
+         "SnapshotCore"]
 WANTED = 95.0
 
 sources = pathlib.Path(sys.argv[1]).resolve()

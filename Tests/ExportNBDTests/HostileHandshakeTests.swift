@@ -1,4 +1,5 @@
 import BlockModel
+import NBDWire
 import RingIO
 import TestSupport
 import Testing
@@ -43,7 +44,7 @@ import Testing
     ) {
         var client = Handshake(directory)
         var bytes: [UInt8] = []
-        bytes.appendWire(ExportNBD.NBD.optionMagic)
+        bytes.appendWire(NBDWire.NBD.optionMagic)
         bytes.appendWire(option)
         bytes.appendWire(length)
         client.feed(bytes)

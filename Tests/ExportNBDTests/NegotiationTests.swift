@@ -1,4 +1,5 @@
 import BlockModel
+import NBDWire
 import RingIO
 import TestSupport
 import Testing
@@ -53,7 +54,7 @@ struct Handshake {
 
     static func option(_ number: UInt32, _ data: [UInt8] = []) -> [UInt8] {
         var bytes: [UInt8] = []
-        bytes.appendWire(ExportNBD.NBD.optionMagic)
+        bytes.appendWire(NBDWire.NBD.optionMagic)
         bytes.appendWire(number)
         bytes.appendWire(UInt32(data.count))
         return bytes + data
@@ -72,7 +73,7 @@ struct Handshake {
         var reader = WireReader(output[...])
         var replies: [Reply] = []
         while reader.remaining > 0 {
-            #expect(reader.take(UInt64.self) == ExportNBD.NBD.optionReplyMagic)
+            #expect(reader.take(UInt64.self) == NBDWire.NBD.optionReplyMagic)
             guard let option = reader.take(UInt32.self), let type = reader.take(UInt32.self),
                 let byteCount = reader.take(UInt32.self), let data = reader.take(byteCount)
             else { throw TestFailure("an option reply that is cut") }

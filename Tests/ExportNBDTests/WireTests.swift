@@ -1,4 +1,5 @@
 import BlockModel
+import NBDWire
 import Testing
 
 @testable import ExportNBD
@@ -73,6 +74,6 @@ import Testing
     ])
     func `faults become errors the protocol knows`(errnoValue: Int32, number: UInt32) {
         #expect(
-            NBDReplyHeader.errorNumber(for: Fault(errnoValue: errnoValue)).rawValue == number)
+            NBDErrorReply.number(for: Fault(errnoValue: errnoValue)).rawValue == number)
     }
 }

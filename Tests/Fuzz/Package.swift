@@ -23,9 +23,6 @@ let package = Package(
         .target(name: "ChangeTracking", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(name: "CopyOnWrite", dependencies: ["BlockModel"], swiftSettings: instrumented),
         .target(name: "FreezePlanning", dependencies: ["BlockModel"], swiftSettings: instrumented),
-        .target(
-            name: "SnapshotCore", dependencies: ["BlockModel", "ChangeTracking", "CopyOnWrite"],
-            swiftSettings: instrumented),
         .target(name: "Host", dependencies: ["BlockModel", "CLinux"], swiftSettings: instrumented),
         .target(
             name: "RingIO", dependencies: ["BlockModel", "CLinux", "CRing", "Host"],
@@ -48,12 +45,13 @@ let package = Package(
                 "LiveTracking", "RingIO",
             ],
             swiftSettings: instrumented),
+        .target(name: "NBDWire", swiftSettings: instrumented),
         .target(
-            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "RingIO"],
+            name: "ExportNBD", dependencies: ["BlockModel", "CLinux", "NBDWire", "RingIO"],
             swiftSettings: instrumented),
         .target(
             name: "ControlDocuments",
-            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning", "SnapshotCore"],
+            dependencies: ["BlockModel", "CopyOnWrite", "FreezePlanning"],
             swiftSettings: instrumented),
         .target(
             name: "ServiceState",
@@ -69,7 +67,7 @@ let package = Package(
             name: "Encryption",
             sources: ["EncryptionError.swift", "PreSharedKeys.swift", "SecretFile.swift"],
             swiftSettings: instrumented),
-        .target(name: "NBDAccess", swiftSettings: instrumented),
+        .target(name: "NBDAccess", dependencies: ["NBDWire"], swiftSettings: instrumented),
         .target(
             name: "CopyPlanning", dependencies: ["BlockModel", "Host"],
             swiftSettings: instrumented),
@@ -92,8 +90,7 @@ let package = Package(
             dependencies: [
                 "BlockModel", "ChangeTracking", "ControlDocuments", "CopyPlanning", "CopyTargets",
                 "Encryption", "ExportNBD", "FreezePlanning", "Freezing", "ImageCopy", "NBDAccess",
-                "RingIO", "ServiceState",
-                "YAMLReading",
+                "NBDWire", "RingIO", "ServiceState", "YAMLReading",
             ],
             swiftSettings: instrumented + [.enableExperimentalFeature("Extern")],
             linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address"])]),

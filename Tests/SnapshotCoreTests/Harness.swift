@@ -1,6 +1,7 @@
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import EngineState
 import SnapshotCore
 
 /// An engine over nothing: tests say what the origin and the storage answer.
@@ -66,11 +67,11 @@ final class Harness {
 
     @discardableResult
     func write(
-        _ slot: UInt32, _ offset: UInt64, _ length: UInt64, flags: RequestFlags = [],
+        _ slot: UInt32, _ offset: UInt64, _ length: UInt64,
         operation: RequestOperation = .write, now: UInt64 = 0
     ) -> Admission {
         engine.writeArrived(
-            RequestIndex(slot), operation: operation, flags: flags, offset: offset,
+            RequestIndex(slot), operation: operation, offset: offset,
             length: length, now: now)
     }
 

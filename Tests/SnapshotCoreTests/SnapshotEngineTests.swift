@@ -1,6 +1,7 @@
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import EngineState
 import SnapshotCore
 import Testing
 
@@ -16,10 +17,9 @@ import Testing
         let harness = Harness(reserve: false)
         #expect(harness.write(0, 0, 4096) == .taken)
         #expect(harness.drain() == ["reserve 0"])
-        #expect(harness.write(1, 0, 512, flags: .noWait) == .refused(.wouldBlock))
         harness.engine.mapPageReserved(0)
         #expect(harness.drain() == ["issue 0"])
-        #expect(harness.write(1, 0, 512, flags: .noWait) == .issue)
+        #expect(harness.write(1, 0, 512) == .issue)
     }
 
     @Test func `what a write will touch is told before it comes`() {
@@ -73,18 +73,6 @@ import Testing
         #expect(harness.drain() == ["issue 0", "issue 1"])
     }
 
-    @Test func `a no-wait write that needs a copy does nothing`() {
-        let harness = Harness()
-        _ = harness.take()
-        #expect(harness.write(0, 0, 4096, flags: .noWait) == .refused(.wouldBlock))
-        #expect(harness.drain() == [])
-        let page = UnsafeMutableBufferPointer<ByteRange>.allocate(capacity: 4)
-        defer { page.deallocate() }
-        #expect(
-            harness.engine.changes(since: 1, baseSize: 1 << 20, until: nil, from: 0, into: page)
-                == .ranges(count: 0, resumeOffset: 1 << 20))
-    }
-
     @Test func `a short copy is read again, in the end it is a loss`() {
         let harness = Harness()
         let snapshot = harness.take()
@@ -135,7 +123,6 @@ import Testing
         harness.engine.gateClosed(now: 1)
         #expect(harness.drain() == ["gateDrained"])
         #expect(harness.write(1, 65536, 512) == .taken)
-        #expect(harness.write(2, 65536, 512, flags: .noWait) == .refused(.wouldBlock))
         _ = harness.engine.cutSwitched(snapshot: second, isBase: false)
         harness.engine.gateOpened(now: 2)
         #expect(harness.drain() == ["readOrigin 1 0+4096", "readOrigin 2 65536+4096"])
@@ -195,7 +182,6 @@ import Testing
         harness.engine.deviceResized(to: 2 << 20, now: 0)
         harness.engine.gateOpened(now: 0)
         _ = harness.drain()
-        #expect(harness.engine.changesMarked(offset: 1 << 20, length: 1 << 20))
         #expect(harness.engine.imageSize(of: snapshot) == 1 << 20)
         harness.write(0, 1 << 20, 4096)
         #expect(harness.drain() == ["issue 0"])

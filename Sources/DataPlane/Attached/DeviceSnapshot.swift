@@ -5,7 +5,6 @@ internal import Glibc
 internal import Host
 package import Origins
 package import RingIO
-package import SnapshotCore
 package import Storage
 
 /// Difference storage of a snapshot, opened: shared by its devices.

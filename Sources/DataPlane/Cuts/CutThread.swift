@@ -1,11 +1,11 @@
 internal import Host
 package import BlockModel
 internal import CLinux
+internal import CutCoordination
 package import FreezePlanning
 package import Freezing
 internal import Glibc
 package import RingIO
-internal import SnapshotCore
 internal import Synchronization
 
 // One thread that makes cuts, one after the other: it performs what `CutCoordinator` decides by

@@ -2,6 +2,7 @@ internal import BlockModel
 internal import CLinux
 internal import ChangeTracking
 internal import CopyOnWrite
+internal import EngineState
 internal import Generations
 internal import Origins
 internal import RingIO
@@ -177,8 +178,8 @@ final class Device: BlockTarget {
         guard request.pointee.length > 0 else { return finish(index, nil) }
         counters.markedBlocks &+= Self.blockCount(request.pointee.range)
         let admission = engine.writeArrived(
-            index, operation: request.pointee.operation, flags: request.pointee.flags,
-            offset: request.pointee.offset, length: request.pointee.length, now: loop.now)
+            index, operation: request.pointee.operation, offset: request.pointee.offset,
+            length: request.pointee.length, now: loop.now)
         switch admission {
         case .issue: origin.writeArrived(index)
         case .taken: engineTouched()

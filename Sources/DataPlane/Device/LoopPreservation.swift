@@ -1,5 +1,6 @@
 internal import CLinux
 internal import CopyOnWrite
+internal import EngineState
 internal import Glibc
 internal import RingIO
 internal import SnapshotCore

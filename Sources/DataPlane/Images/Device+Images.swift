@@ -1,6 +1,7 @@
 internal import BlockModel
 internal import CLinux
 internal import CopyOnWrite
+internal import EngineState
 internal import Glibc
 internal import RingIO
 internal import SnapshotCore

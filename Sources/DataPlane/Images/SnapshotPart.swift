@@ -1,5 +1,6 @@
 package import BlockModel
 internal import CopyOnWrite
+internal import EngineState
 internal import RingIO
 internal import SnapshotCore
 internal import Storage

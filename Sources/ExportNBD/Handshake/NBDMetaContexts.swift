@@ -1,4 +1,5 @@
 internal import BlockModel
+internal import NBDWire
 
 // The meta contexts of an export by name: `base:allocation`, and two names for each cut since
 // which changes can be asked for. Names of cuts hold no colon, so a query is understood by its
@@ -13,7 +14,7 @@ enum NBDMetaContexts {
         var base: TrackingBase?
     }
 
-    static let allocation = "base:allocation"
+    static let allocation = NBD.allocationContext
     /// The name that QEMU's tools know and the one of our own, in the order they are listed.
     static let changePrefixes = ["qemu:dirty-bitmap:", "stillpoint:changes:"]
 

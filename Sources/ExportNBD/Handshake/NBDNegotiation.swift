@@ -1,4 +1,5 @@
 internal import BlockModel
+internal import NBDWire
 
 // The handshake of fixed newstyle as a state machine: bytes in, bytes out.
 //
@@ -66,14 +67,14 @@ struct NBDNegotiation {
     private var optionCount = 0
 
     /// Bytes to be sent; the caller takes them with `takeOutput`.
-    private(set) var output = NBDBytes()
+    private(set) var output: [UInt8] = []
 
     init(directory: any ExportDirectory, security: NBDSecurity = .unavailable) {
         self.directory = directory
         self.security = security
-        output.append(NBD.greetingMagic)
-        output.append(NBD.optionMagic)
-        output.append(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
+        output.append(wire: NBD.greetingMagic)
+        output.append(wire: NBD.optionMagic)
+        output.append(wire: NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
     }
 
     /// Continues under TLS after `plain` ended with `.secured`.
@@ -88,8 +89,8 @@ struct NBDNegotiation {
     var remainingInput: [UInt8] { input }
 
     mutating func takeOutput() -> [UInt8] {
-        let bytes = output.bytes
-        output.removeAll()
+        let bytes = output
+        output.removeAll(keepingCapacity: true)
         return bytes
     }
 
@@ -97,7 +98,7 @@ struct NBDNegotiation {
     mutating func received(_ bytes: UnsafeRawBufferPointer) -> Outcome {
         input.append(contentsOf: bytes)
         // One answer at a time: a client that only asks must take its answers in between.
-        while output.bytes.count < NBD.optionByteCountMax {
+        while output.count < NBD.optionByteCountMax {
             guard let outcome = step() else { return .more }
             switch outcome {
             case .more: continue
@@ -110,20 +111,17 @@ struct NBDNegotiation {
     /// Handles the next message; nil when it is not complete.
     private mutating func step() -> Outcome? {
         guard hasClientFlags else { return takeClientFlags() }
-        guard input.count >= 16 else { return nil }
-        let (magic, number, length) = input.withUnsafeBytes { bytes in
-            let start = bytes.baseAddress.unsafelyUnwrapped
-            return (
-                start.loadBigEndian(at: 0) as UInt64, start.loadBigEndian(at: 8) as UInt32,
-                Int(start.loadBigEndian(at: 12) as UInt32)
-            )
-        }
+        guard input.count >= NBD.optionByteCount else { return nil }
+        let magic: UInt64 = input.wire(at: 0)
+        let number: UInt32 = input.wire(at: 8)
+        let length = Int(input.wire(at: 12, as: UInt32.self))
         guard magic == NBD.optionMagic, length <= NBD.optionByteCountMax else { return .closed }
-        guard input.count >= 16 + length else { return nil }
+        let end = NBD.optionByteCount + length
+        guard input.count >= end else { return nil }
         optionCount += 1
         guard optionCount <= Self.optionCountMax else { return .closed }
-        let data = NBDOptionReader(input[16..<16 + length])
-        input.removeFirst(16 + length)
+        let data = NBDOptionReader(input[NBD.optionByteCount..<end])
+        input.removeFirst(end)
         if security == .required, number != NBD.Option.startTLS.rawValue,
             number != NBD.Option.abort.rawValue
         {
@@ -141,9 +139,7 @@ struct NBDNegotiation {
 
     private mutating func takeClientFlags() -> Outcome? {
         guard input.count >= 4 else { return nil }
-        let flags = input.withUnsafeBytes {
-            $0.baseAddress.unsafelyUnwrapped.loadBigEndian(at: 0) as UInt32
-        }
+        let flags: UInt32 = input.wire(at: 0)
         input.removeFirst(4)
         let known = UInt32(NBD.HandshakeFlag.fixedNewstyle | NBD.HandshakeFlag.noZeroes)
         guard flags & ~known == 0 else { return .closed }
@@ -194,19 +190,18 @@ struct NBDNegotiation {
         guard mode != .extended, let name = data.text(byteCount: data.count),
             let export = directory.export(named: name)
         else { return .closed }
-        output.append(export.size)
-        output.append(exportFlags(of: export))
-        if !omitsZeroes { output.appendZeroes(124) }
+        output.append(wire: export.size)
+        output.append(wire: exportFlags(of: export))
+        if !omitsZeroes { output.append(contentsOf: repeatElement(0, count: 124)) }
         return .opened(opening(export, named: name))
     }
 
     private mutating func list(_ data: NBDOptionReader) {
         guard data.isEmpty else { return reply(.list, .invalid, "this option takes no data") }
         for export in directory.allExports() {
-            var body = NBDBytes()
-            body.append(UInt32(export.name.utf8.count))
-            body.append(export.name)
-            body.append(export.summary)
+            var body: [UInt8] = []
+            body.append(wireName: export.name)
+            body.append(contentsOf: export.summary.utf8)
             reply(.list, .server, body)
         }
         reply(.list, .acknowledge)
@@ -236,29 +231,29 @@ struct NBDNegotiation {
     private mutating func inform(
         _ option: NBD.Option, _ export: ExportDescription, _ wanted: Set<UInt16>
     ) {
-        var body = NBDBytes()
-        body.append(NBD.Info.export.rawValue)
-        body.append(export.size)
-        body.append(exportFlags(of: export))
+        var body: [UInt8] = []
+        body.append(wire: NBD.Info.export.rawValue)
+        body.append(wire: export.size)
+        body.append(wire: exportFlags(of: export))
         reply(option, .info, body)
         if wanted.contains(NBD.Info.name.rawValue) {
-            body.removeAll()
-            body.append(NBD.Info.name.rawValue)
-            body.append(export.name)
+            body.removeAll(keepingCapacity: true)
+            body.append(wire: NBD.Info.name.rawValue)
+            body.append(contentsOf: export.name.utf8)
             reply(option, .info, body)
         }
         if wanted.contains(NBD.Info.description.rawValue) {
-            body.removeAll()
-            body.append(NBD.Info.description.rawValue)
-            body.append(export.summary)
+            body.removeAll(keepingCapacity: true)
+            body.append(wire: NBD.Info.description.rawValue)
+            body.append(contentsOf: export.summary.utf8)
             reply(option, .info, body)
         }
         if wanted.contains(NBD.Info.blockSize.rawValue) {
-            body.removeAll()
-            body.append(NBD.Info.blockSize.rawValue)
-            body.append(UInt32(1))
-            body.append(NBD.preferredBlockByteCount)
-            body.append(UInt32(NBD.payloadByteCountMax))
+            body.removeAll(keepingCapacity: true)
+            body.append(wire: NBD.Info.blockSize.rawValue)
+            body.append(wire: UInt32(1))
+            body.append(wire: NBD.preferredBlockByteCount)
+            body.append(wire: UInt32(NBD.payloadByteCountMax))
             reply(option, .info, body)
         }
     }
@@ -323,9 +318,9 @@ struct NBDNegotiation {
             ? NBDMetaContexts.selected(by: queries, of: export)
             : NBDMetaContexts.listed(by: queries, of: export)
         for (index, context) in chosen.enumerated() {
-            var body = NBDBytes()
-            body.append(isSetting ? UInt32(index + 1) : 0)
-            body.append(context.name)
+            var body: [UInt8] = []
+            body.append(wire: isSetting ? UInt32(index + 1) : 0)
+            body.append(contentsOf: context.name.utf8)
             reply(option, .metaContext, body)
         }
         if isSetting {
@@ -367,7 +362,7 @@ struct NBDNegotiation {
     }
 
     private mutating func reply(
-        _ option: NBD.Option, _ type: NBD.OptionReply, _ body: NBDBytes = NBDBytes()
+        _ option: NBD.Option, _ type: NBD.OptionReply, _ body: [UInt8] = []
     ) {
         reply(option.rawValue, type, body)
     }
@@ -377,62 +372,14 @@ struct NBDNegotiation {
     }
 
     private mutating func reply(_ option: UInt32, _ type: NBD.OptionReply, _ message: String) {
-        var body = NBDBytes()
-        body.append(message)
-        reply(option, type, body)
+        reply(option, type, Array(message.utf8))
     }
 
-    private mutating func reply(_ option: UInt32, _ type: NBD.OptionReply, _ body: NBDBytes) {
-        output.append(NBD.optionReplyMagic)
-        output.append(option)
-        output.append(type.rawValue)
-        output.append(UInt32(body.bytes.count))
-        output.append(body)
-    }
-}
-
-/// Reads the fields of an option's data; nil when they are not there.
-struct NBDOptionReader {
-    private var bytes: ArraySlice<UInt8>
-
-    init(_ bytes: ArraySlice<UInt8>) { self.bytes = bytes }
-
-    var count: Int { bytes.count }
-    var isEmpty: Bool { bytes.isEmpty }
-
-    mutating func uint16() -> UInt16? { integer() }
-
-    mutating func uint32() -> UInt32? { integer() }
-
-    private mutating func integer<Value: FixedWidthInteger>() -> Value? {
-        let byteCount = MemoryLayout<Value>.size
-        guard bytes.count >= byteCount else { return nil }
-        let value = bytes.prefix(byteCount).reduce(Value(0)) { $0 << 8 | Value($1) }
-        bytes = bytes.dropFirst(byteCount)
-        return value
-    }
-
-    /// UTF-8 without NUL, at most as long as a name may be.
-    mutating func text(byteCount: Int) -> String? {
-        guard byteCount <= NBD.nameByteCountMax, bytes.count >= byteCount,
-            !bytes.prefix(byteCount).contains(0),
-            let text = String(validating: bytes.prefix(byteCount), as: UTF8.self)
-        else { return nil }
-        bytes = bytes.dropFirst(byteCount)
-        return text
-    }
-
-    /// The queries of a meta context option.
-    mutating func queries(count: UInt32) -> [String]? {
-        // Each takes four bytes at least, so a larger count cannot be true.
-        guard UInt64(count) * 4 <= UInt64(bytes.count) else { return nil }
-        var queries: [String] = []
-        for _ in 0..<count {
-            guard let byteCount = uint32(), byteCount <= NBD.nameByteCountMax,
-                let query = text(byteCount: Int(byteCount))
-            else { return nil }
-            queries.append(query)
-        }
-        return queries
+    private mutating func reply(_ option: UInt32, _ type: NBD.OptionReply, _ body: [UInt8]) {
+        output.append(wire: NBD.optionReplyMagic)
+        output.append(wire: option)
+        output.append(wire: type.rawValue)
+        output.append(wire: UInt32(body.count))
+        output.append(contentsOf: body)
     }
 }

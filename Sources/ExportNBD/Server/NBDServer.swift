@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import NBDWire
 package import RingIO
 internal import Synchronization
 

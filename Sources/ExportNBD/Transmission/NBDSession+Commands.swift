@@ -1,4 +1,5 @@
 internal import BlockModel
+internal import NBDWire
 internal import RingIO
 
 // From a header to a request.

@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import Glibc
+internal import NBDWire
 internal import RingIO
 
 // Bytes come in: headers, payloads, and what has to wait.

@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import CLinux
+internal import NBDWire
 internal import RingIO
 
 // Replies go out: as many as wait, in one message.
@@ -133,10 +134,10 @@ extension NBDSession {
         _ request: UnsafeMutablePointer<BlockRequest>, _ fault: Fault,
         _ place: UnsafeMutableRawPointer
     ) {
-        let number = NBDReplyHeader.errorNumber(for: fault)
+        let number = NBDErrorReply.number(for: fault)
         let cookie = request.pointee.ownerToken
         let headerByteCount: Int
-        let message = NBDReplyHeader.message(for: number)
+        let message = NBDErrorReply.message(for: number)
         let bodyByteCount = 6 + message.utf8CodeUnitCount
         switch mode {
         case .simple:

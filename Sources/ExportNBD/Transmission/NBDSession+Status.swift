@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import Glibc
+internal import NBDWire
 internal import RingIO
 
 // Block status: one request to the target for each meta context the client wants, one chunk of

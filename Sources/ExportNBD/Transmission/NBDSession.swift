@@ -1,6 +1,7 @@
 internal import BlockModel
 internal import CLinux
 internal import Glibc
+internal import NBDWire
 internal import RingIO
 
 // A connection in transmission, on the loop of the export it opened.

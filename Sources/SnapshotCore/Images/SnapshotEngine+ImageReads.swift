@@ -1,19 +1,12 @@
 package import BlockModel
 package import CopyOnWrite
+package import EngineState
 
 // Image reads, window by window: each block from the overlay, memory, storage or the origin.
 //
 // A block read from the origin is right if it is still not preserved when its read has ended,
 // because a write waits until the old data is in memory. So at the end of a window every such
 // block is resolved again; what was preserved meanwhile is read again from there.
-
-/// Where the bytes of an image request's read go.
-package enum ImageTarget: Equatable, Sendable {
-    /// The request's payload.
-    case payload
-    /// This buffer, which holds one block; zero-filled behind what is read.
-    case buffer(BufferIndex)
-}
 
 /// Where a block of an image is now.
 enum ResolvedBlock {
@@ -27,15 +20,14 @@ extension SnapshotEngine {
     /// A read of an image arrived; its range lies within the image. `overlay`: of the writable
     /// image.
     package func imageReadArrived(
-        _ request: RequestIndex, snapshot: SnapshotIndex, overlay: Bool, offset: UInt64,
+        _ index: RequestIndex, snapshot: SnapshotIndex, overlay: Bool, offset: UInt64,
         length: UInt64, now: UInt64
     ) -> Admission {
         timeAdvanced(to: now)
-        let index = request.rawValue
         guard beginImageRequest(index, snapshot.rawValue, overlay, offset, length) else {
             return .refused(fault(of: snapshot.rawValue))
         }
-        requests[Int(index)].operation = .read
+        requests[index].operation = .read
         readStep(index)
         settle()
         return .taken
@@ -44,17 +36,16 @@ extension SnapshotEngine {
     /// Where the origin and storage reads of this image request put their bytes, while one of them
     /// is under way.
     package func target(of request: RequestIndex) -> ImageTarget {
-        let buffer = requests[Int(request.rawValue)].targetBuffer
+        let buffer = requests[request].targetBuffer
         return buffer == .max ? .payload : .buffer(BufferIndex(buffer))
     }
 
     /// An origin read of an image request ended: of `offset` and `length` as in its effect.
     package func imageOriginReadFinished(
-        _ request: RequestIndex, offset: UInt64, length: UInt64, byteCount: UInt64, fault: Fault?
+        _ index: RequestIndex, offset: UInt64, length: UInt64, byteCount: UInt64, fault: Fault?
     ) {
-        let index = request.rawValue
         if fault == nil, byteCount < length, mayRetry(index) {
-            effects.append(.readOriginForImage(request, offset: offset, length: length))
+            effects.append(.readOriginForImage(index, offset: offset, length: length))
             return
         }
         readEnded(index, fault ?? (byteCount < length ? .inputOutput : nil))
@@ -64,10 +55,9 @@ extension SnapshotEngine {
     /// A storage read of an image request ended: of `slot`, `firstBlock` and `blockCount` as in
     /// its effect, with the CRC32C of each block read (ignored unless all were).
     package func imageStorageReadFinished(
-        _ request: RequestIndex, slot: StorageSlot, firstBlock: UInt64, blockCount: Int,
+        _ index: RequestIndex, slot: StorageSlot, firstBlock: UInt64, blockCount: Int,
         byteCount: UInt64, fault: Fault?, checksums: UnsafePointer<UInt32>
     ) {
-        let index = request.rawValue
         let expected = UInt64(blockCount) * blockByteCount
         if fault == nil, byteCount < expected, mayRetry(index) {
             emitStorageRead(index, slot, firstBlock, blockCount)
@@ -77,7 +67,7 @@ extension SnapshotEngine {
         if lost == nil {
             for position in 0..<blockCount
             where checksums[position]
-                != extents.checksum(of: StorageSlot(slot.rawValue + UInt32(position)))
+                != sources.checksum(of: StorageSlot(slot.rawValue + UInt32(position)))
             {
                 lost = position
                 break
@@ -88,21 +78,21 @@ extension SnapshotEngine {
                 index, StorageSlot(slot.rawValue + UInt32(lost)),
                 block: firstBlock + UInt64(lost), fault ?? .inputOutput)
         }
-        releaseIf(extents.readEnded(slot), ExtentTable.extent(of: slot))
+        sources.readEnded(slot, &effects)
         readEnded(index, lost == nil ? nil : .inputOutput)
         settle()
     }
 
-    private func mayRetry(_ index: UInt32) -> Bool {
-        requests[Int(index)].attempts += 1
-        return requests[Int(index)].attempts < Self.attemptsMax
+    private func mayRetry(_ index: RequestIndex) -> Bool {
+        requests[index].attempts += 1
+        return requests[index].attempts < Self.attemptsMax
     }
 
     // MARK: Windows
 
     /// Reads window after window until one has to wait for its reads.
-    func readStep(_ index: UInt32) {
-        let record = requests + Int(index)
+    func readStep(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         let endBlock = (record.pointee.offset + record.pointee.length - 1) / blockByteCount + 1
         while true {
             guard isReadable(record.pointee.snapshot, overlay: record.pointee.isOverlay) else {
@@ -126,8 +116,8 @@ extension SnapshotEngine {
     }
 
     /// Emits the reads of a window. True when nothing has to be waited for.
-    func readWindow(_ index: UInt32, from start: UInt64, count: UInt64) -> Bool {
-        let record = requests + Int(index)
+    func readWindow(_ index: RequestIndex, from start: UInt64, count: UInt64) -> Bool {
+        let record = requests.pointer(to: index)
         record.pointee.windowStart = start
         record.pointee.windowCount = UInt32(count)
         record.pointee.fromOrigin = (.max, .max, .max, .max)
@@ -138,8 +128,8 @@ extension SnapshotEngine {
         return false
     }
 
-    private func readEnded(_ index: UInt32, _ fault: Fault?) {
-        let record = requests + Int(index)
+    private func readEnded(_ index: RequestIndex, _ fault: Fault?) {
+        let record = requests.pointer(to: index)
         precondition(record.pointee.phase == .imageReading, "a read ends while it is waited for")
         precondition(record.pointee.outstanding > 0, "a read ends once")
         record.pointee.outstanding -= 1
@@ -164,8 +154,8 @@ extension SnapshotEngine {
 
     /// First: every block of the window from where it is; blocks of the origin keep their bit.
     /// Then: those with a bit that were preserved meanwhile; afterwards no bit is left.
-    private func emitReads(_ index: UInt32, isFirst: Bool) {
-        let record = requests + Int(index)
+    private func emitReads(_ index: RequestIndex, isFirst: Bool) {
+        let record = requests.pointer(to: index)
         let start = record.pointee.windowStart
         let count = UInt64(record.pointee.windowCount)
         var bits = record.pointee.fromOrigin
@@ -217,10 +207,9 @@ extension SnapshotEngine {
         if isFirst { record.pointee.fromOrigin = bits }
     }
 
-    private func emit(_ run: ReadRun, _ index: UInt32) {
+    private func emit(_ run: ReadRun, _ index: RequestIndex) {
         guard run.count > 0 else { return }
-        let record = requests + Int(index)
-        let request = RequestIndex(index)
+        let record = requests.pointer(to: index)
         switch run.place {
         case .origin:
             var from = run.firstBlock * blockByteCount
@@ -232,30 +221,30 @@ extension SnapshotEngine {
                 to = min(to, snapshots[Int(record.pointee.snapshot)].size)
             }
             record.pointee.outstanding += 1
-            effects.append(.readOriginForImage(request, offset: from, length: to - from))
+            effects.append(.readOriginForImage(index, offset: from, length: to - from))
         case .zero:
             effects.append(
                 .fillZero(
-                    request, firstBlock: run.firstBlock, blockCount: Int(run.count),
-                    into: target(of: request)))
+                    index, firstBlock: run.firstBlock, blockCount: Int(run.count),
+                    into: target(of: index)))
         case .memory(let buffer):
             effects.append(
                 .copyFromMemory(
-                    request, buffer, block: run.firstBlock, into: target(of: request)))
+                    index, buffer, block: run.firstBlock, into: target(of: index)))
         case .stored(let slot):
             record.pointee.outstanding += 1
-            extents.readBegan(slot)
+            sources.readBegan(slot)
             emitStorageRead(index, slot, run.firstBlock, Int(run.count))
         }
     }
 
     private func emitStorageRead(
-        _ index: UInt32, _ slot: StorageSlot, _ firstBlock: UInt64, _ blockCount: Int
+        _ index: RequestIndex, _ slot: StorageSlot, _ firstBlock: UInt64, _ blockCount: Int
     ) {
-        let (source, byteOffset) = extents.address(of: slot)
+        let (source, byteOffset) = sources.address(of: slot)
         effects.append(
             .readStorageForImage(
-                RequestIndex(index), source, byteOffset: byteOffset, slot: slot,
+                index, source, byteOffset: byteOffset, slot: slot,
                 firstBlock: firstBlock, blockCount: blockCount))
     }
 
@@ -304,9 +293,9 @@ extension SnapshotEngine {
 
     /// A stored block could not be read back, or is not what was stored.
     private func storedBlockLost(
-        _ index: UInt32, _ slot: StorageSlot, block: UInt64, _ fault: Fault
+        _ index: RequestIndex, _ slot: StorageSlot, block: UInt64, _ fault: Fault
     ) {
-        let record = requests[Int(index)]
+        let record = requests[index]
         let chunk = block / blocksPerChunk
         let position = Int(block % blocksPerChunk)
         let overlay = snapshots[Int(record.snapshot)].overlay

@@ -1,5 +1,6 @@
 package import BlockModel
 package import CopyOnWrite
+package import EngineState
 
 // Writes through an image, into the overlay of that image alone.
 //
@@ -12,30 +13,29 @@ package import CopyOnWrite
 extension SnapshotEngine {
     /// A write or zeroing of a writable image arrived; its range lies within the image.
     package func imageWriteArrived(
-        _ request: RequestIndex, snapshot: SnapshotIndex, operation: RequestOperation,
+        _ index: RequestIndex, snapshot: SnapshotIndex, operation: RequestOperation,
         offset: UInt64, length: UInt64, now: UInt64
     ) -> Admission {
         timeAdvanced(to: now)
         precondition(
             operation == .write || operation == .writeZeroes, "an image is written or zeroed")
-        let index = request.rawValue
         let number = snapshot.rawValue
         guard beginImageRequest(index, number, true, offset, length) else {
             return .refused(fault(of: number))
         }
-        requests[Int(index)].operation = operation
+        requests[index].operation = operation
         if snapshots[Int(number)].overlay == .max {
             guard let overlay = openLayer(role: .overlay, snapshot: number) else {
                 snapshots[Int(number)].requestCount -= 1
-                requests[Int(index)].phase = .idle
+                requests[index].phase = .idle
                 return .refused(.noMemory)
             }
             snapshots[Int(number)].overlay = overlay
         }
         let isBlocked = overlapsEarlierWriter(index)
-        appendWriter(index)
+        requests.appendByArrival(index, to: &snapshots[Int(number)].writers)
         if isBlocked {
-            requests[Int(index)].phase = .imageBlocked
+            requests[index].phase = .imageBlocked
         } else {
             writeStep(index)
             settle()
@@ -47,7 +47,7 @@ extension SnapshotEngine {
     package func firstBuffer(
         of request: RequestIndex
     ) -> (buffer: BufferIndex, block: UInt64)? {
-        note(of: requests[Int(request.rawValue)].firstBuffer, request)
+        note(of: requests[request].firstBuffer, request)
     }
 
     /// The buffer after `buffer` in the same window.
@@ -61,7 +61,7 @@ extension SnapshotEngine {
         of buffer: UInt32, _ request: RequestIndex
     ) -> (buffer: BufferIndex, block: UInt64)? {
         guard buffer != .max else { return nil }
-        let record = requests[Int(request.rawValue)]
+        let record = requests[request]
         let chunkStart = record.startCursor / blocksPerChunk * blocksPerChunk
         let position = buffers.records[Int(buffer)].position
         return (BufferIndex(buffer), chunkStart + UInt64(position))
@@ -70,10 +70,9 @@ extension SnapshotEngine {
     /// The window's buffers hold what is to be written: in the order of `firstBuffer` and
     /// `nextBuffer`, a bit of `zeroMask` and a CRC32C for each.
     package func imageBlocksFilled(
-        _ request: RequestIndex, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
+        _ index: RequestIndex, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
     ) {
-        let index = request.rawValue
-        let record = requests + Int(index)
+        let record = requests.pointer(to: index)
         precondition(record.pointee.phase == .imageFilling, "blocks are filled once")
         record.pointee.phase = .idle
         record.pointee.step = .storing
@@ -98,8 +97,8 @@ extension SnapshotEngine {
     }
 
     /// An image request that waited continues.
-    func imageAdvance(_ index: UInt32) {
-        switch requests[Int(index)].operation {
+    func imageAdvance(_ index: RequestIndex) {
+        switch requests[index].operation {
         case .read: readStep(index)
         case .write, .writeZeroes: writeStep(index)
         case .flush, .discard, .prefetch, .blockStatus:
@@ -110,8 +109,8 @@ extension SnapshotEngine {
     // MARK: A window of a write
 
     /// Takes the write as far as it goes now.
-    func writeStep(_ index: UInt32) {
-        let record = requests + Int(index)
+    func writeStep(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         while true {
             if record.pointee.fault == 0,
                 !isReadable(record.pointee.snapshot, overlay: true)
@@ -137,7 +136,7 @@ extension SnapshotEngine {
                     record.pointee.step = .storing
                 } else {
                     record.pointee.phase = .imageFilling
-                    effects.append(.fillBlocks(RequestIndex(index)))
+                    effects.append(.fillBlocks(index))
                     return
                 }
             case .storing:
@@ -149,8 +148,8 @@ extension SnapshotEngine {
     }
 
     /// Buffers for the window's blocks; whole zeroed blocks need none. False when it waits.
-    private func beginWindow(_ index: UInt32) -> Bool {
-        let record = requests + Int(index)
+    private func beginWindow(_ index: RequestIndex) -> Bool {
+        let record = requests.pointer(to: index)
         let first = record.pointee.startCursor
         let chunk = first / blocksPerChunk
         let start = max(record.pointee.offset, first * blockByteCount)
@@ -166,7 +165,7 @@ extension SnapshotEngine {
         guard wanted == 0 || buffers.canTakeForImage(16) else {
             record.pointee.phase = .imageWaitingForMemory
             record.pointee.waitedSince = now
-            append(index, to: &imageMemoryWaiters)
+            requests.append(index, to: &imageMemoryWaiters)
             return false
         }
         record.pointee.partEnd = UInt64(touched.nonzeroBitCount)
@@ -183,8 +182,8 @@ extension SnapshotEngine {
     }
 
     /// Reads the next partial block into its buffer. True when all are there.
-    private func readPartialBlocks(_ index: UInt32) -> Bool {
-        let record = requests + Int(index)
+    private func readPartialBlocks(_ index: RequestIndex) -> Bool {
+        let record = requests.pointer(to: index)
         while record.pointee.partialBlocks != 0 {
             let position = record.pointee.partialBlocks.trailingZeroBitCount
             record.pointee.partialBlocks &= record.pointee.partialBlocks &- 1
@@ -204,8 +203,8 @@ extension SnapshotEngine {
     }
 
     /// Gives the window's buffers to storage. True when all of them are stored.
-    private func storeWindow(_ index: UInt32) -> Bool {
-        let record = requests + Int(index)
+    private func storeWindow(_ index: RequestIndex) -> Bool {
+        let record = requests.pointer(to: index)
         while record.pointee.firstBuffer != .max {
             var count = 0
             var buffer = record.pointee.firstBuffer
@@ -213,14 +212,14 @@ extension SnapshotEngine {
                 count += 1
                 buffer = buffers.records[Int(buffer)].next
             }
-            guard freeBatch != .max, overlayBatches < max(limits.batchCount / 4, 1) else {
+            guard freeBatch != nil, overlayBatches < max(limits.batchCount / 4, 1) else {
                 waitForSpace(index)
                 return false
             }
             guard
                 let (slot, taken) = takeSlots(count, of: record.pointee.snapshot, for: .overlay)
             else {
-                if isSpaceComing(record.pointee.snapshot, .overlay) {
+                if sources.isSpaceComing(SnapshotIndex(record.pointee.snapshot), .overlay) {
                     waitForSpace(index)
                 } else {
                     record.pointee.fault = Fault.noSpace.errnoValue
@@ -229,7 +228,7 @@ extension SnapshotEngine {
                 return false
             }
             let batch = openBatch(slot, count: taken, purpose: .overlay)
-            batches[Int(batch)].request = index
+            batches[batch].request = index
             for position in 0..<taken {
                 let buffer = record.pointee.firstBuffer
                 record.pointee.firstBuffer = buffers.records[Int(buffer)].next
@@ -251,7 +250,7 @@ extension SnapshotEngine {
     /// policy says: storage that takes nothing must not hold it up without limit.
     var imageDeadline: UInt64? {
         guard !imageMemoryWaiters.isEmpty else { return nil }
-        let record = requests[Int(imageMemoryWaiters.head)]
+        let record = requests[imageMemoryWaiters.head]
         let (time, overflow) = record.waitedSince.addingReportingOverflow(
             snapshots[Int(record.snapshot)].limitNanoseconds)
         return overflow ? .max : time
@@ -259,21 +258,23 @@ extension SnapshotEngine {
 
     /// The image writes that waited for memory for too long find no room.
     func endOverdueImageWrites() {
-        while let deadline = imageDeadline, deadline <= now, let index = pop(&imageMemoryWaiters) {
-            requests[Int(index)].fault = Fault.noSpace.errnoValue
+        while let deadline = imageDeadline, deadline <= now,
+            let index = requests.pop(&imageMemoryWaiters)
+        {
+            requests[index].fault = Fault.noSpace.errnoValue
             endWrite(index)
         }
     }
 
     /// A batch of an overlay was stored, or not.
-    func finishOverlay(_ batch: UInt32, _ fault: Fault?) {
-        let index = batches[Int(batch)].request
-        let record = requests + Int(index)
+    func finishOverlay(_ batch: BatchIndex, _ fault: Fault?) {
+        let index = batches[batch].request
+        let record = requests.pointer(to: index)
         let chunk = record.pointee.startCursor / blocksPerChunk
         let overlay = Int(snapshots[Int(record.pointee.snapshot)].overlay)
-        for position in 0..<Int(batches[Int(batch)].count) {
-            let buffer = batchBuffers[Int(batch) * Self.batchBlockCountMax + position]
-            let slot = StorageSlot(batches[Int(batch)].firstSlot + UInt32(position))
+        for position in 0..<Int(batches[batch].count) {
+            let buffer = batchBuffers[Int(batch.rawValue) * Self.batchBlockCountMax + position]
+            let slot = StorageSlot(batches[batch].firstSlot + UInt32(position))
             let block = Int(buffers.records[Int(buffer.rawValue)].position)
             if let fault {
                 record.pointee.fault = fault.errnoValue
@@ -291,8 +292,8 @@ extension SnapshotEngine {
         if record.pointee.outstanding == 0, record.pointee.phase == .imageStoring { wake(index) }
     }
 
-    private func endWrite(_ index: UInt32) {
-        let record = requests + Int(index)
+    private func endWrite(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         while record.pointee.firstBuffer != .max {
             let buffer = record.pointee.firstBuffer
             record.pointee.firstBuffer = buffers.records[Int(buffer)].next
@@ -306,9 +307,9 @@ extension SnapshotEngine {
         }
     }
 
-    private func waitForSpace(_ index: UInt32) {
-        requests[Int(index)].phase = .imageWaitingForSpace
-        append(index, to: &imageSpaceWaiters)
+    private func waitForSpace(_ index: RequestIndex) {
+        requests[index].phase = .imageWaitingForSpace
+        requests.append(index, to: &imageSpaceWaiters)
     }
 
     private func overlayRecord(_ chunk: UInt64, _ overlay: Int) -> UInt32? {
@@ -321,9 +322,9 @@ extension SnapshotEngine {
         }
     }
 
-    private func putZero(_ blocks: UInt16, _ index: UInt32) {
+    private func putZero(_ blocks: UInt16, _ index: RequestIndex) {
         guard blocks != 0 else { return }
-        let record = requests + Int(index)
+        let record = requests.pointer(to: index)
         let overlay = Int(snapshots[Int(record.pointee.snapshot)].overlay)
         guard let entry = overlayRecord(record.pointee.startCursor / blocksPerChunk, overlay)
         else {
@@ -338,8 +339,8 @@ extension SnapshotEngine {
         layers[overlay].preserveZero(blocks, of: entry)
     }
 
-    private func chainBuffer(_ buffer: UInt32, _ index: UInt32) {
-        let record = requests + Int(index)
+    private func chainBuffer(_ buffer: UInt32, _ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         buffers.records[Int(buffer)].next = .max
         if record.pointee.firstBuffer == .max {
             record.pointee.firstBuffer = buffer

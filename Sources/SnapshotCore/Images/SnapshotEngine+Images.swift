@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import CopyOnWrite
+internal import EngineState
 
 // What reads and writes of images share: begin, end, and the order among writers of an image.
 
@@ -19,9 +20,10 @@ extension SnapshotEngine {
     }
 
     func beginImageRequest(
-        _ index: UInt32, _ snapshot: UInt16, _ overlay: Bool, _ offset: UInt64, _ length: UInt64
+        _ index: RequestIndex, _ snapshot: UInt16, _ overlay: Bool, _ offset: UInt64,
+        _ length: UInt64
     ) -> Bool {
-        let record = requests + Int(index)
+        let record = requests.pointer(to: index)
         precondition(record.pointee.phase == .idle, "a request slot is used by one request")
         guard isReadable(snapshot, overlay: overlay) else { return false }
         let size = snapshots[Int(snapshot)].size
@@ -39,16 +41,16 @@ extension SnapshotEngine {
         return true
     }
 
-    func finishImage(_ index: UInt32, _ fault: Fault?) {
-        let record = requests + Int(index)
+    func finishImage(_ index: RequestIndex, _ fault: Fault?) {
+        let record = requests.pointer(to: index)
         let snapshot = record.pointee.snapshot
         precondition(record.pointee.outstanding == 0, "a request ends after its reads and writes")
         record.pointee.phase = .idle
         if !record.pointee.operation.isRead {
-            removeWriter(index)
+            requests.removeByArrival(index, from: &snapshots[Int(snapshot)].writers)
             wakeBlockedWriters(of: snapshot)
         }
-        effects.append(.finish(RequestIndex(index), fault))
+        effects.append(.finish(index, fault))
         snapshots[Int(snapshot)].requestCount -= 1
         finishDestroying(snapshot)
     }
@@ -58,19 +60,19 @@ extension SnapshotEngine {
     func endImageRequests(of snapshot: UInt16) {
         wake(&imageMemoryWaiters, of: snapshot)
         wake(&imageSpaceWaiters, of: snapshot)
-        var index = snapshots[Int(snapshot)].writersHead
-        while index != .max {
-            if requests[Int(index)].phase == .imageBlocked { wake(index) }
-            index = requests[Int(index)].delayNext
+        var index = snapshots[Int(snapshot)].writers.head
+        while index != .none {
+            if requests[index].phase == .imageBlocked { wake(index) }
+            index = requests[index].delayNext
         }
     }
 
     private func wake(_ list: inout RequestList, of snapshot: UInt16) {
         var index = list.head
-        while index != .max {
-            let following = requests[Int(index)].next
-            if requests[Int(index)].snapshot == snapshot {
-                remove(index, from: &list)
+        while index != .none {
+            let following = requests[index].next
+            if requests[index].snapshot == snapshot {
+                requests.remove(index, from: &list)
                 wake(index)
             }
             index = following
@@ -80,13 +82,13 @@ extension SnapshotEngine {
     // MARK: Writers of an image, in order of arrival
 
     /// True when a writer before `index` in the list touches one of its blocks.
-    func overlapsEarlierWriter(_ index: UInt32) -> Bool {
-        let record = requests[Int(index)]
+    func overlapsEarlierWriter(_ index: RequestIndex) -> Bool {
+        let record = requests[index]
         let range = ByteRange(offset: record.offset, length: record.length)
             .roundedOutward(to: blockByteCount)
-        var other = snapshots[Int(record.snapshot)].writersHead
-        while other != .max, other != index {
-            let earlier = requests[Int(other)]
+        var other = snapshots[Int(record.snapshot)].writers.head
+        while other != .none, other != index {
+            let earlier = requests[other]
             if ByteRange(offset: earlier.offset, length: earlier.length)
                 .roundedOutward(to: blockByteCount).overlaps(range)
             {
@@ -97,41 +99,13 @@ extension SnapshotEngine {
         return false
     }
 
-    func appendWriter(_ index: UInt32) {
-        let snapshot = snapshots + Int(requests[Int(index)].snapshot)
-        let tail = snapshot.pointee.writersTail
-        requests[Int(index)].delayNext = .max
-        requests[Int(index)].delayPrevious = tail
-        if tail == .max {
-            snapshot.pointee.writersHead = index
-        } else {
-            requests[Int(tail)].delayNext = index
-        }
-        snapshot.pointee.writersTail = index
-    }
-
-    private func removeWriter(_ index: UInt32) {
-        let record = requests[Int(index)]
-        let snapshot = snapshots + Int(record.snapshot)
-        if record.delayPrevious == .max {
-            snapshot.pointee.writersHead = record.delayNext
-        } else {
-            requests[Int(record.delayPrevious)].delayNext = record.delayNext
-        }
-        if record.delayNext == .max {
-            snapshot.pointee.writersTail = record.delayPrevious
-        } else {
-            requests[Int(record.delayNext)].delayPrevious = record.delayPrevious
-        }
-    }
-
     private func wakeBlockedWriters(of snapshot: UInt16) {
-        var index = snapshots[Int(snapshot)].writersHead
-        while index != .max {
-            if requests[Int(index)].phase == .imageBlocked, !overlapsEarlierWriter(index) {
+        var index = snapshots[Int(snapshot)].writers.head
+        while index != .none {
+            if requests[index].phase == .imageBlocked, !overlapsEarlierWriter(index) {
                 wake(index)
             }
-            index = requests[Int(index)].delayNext
+            index = requests[index].delayNext
         }
     }
 }

@@ -1,6 +1,7 @@
 package import BlockModel
 internal import ChangeTracking
 package import CopyOnWrite
+package import EngineState
 
 // Preserving: which blocks a write needs copied, the copies in progress, and who waits for them.
 
@@ -9,20 +10,19 @@ extension SnapshotEngine {
     package func buffers(of copy: CopyIndex) -> UnsafeBufferPointer<BufferIndex> {
         UnsafeBufferPointer(
             start: copyBuffers + Int(copy.rawValue) * 16,
-            count: Int(copies[Int(copy.rawValue)].count))
+            count: Int(copies[copy].count))
     }
 
     /// The origin read of a copy ended: `byteCount` bytes or a fault. On full success `zeroMask`
     /// has a bit for each block of the copy that is all zero, and `checksums` the CRC32C of each
     /// block (anything for zero ones).
     package func copyReadFinished(
-        _ copy: CopyIndex, byteCount: UInt64, fault: Fault?, zeroMask: UInt16,
+        _ index: CopyIndex, byteCount: UInt64, fault: Fault?, zeroMask: UInt16,
         checksums: UnsafePointer<UInt32>
     ) {
-        let index = Int(copy.rawValue)
         precondition(copies[index].isUsed, "a copy's read ends once")
         if copies[index].isOrphaned {
-            releaseCopy(copy.rawValue, freeBuffers: true)
+            releaseCopy(index, freeBuffers: true)
             settle()
             return
         }
@@ -30,7 +30,7 @@ extension SnapshotEngine {
         if fault == nil, byteCount < copyLength(copies[index]) {
             copies[index].attempts += 1
             if copies[index].attempts < Self.attemptsMax {
-                emitCopyRead(copy.rawValue)
+                emitCopyRead(index)
                 return
             }
             outcome = .inputOutput
@@ -39,9 +39,9 @@ extension SnapshotEngine {
             // Orphans this copy with the rest of its layer and wakes its waiters.
             giveUp(upTo: chainPosition(of: copies[index].layer), fault: outcome)
             precondition(copies[index].isOrphaned, "giving a layer up orphans its copies")
-            releaseCopy(copy.rawValue, freeBuffers: true)
+            releaseCopy(index, freeBuffers: true)
         } else {
-            keepCopy(copy.rawValue, zeroMask: zeroMask, checksums: checksums)
+            keepCopy(index, zeroMask: zeroMask, checksums: checksums)
         }
         settle()
     }
@@ -86,8 +86,8 @@ extension SnapshotEngine {
     // MARK: Preserving for a write
 
     /// Starts the copies the piece needs and waits for them. True when all is preserved.
-    func preserve(_ index: UInt32) -> Bool {
-        let record = requests + Int(index)
+    func preserve(_ index: RequestIndex) -> Bool {
+        let record = requests.pointer(to: index)
         let start = record.pointee.pieceStart
         let end = record.pointee.pieceEnd
         let endBlock = (end - 1) / blockByteCount + 1
@@ -110,7 +110,7 @@ extension SnapshotEngine {
                 & ~(known.preserved | known.copying)
             guard startCopies(wanted, of: chunk, record: entry) else {
                 record.pointee.phase = .waitingForMemory
-                append(index, to: &memoryWaiters)
+                requests.append(index, to: &memoryWaiters)
                 delay(index)
                 return false
             }
@@ -141,34 +141,33 @@ extension SnapshotEngine {
         let layer = chain[newestLive]
         let account = newestAccount()
         while rest != 0 {
-            guard freeCopy != .max else { return false }
+            guard let index = freeCopy else { return false }
             let first = rest.trailingZeroBitCount
             let run = min((~(rest >> UInt16(first))).trailingZeroBitCount, 16 - first)
-            let index = freeCopy
-            let slots = copyBuffers + Int(index) * 16
+            let slots = copyBuffers + Int(index.rawValue) * 16
             var count = 0
             while count < run, let buffer = buffers.take(account: account) {
                 slots[count] = buffer
                 count += 1
             }
             guard count > 0 else { return false }
-            freeCopy = copies[Int(index)].next
-            newestCopy = Int(index)
+            freeCopy = copies[index].next
+            newestCopy = index
             copiesInUse += 1
-            copies[Int(index)] = CopyRecord()
-            copies[Int(index)].isUsed = true
-            copies[Int(index)].first = UInt8(first)
-            copies[Int(index)].count = UInt8(count)
-            copies[Int(index)].layer = layer
+            copies[index] = CopyRecord()
+            copies[index].isUsed = true
+            copies[index].first = UInt8(first)
+            copies[index].count = UInt8(count)
+            copies[index].layer = layer
             layerUses[Int(layer)].copyCount += 1
-            copies[Int(index)].record = entry
-            copies[Int(index)].chunk = chunk
-            let mask = copies[Int(index)].mask
+            copies[index].record = entry
+            copies[index].chunk = chunk
+            let mask = copies[index].mask
             layers[Int(layer)].record(entry).pointee.copying |= mask
             rest &= ~mask
             emitCopyRead(index)
             counters.copiedBlockCount += UInt64(count)
-            counters.copiedByteCount += copyLength(copies[Int(index)])
+            counters.copiedByteCount += copyLength(copies[index])
         }
         return true
     }
@@ -178,50 +177,45 @@ extension SnapshotEngine {
         return min(UInt64(copy.count) * blockByteCount, size - offset)
     }
 
-    private func emitCopyRead(_ index: UInt32) {
-        let copy = copies[Int(index)]
+    private func emitCopyRead(_ index: CopyIndex) {
+        let copy = copies[index]
         effects.append(
             .readOrigin(
-                CopyIndex(index),
+                index,
                 offset: copy.chunk * chunkByteCount + UInt64(copy.first) * blockByteCount,
                 length: copyLength(copy)))
     }
 
-    private func wait(_ index: UInt32, forCopyOf blocks: UInt16, record entry: UInt32) {
+    private func wait(_ index: RequestIndex, forCopyOf blocks: UInt16, record entry: UInt32) {
         var copy = newestCopy
-        var step = 0
+        var step: UInt32 = 0
         while !isCopy(copy, of: blocks, record: entry) {
             precondition(
                 step < limits.copyCount, "a block that is being copied has a copy in progress")
-            copy = step
+            copy = CopyIndex(step)
             step += 1
         }
-        requests[Int(index)].phase = .waitingForCopy
-        requests[Int(index)].waitedCopy = UInt32(copy)
-        var list = RequestList(head: copies[copy].waitersHead, tail: copies[copy].waitersTail)
-        append(index, to: &list)
-        copies[copy].waitersHead = list.head
-        copies[copy].waitersTail = list.tail
+        requests[index].phase = .waitingForCopy
+        requests.append(index, to: &copies[copy].waiters)
         delay(index)
     }
 
-    private func isCopy(_ index: Int, of blocks: UInt16, record entry: UInt32) -> Bool {
-        let copy = copies + index
-        return copy.pointee.isUsed && !copy.pointee.isOrphaned
-            && copy.pointee.layer == chain[newestLive] && copy.pointee.record == entry
-            && copy.pointee.mask & blocks != 0
+    private func isCopy(_ index: CopyIndex, of blocks: UInt16, record entry: UInt32) -> Bool {
+        copies[index].isUsed && !copies[index].isOrphaned
+            && copies[index].layer == chain[newestLive] && copies[index].record == entry
+            && copies[index].mask & blocks != 0
     }
 
     // MARK: The end of a copy
 
     private func keepCopy(
-        _ index: UInt32, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
+        _ index: CopyIndex, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
     ) {
-        let copy = copies[Int(index)]
+        let copy = copies[index]
         let layer = layers + Int(copy.layer)
         layer.pointee.record(copy.record).pointee.copying &= ~copy.mask
         for position in 0..<Int(copy.count) {
-            let buffer = copyBuffers[Int(index) * 16 + position]
+            let buffer = copyBuffers[Int(index.rawValue) * 16 + position]
             let block = Int(copy.first) + position
             let bit: UInt16 = 1 << UInt16(block)
             if layer.pointee.record(copy.record).pointee.preserved & bit != 0 {
@@ -247,26 +241,22 @@ extension SnapshotEngine {
         pumpStorage(isTurnEnd: false)
     }
 
-    func wakeWaiters(of index: UInt32) {
-        var list = RequestList(
-            head: copies[Int(index)].waitersHead, tail: copies[Int(index)].waitersTail)
-        while let request = pop(&list) { wake(request) }
-        copies[Int(index)].waitersHead = .max
-        copies[Int(index)].waitersTail = .max
+    func wakeWaiters(of index: CopyIndex) {
+        while let request = requests.pop(&copies[index].waiters) { wake(request) }
     }
 
-    private func releaseCopy(_ index: UInt32, freeBuffers: Bool) {
+    private func releaseCopy(_ index: CopyIndex, freeBuffers: Bool) {
         if freeBuffers {
-            for position in 0..<Int(copies[Int(index)].count) {
-                buffers.free(copyBuffers[Int(index) * 16 + position])
+            for position in 0..<Int(copies[index].count) {
+                buffers.free(copyBuffers[Int(index.rawValue) * 16 + position])
             }
         }
-        precondition(copies[Int(index)].waitersHead == .max, "a copy ends after its waiters left")
-        if !copies[Int(index)].isOrphaned {
-            layerUses[Int(copies[Int(index)].layer)].copyCount -= 1
+        precondition(copies[index].waiters.isEmpty, "a copy ends after its waiters left")
+        if !copies[index].isOrphaned {
+            layerUses[Int(copies[index].layer)].copyCount -= 1
         }
-        copies[Int(index)].isUsed = false
-        copies[Int(index)].next = freeCopy
+        copies[index].isUsed = false
+        copies[index].next = freeCopy
         freeCopy = index
         copiesInUse -= 1
     }
@@ -282,7 +272,7 @@ extension SnapshotEngine {
             layerUses[Int(copies[index].layer)].copyCount -= 1
             let record = layers[Int(copies[index].layer)].record(copies[index].record)
             record.pointee.copying &= ~copies[index].mask
-            wakeWaiters(of: UInt32(index))
+            wakeWaiters(of: CopyIndex(UInt32(index)))
         }
     }
 
@@ -294,38 +284,20 @@ extension SnapshotEngine {
     // MARK: Deadlines
 
     /// The request waits because of a snapshot: from now on its limit runs.
-    private func delay(_ index: UInt32) {
-        let record = requests + Int(index)
+    private func delay(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         guard !record.pointee.isDelayed else { return }
         record.pointee.isDelayed = true
         record.pointee.waitedSince = now
-        record.pointee.delayNext = .max
-        record.pointee.delayPrevious = delayed.tail
-        if delayed.tail == .max {
-            delayed.head = index
-        } else {
-            requests[Int(delayed.tail)].delayNext = index
-        }
-        delayed.tail = index
+        requests.appendByArrival(index, to: &delayed)
         counters.delayedRequestCount += 1
     }
 
-    func undelay(_ index: UInt32) {
-        let record = requests + Int(index)
+    func undelay(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         guard record.pointee.isDelayed else { return }
         record.pointee.isDelayed = false
-        let next = record.pointee.delayNext
-        let previous = record.pointee.delayPrevious
-        if previous == .max {
-            delayed.head = next
-        } else {
-            requests[Int(previous)].delayNext = next
-        }
-        if next == .max {
-            delayed.tail = previous
-        } else {
-            requests[Int(next)].delayPrevious = previous
-        }
+        requests.removeByArrival(index, from: &delayed)
     }
 
     /// Longest wait that a held snapshot's policy allows: the longest one decides.
@@ -339,8 +311,8 @@ extension SnapshotEngine {
     }
 
     private var deadline: UInt64? {
-        guard newestLive >= 0, delayed.head != .max else { return nil }
-        let (time, overflow) = requests[Int(delayed.head)].waitedSince
+        guard newestLive >= 0, !delayed.isEmpty else { return nil }
+        let (time, overflow) = requests[delayed.head].waitedSince
             .addingReportingOverflow(waitLimitNanoseconds)
         return overflow ? .max : time
     }

@@ -1,6 +1,7 @@
 package import BlockModel
 package import ChangeTracking
 internal import CopyOnWrite
+package import EngineState
 
 // The chain of layers: what is given up, merged, dropped and freed, in bounded slices.
 
@@ -26,7 +27,7 @@ extension SnapshotEngine {
             layerUses[Int(layer)].cursor = 0
             chainChanged()
         }
-        closeSources(of: snapshot.rawValue)
+        sources.close(of: snapshot, &effects)
         endImageRequests(of: snapshot.rawValue)
         pumpStorage(isTurnEnd: false)
         settle()
@@ -108,7 +109,7 @@ extension SnapshotEngine {
         while chainCount > 0, layerUses[Int(chain[0])].role != .live { dropOldest() }
         newestLive = chainCount - 1
         while newestLive >= 0, layerUses[Int(chain[newestLive])].role != .live { newestLive -= 1 }
-        while let index = pop(&memoryWaiters) { wake(index) }
+        while let index = requests.pop(&memoryWaiters) { wake(index) }
     }
 
     private func purgeStorageQueue(of layer: UInt16) {
@@ -326,10 +327,7 @@ extension SnapshotEngine {
         }
         for layer in 0..<layerCapacity
         where layerUses[layer].role != .free && layerUses[layer].snapshot == snapshot { return }
-        for index in 0..<sourceEnd
-        where sources[index].isUsed && sources[index].snapshot == snapshot
-            && sources[index].isAskingAny
-        { return }
+        guard !sources.isAsking(of: SnapshotIndex(snapshot)) else { return }
         record.pointee.state = .free
         effects.append(.snapshotGone(SnapshotIndex(snapshot)))
     }
@@ -339,7 +337,7 @@ extension SnapshotEngine {
         for layer in 0..<layerCapacity where layerUses[layer].role == .free {
             (layers + layer).initialize(
                 to: DifferenceLayer(byteCountMax: limits.layerByteCountMax))
-            layerUses[layer] = LayerUse(role: role, snapshot: snapshot, cursor: 0)
+            layerUses[layer] = LayerUse(role: role, snapshot: snapshot)
             return UInt16(layer)
         }
         return nil

@@ -1,6 +1,7 @@
 package import BlockModel
 internal import ChangeTracking
 internal import CopyOnWrite
+internal import EngineState
 
 // Marks by hand: blocks are declared as changed, for every later query until now and for every
 // query until a snapshot that is held now.

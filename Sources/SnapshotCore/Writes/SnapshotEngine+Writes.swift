@@ -1,6 +1,7 @@
 package import BlockModel
 internal import ChangeTracking
 internal import CopyOnWrite
+package import EngineState
 
 // Writes, zeroings and discards of the origin, from arrival to finish.
 //
@@ -8,8 +9,8 @@ internal import CopyOnWrite
 // bounded memory and marks a bounded number of entries at a time
 // (`SnapshotEngine+Zeroing.swift`).
 
-// Comparing an enum or an option set of another module goes through generic witnesses, some 30 ns
-// each; a switch and a raw value do not.
+// Comparing an enum of another module goes through generic witnesses, some 30 ns each; a switch does
+// not.
 extension RequestOperation {
     var isWrite: Bool {
         switch self {
@@ -33,21 +34,15 @@ extension RequestOperation {
     }
 }
 
-extension RequestFlags {
-    /// The bit of `noWait`, without its lazily made constant.
-    var isNoWait: Bool { rawValue & 1 << 3 != 0 }
-}
-
 extension SnapshotEngine {
     /// A write, zeroing or discard of the origin arrived. One that reaches beyond the end of the
     /// device is refused.
     package func writeArrived(
-        _ request: RequestIndex, operation: RequestOperation, flags: RequestFlags, offset: UInt64,
-        length: UInt64, now: UInt64
+        _ index: RequestIndex, operation: RequestOperation, offset: UInt64, length: UInt64,
+        now: UInt64
     ) -> Admission {
         timeAdvanced(to: now)
-        let index = request.rawValue
-        let record = requests + Int(index)
+        let record = requests.pointer(to: index)
         precondition(record.pointee.phase == .idle, "a request slot is used by one request")
         // The end may have moved since the range was checked.
         guard length <= size, offset <= size - length else { return .refused(.noSpace) }
@@ -69,12 +64,8 @@ extension SnapshotEngine {
             underWayCount += 1
             return .issue
         }
-        if flags.isNoWait, wouldWait(offset: offset, length: length) {
-            return .refused(.wouldBlock)
-        }
         record.pointee = RequestRecord()
         record.pointee.operation = operation
-        record.pointee.flags = flags
         record.pointee.offset = offset
         record.pointee.length = length
         record.pointee.pieceStart = offset
@@ -106,10 +97,9 @@ extension SnapshotEngine {
 
     /// The origin finished (a part of) the request: `byteCount` bytes or a fault.
     package func originWriteFinished(
-        _ request: RequestIndex, byteCount: UInt64, fault: Fault?
+        _ index: RequestIndex, byteCount: UInt64, fault: Fault?
     ) -> Completion {
-        let index = request.rawValue
-        let record = requests + Int(index)
+        let record = requests.pointer(to: index)
         precondition(record.pointee.phase == .issued, "only an issued request finishes")
         let isPart = !record.pointee.operation.isWrite
         let expected =
@@ -121,7 +111,7 @@ extension SnapshotEngine {
                 if isPart {
                     emitPart(index)
                 } else {
-                    effects.append(.issue(request))
+                    effects.append(.issue(index))
                 }
                 return .taken
             }
@@ -159,43 +149,27 @@ extension SnapshotEngine {
     /// damaged. Writers continue; the control plane begins a new generation.
     package func trackingLost() {
         isTrackingLost = true
-        while let index = pop(&mapWaiters) { wake(index) }
+        while let index = requests.pop(&mapWaiters) { wake(index) }
         settle()
     }
 
     private func wakeMapWaiters(of page: UInt64) {
         var index = mapWaiters.head
-        while index != .max {
-            let following = requests[Int(index)].next
-            if requests[Int(index)].waitedPage == page {
-                remove(index, from: &mapWaiters)
+        while index != .none {
+            let following = requests[index].next
+            if requests[index].waitedPage == page {
+                requests.remove(index, from: &mapWaiters)
                 wake(index)
             }
             index = following
         }
     }
 
-    /// The blocks of the range changed: the tail of a device that grew. Returns false when a page
-    /// had to be reserved first: say it again when it is.
-    package func changesMarked(offset: UInt64, length: UInt64) -> Bool {
-        precondition(
-            length <= size && offset <= size - length, "a marked range lies within the device")
-        guard length > 0 else { return true }
-        let touched = chunks(touching: ByteRange(offset: offset, length: length))
-        if !isTrackingLost, let page = unreservedPage(touched) {
-            effects.append(.reserveMapPage(page))
-            return false
-        }
-        markAndTouch(offset: offset, end: offset + length)
-        settle()
-        return true
-    }
-
     // MARK: One piece after the other
 
     /// Takes the request as far as it goes now: the parent of all branches of a write.
-    func advance(_ index: UInt32) {
-        let record = requests + Int(index)
+    func advance(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         precondition(record.pointee.phase == .idle, "a request that advances waits for nothing")
         if !isGateOpen && !record.pointee.isUnderWay {
             park(index)
@@ -216,8 +190,8 @@ extension SnapshotEngine {
         issuePiece(index)
     }
 
-    func park(_ index: UInt32) {
-        let record = requests + Int(index)
+    func park(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         undelay(index)
         record.pointee.phase = .parked
         record.pointee.pieceStart = record.pointee.offset
@@ -225,19 +199,19 @@ extension SnapshotEngine {
         // What was a hole before the cut may have been written by then.
         record.pointee.isHole = false
         record.pointee.knownEnd = 0
-        append(index, to: &parked)
+        requests.append(index, to: &parked)
     }
 
     /// Marks the next piece, except for a hole that counts as no change. False when the request has
     /// to wait for a page of the map or for what the origin says, or has ended.
-    func beginPiece(_ index: UInt32) -> Bool {
-        let record = requests + Int(index)
+    func beginPiece(_ index: RequestIndex) -> Bool {
+        let record = requests.pointer(to: index)
         let start = record.pointee.pieceStart
         var end = record.pointee.offset + record.pointee.length
         guard end <= size else {
             // It waited behind the gate while the device shrank.
             retire(index)
-            effects.append(.finish(RequestIndex(index), .noSpace))
+            effects.append(.finish(index, .noSpace))
             return false
         }
         if !record.pointee.operation.isWrite {
@@ -252,7 +226,7 @@ extension SnapshotEngine {
         if !isTrackingLost, let page = unreservedPage(touched) {
             record.pointee.phase = .waitingForMap
             record.pointee.waitedPage = page
-            append(index, to: &mapWaiters)
+            requests.append(index, to: &mapWaiters)
             effects.append(.reserveMapPage(page))
             return false
         }
@@ -264,21 +238,21 @@ extension SnapshotEngine {
         return true
     }
 
-    func issuePiece(_ index: UInt32) {
-        let record = requests + Int(index)
+    func issuePiece(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         record.pointee.partEnd = record.pointee.pieceEnd
         beginUnderWay(index)
         // Only what is waited for because of a snapshot counts, not the origin's own time.
         undelay(index)
         if record.pointee.operation.isWrite {
-            effects.append(.issue(RequestIndex(index)))
+            effects.append(.issue(index))
         } else {
             emitPart(index)
         }
     }
 
-    func beginUnderWay(_ index: UInt32) {
-        let record = requests + Int(index)
+    func beginUnderWay(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         record.pointee.phase = .issued
         if !record.pointee.isUnderWay {
             record.pointee.isUnderWay = true
@@ -286,17 +260,17 @@ extension SnapshotEngine {
         }
     }
 
-    func emitPart(_ index: UInt32) {
-        let record = requests[Int(index)]
+    func emitPart(_ index: RequestIndex) {
+        let record = requests[index]
         effects.append(
             .issuePart(
-                RequestIndex(index), offset: record.pieceStart,
+                index, offset: record.pieceStart,
                 length: record.partEnd - record.pieceStart))
     }
 
     /// The request leaves the engine.
-    func retire(_ index: UInt32) {
-        let record = requests + Int(index)
+    func retire(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         undelay(index)
         record.pointee.phase = .idle
         if record.pointee.isUnderWay {
@@ -369,21 +343,6 @@ extension SnapshotEngine {
             page += 1
         }
         return nil
-    }
-
-    /// True when a no-wait request would be parked, need a page or need a copy.
-    private func wouldWait(offset: UInt64, length: UInt64) -> Bool {
-        guard isGateOpen else { return true }
-        let end = offset + length
-        let touched = chunks(touching: ByteRange(offset: offset, length: length))
-        if !isTrackingLost, unreservedPage(touched) != nil { return true }
-        guard newestLive >= 0 else { return false }
-        guard length <= limits.heldPieceByteCount else { return true }
-        for chunk in touched
-        where neededBlocks(of: chunk) & blockMask(of: chunk, offset: offset, end: end) != 0 {
-            return true
-        }
-        return false
     }
 }
 

@@ -1,4 +1,5 @@
 package import BlockModel
+internal import EngineState
 
 // Zeroings and discards, in pieces, in proportion to what the origin has allocated.
 //
@@ -16,9 +17,8 @@ package import BlockModel
 extension SnapshotEngine {
     /// What the origin has at the start of the request's piece: `length` bytes that are a hole, or
     /// that may not be. Anything may be said of more than was asked for; 0 stands for one block.
-    package func originScanned(_ request: RequestIndex, isHole: Bool, length: UInt64) {
-        let index = request.rawValue
-        let record = requests + Int(index)
+    package func originScanned(_ index: RequestIndex, isHole: Bool, length: UInt64) {
+        let record = requests.pointer(to: index)
         precondition(
             record.pointee.phase == .waitingForScan, "a question for holes is answered once")
         record.pointee.phase = .idle
@@ -28,8 +28,8 @@ extension SnapshotEngine {
     }
 
     /// Whole blocks only, but where the request ends.
-    private func noteScan(_ index: UInt32, isHole: Bool, length: UInt64) {
-        let record = requests + Int(index)
+    private func noteScan(_ index: RequestIndex, isHole: Bool, length: UInt64) {
+        let record = requests.pointer(to: index)
         let start = record.pointee.pieceStart
         let requestEnd = record.pointee.offset + record.pointee.length
         let end = start + min(length, requestEnd - start)
@@ -45,8 +45,8 @@ extension SnapshotEngine {
 
     /// Where the piece of a zeroing or discard that begins now ends. Nil when the origin has to be
     /// asked for holes first.
-    func endOfZeroing(_ index: UInt32) -> UInt64? {
-        let record = requests + Int(index)
+    func endOfZeroing(_ index: RequestIndex) -> UInt64? {
+        let record = requests.pointer(to: index)
         let start = record.pointee.pieceStart
         let end = record.pointee.offset + record.pointee.length
         if !record.pointee.isUnderWay, record.pointee.scanGateCount != gateCount {
@@ -58,7 +58,7 @@ extension SnapshotEngine {
                 record.pointee.phase = .waitingForScan
                 record.pointee.scanGateCount = gateCount
                 effects.append(
-                    .findHoles(RequestIndex(index), offset: start, length: end - start))
+                    .findHoles(index, offset: start, length: end - start))
                 return nil
             }
             record.pointee.knownEnd = end
@@ -78,8 +78,8 @@ extension SnapshotEngine {
     }
 
     /// Performs the next run of the piece that no held snapshot needs; skips what one needs.
-    func issueDiscard(_ index: UInt32) {
-        let record = requests + Int(index)
+    func issueDiscard(_ index: RequestIndex) {
+        let record = requests.pointer(to: index)
         var piecesLeft = limits.piecesPerTurn
         while true {
             guard newestLive >= 0, !record.pointee.isHole else {
@@ -98,7 +98,7 @@ extension SnapshotEngine {
             }
             if end == record.pointee.offset + record.pointee.length {
                 retire(index)
-                effects.append(.finish(RequestIndex(index), nil))
+                effects.append(.finish(index, nil))
                 return
             }
             piecesLeft -= 1
@@ -132,15 +132,15 @@ extension SnapshotEngine {
     }
 
     /// The request has had its share of this turn and continues in the next one.
-    func giveWay(_ index: UInt32) {
-        requests[Int(index)].phase = .yielded
-        append(index, to: &yielded)
+    func giveWay(_ index: RequestIndex) {
+        requests[index].phase = .yielded
+        requests.append(index, to: &yielded)
     }
 
     /// A turn begins: some of those that yielded continue.
     func resumeYielded() {
         var left = limits.resumedPerTurn
-        while left > 0, let index = pop(&yielded) {
+        while left > 0, let index = requests.pop(&yielded) {
             wake(index)
             left -= 1
         }

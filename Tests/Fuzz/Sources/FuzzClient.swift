@@ -1,5 +1,6 @@
 import BlockModel
 import Glibc
+import NBDWire
 
 @testable import CopyPlanning
 @testable import CopyTargets
@@ -31,29 +32,29 @@ private func big<Value: FixedWidthInteger>(_ value: Value) -> [UInt8] {
 }
 
 private func greeting() -> [UInt8] {
-    big(NBDWire.greetingMagic) + big(NBDWire.optionMagic) + big(UInt16(3))
+    big(NBD.greetingMagic) + big(NBD.optionMagic) + big(UInt16(3))
 }
 
 private func answer(_ option: UInt32, _ type: UInt32, _ data: [UInt8] = []) -> [UInt8] {
-    big(NBDWire.optionReplyMagic) + big(option) + big(type) + big(UInt32(data.count)) + data
+    big(NBD.optionReplyMagic) + big(option) + big(type) + big(UInt32(data.count)) + data
 }
 
 private func handshake(_ isExtended: Bool, hasAllocation: Bool) -> [UInt8] {
-    let acknowledge = NBDWire.OptionReply.acknowledge
+    let acknowledge = NBD.OptionReply.acknowledge.rawValue
     var bytes = answer(
-        NBDWire.Option.extendedHeaders,
-        isExtended ? acknowledge : NBDWire.OptionReply.unsupported)
-    if !isExtended { bytes += answer(NBDWire.Option.structuredReply, acknowledge) }
+        NBD.Option.extendedHeaders.rawValue,
+        isExtended ? acknowledge : NBD.OptionReply.unsupported.rawValue)
+    if !isExtended { bytes += answer(NBD.Option.structuredReply.rawValue, acknowledge) }
     if hasAllocation {
         bytes += answer(
-            NBDWire.Option.setMetaContext, NBDWire.OptionReply.metaContext,
+            NBD.Option.setMetaContext.rawValue, NBD.OptionReply.metaContext.rawValue,
             big(UInt32(1)) + "base:allocation".utf8)
     }
-    bytes += answer(NBDWire.Option.setMetaContext, acknowledge)
+    bytes += answer(NBD.Option.setMetaContext.rawValue, acknowledge)
     bytes += answer(
-        NBDWire.Option.go, NBDWire.OptionReply.info,
+        NBD.Option.go.rawValue, NBD.OptionReply.info.rawValue,
         big(UInt16(0)) + big(imageByteCount) + big(UInt16(1)))
-    return bytes + answer(NBDWire.Option.go, acknowledge)
+    return bytes + answer(NBD.Option.go.rawValue, acknowledge)
 }
 
 /// What the image holds at an offset; never zero, so that data and zeroes differ.
@@ -75,7 +76,7 @@ private func contents(_ offset: UInt64, _ byteCount: Int) -> [UInt8] {
 /// A reply: mostly one that fits a request which the client has surely made by then.
 private func reply(_ input: inout FuzzInput, _ isExtended: Bool) -> [UInt8] {
     let kind = input.byte()
-    let flags: UInt16 = kind & 1 == 0 ? NBDWire.Chunk.doneFlag : 0
+    let flags: UInt16 = kind & 1 == 0 ? NBD.chunkDone : 0
     if kind == 255 { return input.take(Int(input.byte())) }
     let place = input.byte()
     // The client takes its slots from the last to the first, and needs four.
@@ -101,15 +102,15 @@ private func reply(_ input: inout FuzzInput, _ isExtended: Bool) -> [UInt8] {
     case 0..<6:
         let data = contents(offset, Int(min(byteCount, 1 << 18)))
         return chunk(
-            isExtended, flags, NBDWire.Chunk.offsetData, cookie, big(offset) + data)
+            isExtended, flags, NBD.Chunk.offsetData.rawValue, cookie, big(offset) + data)
     case 6..<9:
         return chunk(
-            isExtended, flags, NBDWire.Chunk.offsetHole, cookie,
+            isExtended, flags, NBD.Chunk.offsetHole.rawValue, cookie,
             big(offset) + big(UInt32(truncatingIfNeeded: byteCount)))
-    case 9: return chunk(isExtended, flags, NBDWire.Chunk.none, cookie, [])
+    case 9: return chunk(isExtended, flags, NBD.Chunk.none.rawValue, cookie, [])
     case 10:
         return chunk(
-            isExtended, flags, NBDWire.Chunk.errorBit | UInt16(odd), cookie,
+            isExtended, flags, NBD.chunkErrorBit | UInt16(odd), cookie,
             big(UInt32(5)) + big(UInt16(0)))
     case 11: return chunk(isExtended, flags, UInt16(odd), cookie, input.take(Int(place)))
     default: return status(&input, isExtended, flags, count: Int(odd % 8))
@@ -134,7 +135,7 @@ private func status(
         body += isExtended ? big(length) : big(UInt32(truncatingIfNeeded: length))
         body += isExtended ? big(UInt64(kind & 3)) : big(UInt32(kind & 3))
     }
-    let type = isExtended ? NBDWire.Chunk.blockStatusExtended : NBDWire.Chunk.blockStatus
+    let type = isExtended ? NBD.Chunk.blockStatusExtended.rawValue : NBD.Chunk.blockStatus.rawValue
     return chunk(isExtended, flags, type, .max, body)
 }
 
@@ -142,7 +143,7 @@ private func chunk(
     _ isExtended: Bool, _ flags: UInt16, _ type: UInt16, _ cookie: UInt64, _ body: [UInt8]
 ) -> [UInt8] {
     var bytes = big(
-        isExtended ? NBDWire.extendedReplyMagic : NBDWire.structuredReplyMagic)
+        isExtended ? NBD.extendedReplyMagic : NBD.structuredReplyMagic)
     bytes += big(flags) + big(type) + big(cookie)
     bytes += isExtended ? big(UInt64(0)) + big(UInt64(body.count)) : big(UInt32(body.count))
     return bytes + body

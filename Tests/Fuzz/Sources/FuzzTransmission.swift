@@ -1,4 +1,5 @@
 import Glibc
+import NBDWire
 
 @testable import ExportNBD
 

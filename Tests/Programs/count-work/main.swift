@@ -1,6 +1,7 @@
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import EngineState
 import Glibc
 import SnapshotCore
 
@@ -64,7 +65,7 @@ func preserve(_ count: UInt64) {
         let offset = block(number) * blockByteCount
         let slot = RequestIndex(UInt32(number % 32))
         let admission = engine.writeArrived(
-            slot, operation: .write, flags: RequestFlags(), offset: offset, length: blockByteCount,
+            slot, operation: .write, offset: offset, length: blockByteCount,
             now: 0)
         if case .issue = admission { worker.finishWrite(slot) }
         worker.perform()

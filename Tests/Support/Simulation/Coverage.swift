@@ -1,3 +1,4 @@
+import EngineState
 import SnapshotCore
 
 /// What was reached, over all seeds; what was not is named at the end.
@@ -10,7 +11,7 @@ package final class Coverage {
         case snapshotCorrupted, overlayCorrupted, snapshotGone, timer
         case timeReached, shortTransfer, storageWriteFault, originWriteFault, copyReadFault
         case storageReadFault, bitRot, mapRefused, extentRefused, imageReadChecked
-        case imageWriteFailed, changesMarked, storageAppended, spaceAdded, fastPath, wouldBlock
+        case imageWriteFailed, storageAppended, fastPath
         case destroyed, cutUndone, cutMade, cutFailed, changesChecked, frozenChangesChecked
         case shrunk, grown, refused, lateWrite, lateImageUser, outage
         case findHoles, holeFound, noHoleFound

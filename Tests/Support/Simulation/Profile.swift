@@ -1,4 +1,4 @@
-import SnapshotCore
+import CopyOnWrite
 
 /// What one seed's world is like: drawn from the seed.
 struct Profile {

@@ -1,6 +1,7 @@
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import EngineState
 import SnapshotCore
 
 // The service or the machine dies at any step. Writes in the kernel arrive wholly, in part or not

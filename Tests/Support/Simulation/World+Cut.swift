@@ -1,6 +1,8 @@
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import CutCoordination
+import EngineState
 import SnapshotCore
 
 /// A cut under way: the coordinator, and what it asked for and was not done yet.

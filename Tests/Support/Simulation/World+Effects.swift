@@ -1,6 +1,7 @@
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import EngineState
 import SnapshotCore
 
 // What the data plane would do: effects are performed in order, completions come later.

@@ -1,5 +1,6 @@
 import BlockModel
 import CopyOnWrite
+import EngineState
 import SnapshotCore
 
 // What users do: write, zero, discard, read and write images, take and destroy snapshots, ask.
@@ -25,24 +26,13 @@ extension World {
             if random.oneIn(4) {
                 let offset = UInt64(random.below(Int(device.size)))
                 let length = 1 + UInt64(random.below(Int(device.size - offset)))
-                if random.oneIn(2) {
-                    declareChanges(device, ByteRange(offset: offset, length: length))
-                    break
-                }
-                coverage.hit(.changesMarked)
-                if device.engine.changesMarked(offset: offset, length: length) {
-                    device.note(&device.changed, offset: offset, length: length)
-                    device.note(&device.touched, offset: offset, length: length)
-                }
+                declareChanges(device, ByteRange(offset: offset, length: length))
             }
         default:
             if random.oneIn(2), let snapshot = pick(device), snapshot.isHeld, !snapshot.isDestroyed
             {
                 coverage.hit(.storageAppended)
                 addSource(device, snapshot.index)
-            } else if let source = device.sources.keys.sorted().randomElement(using: &random) {
-                coverage.hit(.spaceAdded)
-                device.engine.spaceAdded(SourceIndex(UInt16(source)))
             }
         }
         perform(number)
@@ -171,10 +161,9 @@ extension World {
         } else {
             device.note(&device.touched, offset: offset, length: length)
         }
-        let isNoWait = random.oneIn(10)
         let admission = device.engine.writeArrived(
-            RequestIndex(UInt32(slot)), operation: operation, flags: isNoWait ? .noWait : [],
-            offset: offset, length: length, now: now)
+            RequestIndex(UInt32(slot)), operation: operation, offset: offset, length: length,
+            now: now)
         if isBeyondEnd, admission != .refused(.noSpace) {
             violate("device \(number): a write beyond the end was answered with \(admission)")
             return
@@ -187,8 +176,7 @@ extension World {
         case .refused(let fault):
             device.requests[slot].kind = .idle
             if isBeyondEnd { return }
-            coverage.hit(.wouldBlock)
-            if fault != .wouldBlock || !isNoWait { violate("a write was refused with \(fault)") }
+            violate("a write was refused with \(fault)")
         }
     }
 

@@ -1,6 +1,7 @@
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import EngineState
 import SnapshotCore
 
 // Simulation runs the engine on simulated origins, storage, clock and scheduler, and checks after

@@ -1,6 +1,6 @@
-// A small NBD client of the tests, written against the specification, with blocking sockets. It
-// shows every header and lets a test send bytes that no proper client would. The time limits of its
-// sockets only detect hangs.
+// A small NBD client of the tests, independent of the product's `NBDWire`: it is written against the
+// specification, with blocking sockets. It shows every header and lets a test send bytes that no
+// proper client would. The time limits of its sockets only detect hangs.
 
 import Foundation
 import Glibc

@@ -1,3 +1,6 @@
+// Independent of the product on purpose: the tests' own client shares nothing with `NBDWire`, so that
+// a wrong number there is found.
+
 /// The numbers of the NBD specification, as the tests' own client writes them on the wire.
 package enum NBD {
     package static let passwordMagic: UInt64 = 0x4e42_444d_4147_4943

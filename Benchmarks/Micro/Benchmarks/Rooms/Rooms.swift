@@ -2,6 +2,7 @@ import Benchmark
 import BlockModel
 import ChangeTracking
 import CopyOnWrite
+import EngineState
 import SnapshotCore
 
 // What the rooms that decide cost by operation. Orders are fixed, so that runs do the same work.

@@ -1,4 +1,4 @@
-internal import CopyOnWrite
+package import CopyOnWrite
 
 // The block buffers of a loop by index; the bytes are the data plane's (or the simulator's).
 //
@@ -9,26 +9,30 @@ internal import CopyOnWrite
 //   writers come first.
 
 /// What an engine notes about a buffer it holds.
-struct BufferRecord {
-    enum State: UInt8 { case free, copying, queued, writing, orphaned, imageWrite }
+@usableFromInline package struct BufferRecord {
+    /// What the engine does with the buffer.
+    @usableFromInline package enum State: UInt8 {
+        case free, copying, queued, writing, orphaned, imageWrite
+    }
 
-    var state: State = .free
-    var position: UInt8 = 0
-    var account: UInt16 = 0
-    var layer: UInt16 = 0
-    var record: UInt32 = 0
-    var checksum: UInt32 = 0
-    var next: UInt32 = .max
-    var previous: UInt32 = .max
+    @usableFromInline package var state: State = .free
+    @usableFromInline package var position: UInt8 = 0
+    @usableFromInline package var account: UInt16 = 0
+    @usableFromInline package var layer: UInt16 = 0
+    @usableFromInline package var record: UInt32 = 0
+    @usableFromInline package var checksum: UInt32 = 0
+    @usableFromInline package var next: UInt32 = .max
+    @usableFromInline package var previous: UInt32 = .max
 }
 
 /// The bounded pool of block buffers that the engines of one loop share.
-package final class BlockBuffers {
+@usableFromInline package final class BlockBuffers {
     /// Buffers in the pool.
     package let capacity: Int
     /// Buffers nobody holds.
     package private(set) var freeCount: Int
-    let records: UnsafeMutablePointer<BufferRecord>
+    /// The notes by buffer index.
+    package let records: UnsafeMutablePointer<BufferRecord>
     private let accounts: UnsafeMutablePointer<UInt32>
     private static let accountCount = 1024
     private var imageCount = 0
@@ -52,27 +56,32 @@ package final class BlockBuffers {
         accounts.deallocate()
     }
 
-    func canTake(account: UInt16) -> Bool {
+    /// Whether the account may have another buffer.
+    package func canTake(account: UInt16) -> Bool {
         freeCount > 0 && Int(accounts[Int(account)]) < capacity / 2
     }
 
-    func take(account: UInt16) -> BufferIndex? {
+    /// A buffer for a copy; nil when the account may have none now.
+    package func take(account: UInt16) -> BufferIndex? {
         guard canTake(account: account) else { return nil }
         accounts[Int(account)] += 1
         return pop(state: .copying, account: account)
     }
 
-    func canTakeForImage(_ count: Int) -> Bool {
+    /// Whether image writes may have `count` more.
+    package func canTakeForImage(_ count: Int) -> Bool {
         freeCount - count >= capacity / 2 && imageCount + count <= capacity / 8
     }
 
-    func takeForImage() -> BufferIndex {
+    /// A buffer for an image write, which `canTakeForImage` was asked about.
+    package func takeForImage() -> BufferIndex {
         precondition(canTakeForImage(1), "image writes ask before they take")
         imageCount += 1
         return pop(state: .imageWrite, account: .max)
     }
 
-    func free(_ index: BufferIndex) {
+    /// Gives a buffer back.
+    package func free(_ index: BufferIndex) {
         let record = records + Int(index.rawValue)
         precondition(record.pointee.state != .free, "a buffer is freed once")
         if record.pointee.account == .max {

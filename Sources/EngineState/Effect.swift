@@ -1,10 +1,10 @@
-package import BlockModel
-package import CopyOnWrite
+public import BlockModel
+public import CopyOnWrite
 
 /// What the data plane has to do, in the order in which it is given. Memory effects
 /// (`copyFromMemory`, `fillZero`) are done completely before the next effect is looked at: a
 /// buffer named in one effect may be refilled by a later one.
-package enum Effect: Sendable {
+@usableFromInline package enum Effect: Sendable {
     /// Give the whole request to the origin, then say `originWriteFinished`.
     case issue(RequestIndex)
     /// Give these bytes of a discard or zeroing to the origin, then say `originWriteFinished`.
@@ -59,4 +59,12 @@ package enum Effect: Sendable {
     case snapshotGone(SnapshotIndex)
     /// Say `timeReached` at this monotonic time; replaces an earlier time. `.max`: no timer.
     case timer(at: UInt64)
+}
+
+/// Where the bytes of an image request's read go.
+@usableFromInline package enum ImageTarget: Equatable, Sendable {
+    /// The request's payload.
+    case payload
+    /// This buffer, which holds one block; zero-filled behind what is read.
+    case buffer(BufferIndex)
 }

@@ -1,5 +1,5 @@
 import BlockModel
-import SnapshotCore
+import CutCoordination
 import Testing
 
 @Suite struct `A cut over devices` {
