@@ -61,6 +61,9 @@ attach() {
             sed -n 's/.*"node" *: *"\([^"]*\)".*/\1/p' | tr -d '\\') || return 1
     fi
     nodes+=("$node")
+    # A plain loop device says that it rotates, and ours what their origin says. ext4 places files by it
+    # (generic/223).
+    echo 0 >"/sys/block/${node##*/}/queue/rotational"
     # Twice, because the tests erase what they are given.
     local backed size
     backed=$(losetup --noheadings --output BACK-FILE "$node")
