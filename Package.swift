@@ -126,11 +126,21 @@ let package = Package(
             dependencies: ["BlockModel", "CLinux", "CopyOnWrite", "Host", "Origins", "RingIO"],
             swiftSettings: strict),
         .target(
+            name: "OriginIO", dependencies: ["BlockModel", "CLinux", "Origins", "RingIO"],
+            swiftSettings: strict),
+        .target(
+            name: "Devices",
+            dependencies: [
+                "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "EngineState",
+                "Generations", "Host", "OriginIO", "Origins", "RingIO", "SnapshotCore", "Storage",
+            ],
+            swiftSettings: strict),
+        .target(
             name: "DataPlane",
             dependencies: [
                 "BlockModel", "ChangeTracking", "CLinux", "CopyOnWrite", "CutCoordination",
-                "EngineState", "FreezePlanning", "Freezing", "Generations", "Host",
-                "LiveTracking", "Origins", "RingIO", "SnapshotCore", "Storage",
+                "Devices", "FreezePlanning", "Freezing", "Generations", "Host", "LiveTracking",
+                "OriginIO", "Origins", "RingIO", "SnapshotCore", "Storage",
             ],
             swiftSettings: strict),
         .target(
@@ -180,6 +190,7 @@ let package = Package(
             name: "DeviceManagement",
             dependencies: [
                 "BlockModel", "CLinux", "ChangeTracking", "ControlDocuments", "DataPlane",
+                "Devices",
                 "ExportNBD", "FreezePlanning", "Generations", "Host", "LiveTracking", "Origins",
                 "RingIO", "ServiceState",
                 .product(name: "Logging", package: "swift-log"),
@@ -189,7 +200,7 @@ let package = Package(
             name: "SnapshotManagement",
             dependencies: [
                 "BlockModel", "ControlDocuments", "CopyOnWrite", "DataPlane", "DeviceManagement",
-                "ExportNBD", "FreezePlanning", "Host", "Origins", "Quiescing", "RingIO",
+                "Devices", "ExportNBD", "FreezePlanning", "Host", "Origins", "Quiescing", "RingIO",
                 "ServiceState", "Storage",
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -206,8 +217,9 @@ let package = Package(
         .target(
             name: "Monitoring",
             dependencies: [
-                "BlockModel", "ControlDocuments", "DataPlane", "DeviceManagement", "Host", "RingIO",
-                "ServiceState", "SnapshotManagement",
+                "BlockModel", "ControlDocuments", "DataPlane", "DeviceManagement", "Devices",
+                "Host",
+                "RingIO", "ServiceState", "SnapshotManagement",
             ],
             swiftSettings: strict),
         .target(
@@ -312,8 +324,8 @@ let package = Package(
         .testTarget(
             name: "DataPlaneTests",
             dependencies: [
-                "BlockModel", "CLinux", "CTestSupport", "CopyOnWrite", "DataPlane", "Origins",
-                "RingIO", "SnapshotCore", "Storage",
+                "BlockModel", "CLinux", "CTestSupport", "CopyOnWrite", "DataPlane", "Devices",
+                "OriginIO", "Origins", "RingIO", "Storage",
             ],
             swiftSettings: strictTests),
         .target(name: "CTestSupport", path: "Tests/Support/CTestSupport"),

@@ -59,7 +59,7 @@ public struct RequestIndex: Hashable, Sendable {
 }
 
 /// One record of a block status answer. The records of an answer follow each other without gap.
-package struct StatusExtent: Equatable, Sendable {
+public struct StatusExtent: Equatable, Sendable {
     /// Bytes, never 0.
     package var length: UInt64
     /// `AllocationFlags` or `ChangeFlags`, by what was asked.
@@ -231,11 +231,6 @@ open class BlockTarget {
     package final func removeUser(_ user: TargetUser) {
         users.removeAll { $0 === user }
         usersChanged()
-    }
-
-    /// A request that was given on to another target's engine is done there.
-    open func engineFinished(_ index: RequestIndex, _ fault: Fault?) {
-        preconditionFailure("only images give their requests on")
     }
 
     /// A user has left.

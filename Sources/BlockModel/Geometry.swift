@@ -64,7 +64,7 @@ package struct ChunkIndex: Hashable, Comparable, Sendable {
 }
 
 /// A run of bytes on a device: `offset ..< offset + length`.
-package struct ByteRange: Hashable, Sendable {
+public struct ByteRange: Hashable, Sendable {
     package let offset: UInt64
     package let length: UInt64
 

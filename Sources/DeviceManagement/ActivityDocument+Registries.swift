@@ -1,6 +1,7 @@
 internal import BlockModel
 package import ControlDocuments
 internal import DataPlane
+internal import Devices
 
 extension ActivityDocument.Device {
     init(name: String, _ activity: DeviceActivity) {

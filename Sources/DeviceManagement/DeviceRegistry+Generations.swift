@@ -2,6 +2,7 @@ package import BlockModel
 internal import ChangeTracking
 package import ControlDocuments
 internal import DataPlane
+internal import Devices
 internal import Generations
 internal import Host
 package import LiveTracking

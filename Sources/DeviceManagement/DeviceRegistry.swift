@@ -1,6 +1,7 @@
 package import BlockModel
 package import ControlDocuments
 package import DataPlane
+package import Devices
 internal import ExportNBD
 internal import FoundationEssentials
 internal import Generations

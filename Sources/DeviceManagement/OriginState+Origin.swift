@@ -1,5 +1,5 @@
 internal import ControlDocuments
-internal import DataPlane
+internal import Origins
 
 extension OriginState {
     init(_ name: OriginName) {

@@ -1,6 +1,7 @@
 package import ControlDocuments
 internal import BlockModel
 package import DataPlane
+package import Devices
 internal import RingIO
 
 // What `GET /metrics` tells, gathered from the registries and the loops at each scrape. Names and

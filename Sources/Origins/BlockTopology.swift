@@ -1,6 +1,6 @@
-internal import Host
 internal import CLinux
 internal import Glibc
+internal import Host
 
 // What stands on what: from a file or block device down to the disks and image files under it.
 // Storage that stands on an origin would be overwritten by the very writes it protects against.

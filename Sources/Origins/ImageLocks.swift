@@ -1,6 +1,6 @@
-internal import Host
 internal import CLinux
 internal import Glibc
+internal import Host
 
 // Locks that other users of disk images honour.
 //

@@ -1,6 +1,6 @@
-internal import Host
 internal import CLinux
 internal import Glibc
+internal import Host
 internal import RingIO
 internal import Synchronization
 

@@ -1,8 +1,8 @@
-internal import Host
 package import BlockModel
-package import ChangeTracking
 internal import CLinux
+package import ChangeTracking
 internal import Glibc
+internal import Host
 
 // Looks at an open origin: which one it is, and how it stands. Everything here blocks.
 //

@@ -1,7 +1,7 @@
-internal import Host
-package import ChangeTracking
 internal import CLinux
+package import ChangeTracking
 internal import Glibc
+internal import Host
 package import LiveTracking
 
 // Opens an origin for exclusive use and finds out how to reach it. Everything here may block, so

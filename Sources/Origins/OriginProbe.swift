@@ -1,6 +1,6 @@
-internal import Host
 internal import CLinux
 internal import Glibc
+internal import Host
 
 /// How an origin would be reached, found out without taking it: somebody may be using it.
 package struct OriginProbe: Sendable {

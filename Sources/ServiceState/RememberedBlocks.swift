@@ -1,7 +1,5 @@
 internal import ControlDocuments
 internal import FoundationEssentials
-internal import Glibc
-internal import Host
 package import RingIO
 
 /// A block device to make again at the next start.
@@ -19,33 +17,14 @@ package struct RememberedBlock: Codable, Equatable, Sendable {
 }
 
 extension StateDirectory {
-    private struct Contents: Codable {
+    private struct Contents: StateContents {
         var version: Int
         var blocks: [RememberedBlock]
     }
 
     /// Reads the block devices to make again. Blocks.
     package func loadBlocks() throws -> [RememberedBlock] {
-        let file = path + "/blocks.json"
-        guard let bytes = try readWhole(file, byteCountMax: Self.fileByteCountMax) else {
-            return []
-        }
-        let contents: Contents
-        do {
-            contents = try DocumentCoding.decoder().decode(Contents.self, from: Data(bytes))
-        } catch {
-            throw ControlError(
-                .failed,
-                "\(file) is damaged; move it away to start without remembered block devices",
-                details: ["reason": "\(error)"])
-        }
-        guard contents.version == 1 else {
-            throw ControlError(
-                .failed,
-                "\(file) has version \(contents.version), which this program does not know; "
-                    + "use the program that wrote it, or move the file away")
-        }
-        return contents.blocks
+        try read("blocks.json", Contents.self, without: "remembered block devices")?.blocks ?? []
     }
 
     /// Replaces the block devices to make again, durably.

@@ -41,6 +41,12 @@ package struct RememberedDevice: Codable, Equatable, Sendable {
     }
 }
 
+/// What a file of the state holds.
+protocol StateContents: Codable {
+    /// Of the format: 1.
+    var version: Int { get }
+}
+
 /// The durable state of a service; see the head of this file.
 package final class StateDirectory: Sendable {
     /// The directory, as it was named at the start.
@@ -51,7 +57,7 @@ package final class StateDirectory: Sendable {
     /// Most bytes of a state file that are read.
     package static let fileByteCountMax = 16 << 20
 
-    private struct Contents: Codable {
+    private struct Contents: StateContents {
         var version: Int
         var devices: [RememberedDevice]
     }
@@ -66,17 +72,24 @@ package final class StateDirectory: Sendable {
 
     /// Reads the devices to attach. Blocks.
     package func load() throws -> [RememberedDevice] {
-        let file = path + "/devices.json"
+        try read("devices.json", Contents.self, without: "remembered devices")?.devices ?? []
+    }
+
+    /// Reads a file of the state; nil where there is none. `what`: what the service starts without
+    /// when the file is moved away, for the message about one that is damaged. Blocks.
+    func read<Contents: StateContents>(
+        _ name: String, _ type: Contents.Type, without what: String
+    ) throws -> Contents? {
+        let file = path + "/" + name
         guard let bytes = try readWhole(file, byteCountMax: Self.fileByteCountMax) else {
-            return []
+            return nil
         }
         let contents: Contents
         do {
             contents = try DocumentCoding.decoder().decode(Contents.self, from: Data(bytes))
         } catch {
             throw ControlError(
-                .failed,
-                "\(file) is damaged; move it away to start without remembered devices",
+                .failed, "\(file) is damaged; move it away to start without \(what)",
                 details: ["reason": "\(error)"])
         }
         guard contents.version == 1 else {
@@ -85,7 +98,7 @@ package final class StateDirectory: Sendable {
                 "\(file) has version \(contents.version), which this program does not know; "
                     + "use the program that wrote it, or move the file away")
         }
-        return contents.devices
+        return contents
     }
 
     /// Replaces the devices to attach, durably.

@@ -2,6 +2,7 @@ package import BlockModel
 package import ControlDocuments
 internal import DataPlane
 package import DeviceManagement
+internal import Devices
 internal import Host
 
 /// A question about changes as it came from outside.
@@ -100,7 +101,7 @@ package struct ChangeQueries: Sendable {
         var untilName: String?
         if let text = request.until {
             let image = try await snapshots.image(of: name, at: text)
-            query.until = image.snapshot
+            query.end(at: image.snapshot)
             untilName = image.label.description
         }
         if let epoch = request.sinceEpoch, epoch != query.sinceEpoch {

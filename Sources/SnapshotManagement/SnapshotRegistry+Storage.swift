@@ -2,6 +2,7 @@ internal import BlockModel
 package import ControlDocuments
 internal import CopyOnWrite
 internal import DataPlane
+internal import Devices
 internal import Glibc
 internal import Origins
 internal import RingIO

@@ -1,6 +1,7 @@
 import BlockModel
 import CTestSupport
 import DataPlane
+import Devices
 import RingIO
 import Testing
 

@@ -2,6 +2,8 @@ import BlockModel
 import CLinux
 import DataPlane
 import Glibc
+import OriginIO
+import Origins
 import RingIO
 import Synchronization
 
@@ -14,7 +16,10 @@ final class DeviceHarness: Sendable {
 
     init(
         path: String, isReadOnly: Bool = false, sectorBytes: UInt32? = nil,
-        blocking pool: BlockingPool? = nil
+        blocking pool: BlockingPool? = nil,
+        accessing access:
+            @escaping @Sendable (OpenedOrigin, EventLoop, BlockingPool) ->
+            OriginAccess = { DescriptorAccess($0, loop: $1, blocking: $2) }
     ) async throws {
         var configuration = LoopConfiguration()
         configuration.bufferPoolBytes = 64 << 20
@@ -23,7 +28,7 @@ final class DeviceHarness: Sendable {
         do {
             device = try await AttachedDevice.attach(
                 path: path, isReadOnly: isReadOnly, sectorBytes: sectorBytes, on: thread,
-                blocking: blocking)
+                blocking: blocking, accessing: access)
         } catch {
             thread.stopAndJoin()
             blocking.close()

@@ -1,9 +1,9 @@
 import BlockModel
 import CopyOnWrite
 import DataPlane
+import Devices
 import Glibc
 import RingIO
-import SnapshotCore
 import Synchronization
 import Testing
 

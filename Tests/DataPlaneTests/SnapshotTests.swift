@@ -1,10 +1,10 @@
 import BlockModel
 import CopyOnWrite
 import DataPlane
+import Devices
 import Glibc
 import Origins
 import RingIO
-import SnapshotCore
 import Synchronization
 import Testing
 

@@ -20,14 +20,14 @@ build=${keep:-$work/build}
 total=0
 found=0
 
-# try NAME SUBSTITUTION: one mutant of Sources/DataPlane/Origin/Origin.swift.
+# try NAME SUBSTITUTION: one mutant of Sources/Devices/Origin/Origin.swift.
 try() {
     total=$((total + 1))
     rm -rf "$work/tree"
     mkdir "$work/tree"
     (cd "$tree" && tar cf - Package.swift Package.resolved Sources Tests 2>/dev/null || true) |
         tar xf - -C "$work/tree"
-    file=$work/tree/Sources/DataPlane/Origin/Origin.swift
+    file=$work/tree/Sources/Devices/Origin/Origin.swift
     cp "$file" "$work/before"
     perl -0pi -e "$2" "$file"
     if cmp -s "$file" "$work/before"; then

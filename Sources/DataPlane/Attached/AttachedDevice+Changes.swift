@@ -1,4 +1,5 @@
 package import BlockModel
+package import Devices
 internal import RingIO
 internal import SnapshotCore
 
@@ -20,7 +21,7 @@ extension AttachedDevice {
         if let refusal = await takeMarks(for: query) { return .failure(refusal) }
         if case .everything = query.since { return await contents(query) }
         let buffer = RangeBuffer(capacity: Self.rangesPerSlice)
-        let (device, until) = (device, query.until?.part)
+        let (device, until) = (device, query.until)
         var page: PageCollector?
         var position = query.offset
         while true {

@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import CLinux
+internal import Devices
 internal import RingIO
 internal import SnapshotCore
 
@@ -16,7 +17,7 @@ extension AttachedDevice {
 
     /// A page of the whole device less its holes.
     func contents(_ query: ChangesQuery) async -> Result<ChangesPage, ChangesRefusal> {
-        let (device, until) = (device, query.until?.part)
+        let (device, until) = (device, query.until)
         let frame = await loop.mailbox.run { loop in
             device.get(on: loop).changesFrame(query, until: until?.get(on: loop))
         }

@@ -1,5 +1,6 @@
 package import BlockModel
 internal import ChangeTracking
+package import Devices
 internal import Glibc
 internal import LiveTracking
 internal import Origins
@@ -150,21 +151,5 @@ extension AttachedDevice {
         }
         if case .some(.some) = failure { await lose(.doubted(.notGrown)) }
         _ = await takeMarks()
-    }
-}
-
-extension Device {
-    /// A client asks what changed: the marks of that range are taken first.
-    func liveStatusArrived(_ index: RequestIndex) {
-        guard let takeMarks else { preconditionFailure("a live device can take its marks") }
-        let range = requests.pointer(to: index).pointee.range
-        let back = LoopConfined(self, on: loop)
-        let mailbox = loop.mailbox
-        Task {
-            await takeMarks(range)
-            mailbox.postWhenRoom { loop in
-                back.get(on: loop).changeStatusArrived(index, image: nil)
-            }
-        }
     }
 }

@@ -1,4 +1,5 @@
 package import BlockModel
+package import Devices
 internal import Generations
 package import RingIO
 internal import SnapshotCore
@@ -114,57 +115,5 @@ extension AttachedDevice {
             }
         }
         return .success(epochs.count == 1)
-    }
-}
-
-/// How far a mark of several ranges has come.
-private struct MarkCursor: Sendable {
-    private let ranges: [ByteRange]
-    private var index = 0
-    private var offset: UInt64
-
-    init(_ ranges: [ByteRange]) {
-        self.ranges = ranges
-        offset = ranges.first?.offset ?? 0
-    }
-
-    var isDone: Bool { index == ranges.count }
-
-    /// The next part, of at most so many chunks.
-    mutating func next(chunkCount: UInt64) -> ByteRange {
-        let start = offset
-        let end = min(
-            ranges[index].end, (start / chunkByteCount + chunkCount) * chunkByteCount)
-        if end == ranges[index].end {
-            index += 1
-            offset = isDone ? 0 : ranges[index].offset
-        } else {
-            offset = end
-        }
-        return ByteRange(offset: start, length: end - start)
-    }
-}
-
-extension Device {
-    /// Marks on from `cursor`, as far as one slice goes.
-    fileprivate func markSlice(
-        from start: MarkCursor, chunkCount: UInt64
-    ) -> Result<(Epoch, MarkCursor), ChangesRefusal> {
-        guard !engine.isTrackingLost else { return .failure(.generationUnknown) }
-        var cursor = start
-        var left = max(1, chunkCount / UInt64(1 + engine.heldCount * 16))
-        while left > 0, !cursor.isDone {
-            let part = cursor.next(chunkCount: left)
-            guard part.end <= size else { return .failure(.beyondEnd(size: size)) }
-            // A new generation began since the pages were reserved: its map has others.
-            guard engine.unreservedPages(of: part, countMax: 1).isEmpty else {
-                return .failure(.busy)
-            }
-            engine.changesDeclared(in: part)
-            counters.markedBlocks &+= Self.blockCount(part)
-            left -= min(left, UInt64(chunks(touching: part).count))
-        }
-        engineTouched()
-        return .success((engine.epoch, cursor))
     }
 }

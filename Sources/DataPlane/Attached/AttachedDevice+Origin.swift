@@ -1,7 +1,7 @@
 package import BlockModel
-internal import CLinux
+package import Devices
 internal import Glibc
-internal import Origins
+package import Origins
 internal import RingIO
 
 // Looks at the origin of an attached device: how large it is, and whether its path still names it.
@@ -10,16 +10,6 @@ internal import RingIO
 // - The sizes that an origin is found to have are numbered in the order in which they were seen,
 //   one look at a time: a cut never takes over one that was seen before another which was taken
 //   over.
-
-/// What the path of an attached origin names now.
-package enum OriginName: String, Sendable {
-    /// The origin.
-    case origin
-    /// Another file or device.
-    case replaced
-    /// Nothing.
-    case deleted
-}
 
 extension AttachedDevice {
     /// Longest time to wait for an open origin to tell its size, and for its path, nanoseconds.
@@ -42,7 +32,7 @@ extension AttachedDevice {
 
     private func lookAtSize() async -> Result<DeviceResize, ResizeObstacle> {
         let device = device
-        let (descriptor, facts) = (descriptor, facts)
+        let (origin, former) = (origin, facts.size)
         let number = lookCount.withLock { count in
             count += 1
             return count
@@ -54,7 +44,7 @@ extension AttachedDevice {
         ) { () -> Result<DeviceResize, ResizeObstacle> in
             do throws(ResizeObstacle) {
                 return .success(
-                    try DeviceResize.find(descriptor, facts, number: number, memory: memory))
+                    try DeviceResize.find(origin, former: former, number: number, memory: memory))
             } catch { return .failure(error) }
         }
         switch outcome {
@@ -77,9 +67,9 @@ extension AttachedDevice {
             return !isLookedAt
         }
         guard isFree else { return nil }
-        let (descriptor, path, isBlockDevice) = (descriptor, facts.path, facts.isBlockDevice)
+        let origin = origin
         let outcome = await blocking.run(.paths, limitNanoseconds: Self.nameNanosecondsMax) {
-            let name = Self.name(path, descriptor, isBlockDevice: isBlockDevice)
+            let name = origin.currentName()
             self.isNameLookedAt.withLock { $0 = false }
             return name
         }
@@ -92,96 +82,10 @@ extension AttachedDevice {
         }
     }
 
-    private static func name(
-        _ path: String, _ descriptor: Int32, isBlockDevice: Bool
-    ) -> OriginName? {
-        var (named, own) = (stat(), stat())
-        guard fstat(descriptor, &own) == 0 else { return nil }
-        guard stat(path, &named) == 0 else {
-            return errno == ENOENT || errno == ENOTDIR ? .deleted : nil
-        }
-        // Nodes of a block device come and go; which device they name is what counts.
-        let isSame =
-            isBlockDevice
-            ? named.st_rdev == own.st_rdev
-            : named.st_dev == own.st_dev && named.st_ino == own.st_ino
-        return isSame ? .origin : .replaced
-    }
-
     /// Why the origin is gone; nil while it is there, or when the loop does not answer.
     package func goneFault() async -> Fault? {
         let device = device
         return await loop.mailbox.run { device.get(on: $0).goneFault } ?? nil
-    }
-}
-
-/// Asks whether a block device is still there, after a request of it failed. One at a time.
-final class OriginCheck: BlockingWork, @unchecked Sendable {
-    // `BlockingWork` says which thread touches the fields when.
-    private unowned let device: Device
-    private let descriptor: Int32
-    private var fault: Fault?
-
-    init(device: Device) {
-        self.device = device
-        descriptor = device.origin.descriptor
-        super.init(mailbox: device.loop.mailbox)
-    }
-
-    override func perform() {
-        var size: UInt64 = 0
-        fault = nil
-        if cl_block_device_size(descriptor, &size) != 0 {
-            fault = Fault(errnoValue: errno)
-        } else if size == 0 {
-            // So the kernel marks a disk that was taken away.
-            fault = .deviceGone
-        }
-    }
-
-    override func finished() { device.originChecked(fault) }
-}
-
-extension Device {
-    /// Shortest time between two questions to an origin whose requests fail, nanoseconds.
-    private static let checkIntervalNanoseconds: UInt64 = 1_000_000_000
-
-    /// A request of the origin failed: is it gone?
-    func originFailed(_ fault: Fault) {
-        guard goneFault == nil else { return }
-        if fault.isOfMissingDevice { return originGone(fault) }
-        // A disk that is taken away answers with other errors too.
-        guard origin.facts.isBlockDevice, !isCheckingOrigin,
-            loop.now >= originCheckedAt + Self.checkIntervalNanoseconds
-        else { return }
-        isCheckingOrigin = true
-        originCheckedAt = loop.now
-        let check = originCheck ?? OriginCheck(device: self)
-        originCheck = check
-        // The pool takes it unless it has ended.
-        if !blocking.submit(.origins, work: check) { isCheckingOrigin = false }
-    }
-
-    func originChecked(_ fault: Fault?) {
-        isCheckingOrigin = false
-        if let fault { originGone(fault) }
-        usersChanged()
-    }
-
-    /// The origin is gone: requests keep failing by themselves, and no image can be read any more.
-    private func originGone(_ fault: Fault) {
-        guard goneFault == nil else { return }
-        goneFault = fault
-        notify(.originGone(fault))
-        engine.originLost(fault: fault)
-        engineTouched()
-    }
-}
-
-extension Fault {
-    /// The kernel says so of a device that is not there (any more): ENXIO, ENODEV, ENOMEDIUM.
-    fileprivate var isOfMissingDevice: Bool {
-        [ENXIO, ENODEV, ENOMEDIUM].contains(errnoValue)
     }
 }
 

@@ -1,5 +1,6 @@
 package import BlockModel
 package import ChangeTracking
+package import Devices
 internal import RingIO
 internal import SnapshotCore
 

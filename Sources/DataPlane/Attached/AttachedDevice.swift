@@ -1,7 +1,9 @@
 package import BlockModel
 package import ChangeTracking
+package import Devices
 package import Generations
 package import LiveTracking
+package import OriginIO
 package import Origins
 package import RingIO
 internal import Synchronization
@@ -21,7 +23,7 @@ package final class AttachedDevice: Sendable {
     package let newGenerationReason: NewGenerationReason?
     /// Of a device that is tracked in use: its marks.
     let live: LiveWindow?
-    private let origin: OpenedOrigin
+    let origin: OpenedOrigin
     private let request: TrackingRequest?
     let blocking: BlockingPool
     private let size: Mutex<UInt64>
@@ -61,11 +63,14 @@ package final class AttachedDevice: Sendable {
     /// nil for what the origin says (files: 512). `tracking`: where the generation of its changes
     /// is kept; nil when nobody will ask for it. `live`: it stays in use, and this tracks its
     /// writes.
-    /// Waits at most `limitNanoseconds` for what `path` names.
+    /// Waits at most `limitNanoseconds` for what `path` names. `access` makes the way to its disk.
     package static func attach(
         path: String, isReadOnly: Bool, sectorBytes: UInt32?, tracking: TrackingRequest? = nil,
         live: LiveTracker? = nil, on loop: LoopThread, blocking: BlockingPool,
-        limitNanoseconds: UInt64 = BlockingPool.pathNanosecondsMax
+        limitNanoseconds: UInt64 = BlockingPool.pathNanosecondsMax,
+        accessing access:
+            @escaping @Sendable (OpenedOrigin, EventLoop, BlockingPool) ->
+            OriginAccess = { DescriptorAccess($0, loop: $1, blocking: $2) }
     ) async throws(AttachError) -> AttachedDevice {
         let origin = try await blocking.runOnPath(
             .paths, "origin \(path)", limitNanoseconds: limitNanoseconds,
@@ -78,7 +83,8 @@ package final class AttachedDevice: Sendable {
         let generation = try await openGeneration(
             of: origin, tracking, blocking, limitNanoseconds: limitNanoseconds)
         let device = await loop.mailbox.run { loop -> LoopConfined<Device>? in
-            let device = Device(origin, generation, loop: loop, blocking: blocking)
+            let device = Device(
+                access(origin, loop, blocking), generation, loop: loop, blocking: blocking)
             return device.register() ? LoopConfined(device, on: loop) : nil
         }
         guard let device, let device else {
@@ -219,9 +225,6 @@ package final class AttachedDevice: Sendable {
     }
 
     // MARK: Resize
-
-    /// Descriptor of the origin, open as long as the device is attached.
-    var descriptor: Int32 { origin.descriptor }
 
     /// A cut took another size over.
     func wasResized(to size: UInt64) { self.size.withLock { $0 = size } }

@@ -1,6 +1,7 @@
 package import BlockModel
 internal import CLinux
 package import CopyOnWrite
+package import Devices
 internal import Glibc
 internal import Host
 package import Origins
@@ -92,6 +93,17 @@ package struct SnapshotStorage: Sendable {
     package func closed() async {
         for source in sources { await source.closed() }
     }
+}
+
+extension ChangesQuery {
+    /// What changed since then until the cut of a snapshot, or until now.
+    package init(since: Since, until: DeviceSnapshot?) {
+        self.init(since: since)
+        self.until = until?.part
+    }
+
+    /// The question ends with the cut of a snapshot.
+    package mutating func end(at snapshot: DeviceSnapshot) { until = snapshot.part }
 }
 
 /// One device's part of a snapshot, as the control plane sees it.

@@ -1,10 +1,11 @@
-internal import Host
 package import BlockModel
 internal import CLinux
 internal import CutCoordination
+package import Devices
 package import FreezePlanning
 package import Freezing
 internal import Glibc
+internal import Host
 package import RingIO
 internal import Synchronization
 

@@ -1,8 +1,6 @@
 internal import BlockModel
-internal import CLinux
-internal import Generations
-internal import Glibc
-internal import Origins
+package import Generations
+package import Origins
 
 /// Why an origin's size cannot be taken over.
 package enum ResizeObstacle: Error, Sendable {
@@ -15,27 +13,26 @@ package enum ResizeObstacle: Error, Sendable {
 }
 
 /// A size that the origin was found to have, and what a device needs to take it over.
-struct DeviceResize: Sendable {
+package struct DeviceResize: Sendable {
     /// Larger than that of any look before.
-    let number: UInt64
-    let size: UInt64
+    package let number: UInt64
+    package let size: UInt64
     /// Room for the map of a device that grew beyond its former one.
-    let memory: ChangeMapMemory?
+    package let memory: ChangeMapMemory?
 
-    /// Looks at the origin behind `descriptor`. Blocks.
-    static func find(
-        _ descriptor: Int32, _ facts: OriginFacts, number: UInt64, memory: ChangeMapMemory
+    /// Looks at the origin, of which the device has `former` bytes. Blocks.
+    package static func find(
+        _ origin: OpenedOrigin, former: UInt64, number: UInt64, memory: ChangeMapMemory
     ) throws(ResizeObstacle) -> DeviceResize {
-        var found = CLinux.cl_file_facts()
-        guard cl_file_facts(descriptor, &found) == 0 else { throw .unreadable(errno) }
-        var now = found.size
-        if facts.isBlockDevice, cl_block_device_size(descriptor, &now) != 0 {
-            throw .unreadable(errno)
+        let now: UInt64
+        switch origin.currentSize() {
+        case .success(let size): now = size
+        case .failure(let failure): throw .unreadable(failure.errnoValue)
         }
-        guard now != facts.size else {
+        guard now != former else {
             return DeviceResize(number: number, size: now, memory: nil)
         }
-        let multiple = UInt64(max(facts.sectorBytes, facts.offsetAlignment))
+        let multiple = UInt64(max(origin.facts.sectorBytes, origin.facts.offsetAlignment))
         let chunkCount = MapLayout.chunkCount(size: now)
         guard now > 0, now % multiple == 0, chunkCount <= MapLayout.chunkCountMax else {
             throw .unsuitable(size: now, multiple: multiple)

@@ -1,9 +1,9 @@
 package import BlockModel
-internal import CopyOnWrite
-internal import EngineState
+package import CopyOnWrite
+package import EngineState
 internal import RingIO
 internal import SnapshotCore
-internal import Storage
+package import Storage
 
 /// What happens to one device's part of a snapshot while it is held.
 package enum SnapshotNotice: Sendable {
@@ -29,12 +29,12 @@ package struct SnapshotPartReport: Sendable {
 }
 
 /// One device's part of a snapshot, on the device's loop.
-final class SnapshotPart {
-    let device: Device
-    let index: SnapshotIndex
+package final class SnapshotPart {
+    package let device: Device
+    package let index: SnapshotIndex
     private let notify: @Sendable (SnapshotNotice) -> Void
-    private(set) var image: ImageDevice?
-    private(set) var writableImage: ImageDevice?
+    package private(set) var image: ImageDevice?
+    package private(set) var writableImage: ImageDevice?
     private var whenGone: (() -> Void)?
     private var isHeld = false
     /// From `destroy` on: the index may belong to another snapshot by now.
@@ -59,9 +59,9 @@ final class SnapshotPart {
     }
 
     /// What can be said of the image's cut.
-    enum Standing { case prepared, held, corrupted, destroyed }
+    package enum Standing { case prepared, held, corrupted, destroyed }
 
-    var standing: Standing {
+    package var standing: Standing {
         if isDestroyed { return .destroyed }
         if !isHeld { return .prepared }
         return device.engine.report(on: index).isCorrupted ? .corrupted : .held
@@ -73,7 +73,7 @@ final class SnapshotPart {
 
     /// Destroys the part in whatever state it is; `whenGone` runs on the loop when everything
     /// that is not handed over is free. Once only.
-    func destroy(_ whenGone: @escaping () -> Void) {
+    package func destroy(_ whenGone: @escaping () -> Void) {
         precondition(!isDestroyed, "a snapshot is destroyed once")
         isDestroyed = true
         self.whenGone = whenGone
@@ -94,7 +94,7 @@ final class SnapshotPart {
     }
 
     /// What it uses; nil once it is destroyed.
-    var report: SnapshotPartReport? {
+    package var report: SnapshotPartReport? {
         guard !isDestroyed else { return nil }
         let copied = device.engine.counters.copiedByteCount
         let report = device.engine.report(on: index)
@@ -109,7 +109,7 @@ final class SnapshotPart {
 
 extension Device {
     /// Does everything about a snapshot of this device that can fail; nil at a bound.
-    func prepareSnapshot(
+    package func prepareSnapshot(
         policy: OverflowPolicy, account: UInt16, sources added: [StorageSource],
         notify: @escaping @Sendable (SnapshotNotice) -> Void
     ) -> SnapshotPart? {
@@ -127,7 +127,7 @@ extension Device {
     }
 
     /// More room for a snapshot; false at the bound of sources.
-    func addSource(_ source: StorageSource, to snapshot: SnapshotIndex) -> Bool {
+    package func addSource(_ source: StorageSource, to snapshot: SnapshotIndex) -> Bool {
         guard
             let index = engine.sourceAdded(to: snapshot, extentByteCount: source.extentByteCount)
         else { return false }
@@ -140,14 +140,14 @@ extension Device {
     // MARK: Cut
 
     /// From now on changes wait; `drained` runs when none is under way.
-    func closeGate(_ drained: @escaping () -> Void) {
+    package func closeGate(_ drained: @escaping () -> Void) {
         gateDrained = drained
         engine.gateClosed(now: loop.now)
         engineTouched()
     }
 
     /// Changes continue, after a switch or instead of one.
-    func openGate() {
+    package func openGate() {
         gateDrained = nil
         engine.gateOpened(now: loop.now)
         engineTouched()

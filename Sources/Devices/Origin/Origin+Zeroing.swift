@@ -1,10 +1,10 @@
 internal import BlockModel
-internal import CLinux
 internal import Glibc
 internal import Host
+internal import OriginIO
 internal import RingIO
 
-// Zeroes and discards. The middle, in whole blocks, goes to fallocate; the parts of blocks at
+// Zeroes and discards. The middle, in whole blocks, is zeroed by the origin; the parts of blocks at
 // the two ends are written. A discard leaves its ends alone: it is only advice.
 //
 // `BlockRequest.progress` counts what is done of the middle, `step` says which part is next.
@@ -17,8 +17,8 @@ extension Origin {
         case done
     }
 
-    /// Bytes of one fallocate: bounds how long a kernel worker is busy with one request.
-    private var allocateByteCountMax: UInt64 { facts.isBlockDevice ? 1 << 30 : 64 << 30 }
+    /// Bytes of one such operation: bounds how long a kernel worker is busy with one request.
+    private var zeroedByteCountMax: UInt64 { facts.isBlockDevice ? 1 << 30 : 64 << 30 }
 
     func zeroingArrived(_ index: RequestIndex) {
         let request = requests.pointer(to: index)
@@ -79,26 +79,34 @@ extension Origin {
         let rest = middle.length - request.pointee.progress
         guard rest > 0 else { return partFinished(index) }
         let offset = middle.offset + request.pointee.progress
-        if let mode = allocateMode(request.pointee) {
-            return loop.allocate(
+        if let kind = zeroing(request.pointee) {
+            let result = access.zero(
                 self, tag: OriginStep.middle.rawValue, token: index.rawValue,
-                descriptor: descriptor, mode: mode, offset: offset,
-                byteCount: min(rest, allocateByteCountMax))
+                ByteRange(offset: offset, length: min(rest, zeroedByteCountMax)), kind)
+            if let result { middleCompleted(index, result) }
+            return
         }
         if request.pointee.operation == .discard { return partFinished(index) }
-        loop.write(
-            self, tag: OriginStep.zeroPiece.rawValue, token: index.rawValue,
-            descriptor: descriptor, from: ZeroMemory.address,
+        write(
+            index, .zeroPiece, from: ZeroMemory.address,
             byteCount: Int(min(rest, UInt64(ZeroMemory.byteCount))), offset: offset)
     }
 
-    /// The fallocate mode that does it, or nil when none does.
-    private func allocateMode(_ request: BlockRequest) -> Int32? {
-        if !request.flags.contains(.keepAllocated), canPunchHoles {
-            return Int32(cl_falloc_punch_hole)
-        }
-        if request.operation == .writeZeroes, canZeroRanges { return Int32(cl_falloc_zero_range) }
+    /// How the origin does it; nil when it cannot.
+    private func zeroing(_ request: BlockRequest) -> OriginZeroing? {
+        if !request.flags.contains(.keepAllocated), canPunchHoles { return .hole }
+        if request.operation == .writeZeroes, canZeroRanges { return .allocated }
         return nil
+    }
+
+    private func write(
+        _ index: RequestIndex, _ step: OriginStep, from source: UnsafeRawPointer, byteCount: Int,
+        offset: UInt64
+    ) {
+        let result = access.write(
+            self, tag: step.rawValue, token: index.rawValue, from: source, byteCount: byteCount,
+            offset: offset, isStable: false, work: .max)
+        if let result { completed(step, index, result) }
     }
 
     func middleCompleted(_ index: RequestIndex, _ result: Int32) {
@@ -106,11 +114,11 @@ extension Origin {
         switch -result {
         case 0:
             let rest = middle(index).length - request.pointee.progress
-            request.pointee.progress += min(rest, allocateByteCountMax)
+            request.pointee.progress += min(rest, zeroedByteCountMax)
         case EINTR, EAGAIN: return tryAgain(index, .middle)
         case EOPNOTSUPP, ENOSYS:
             // Another request may have found out before.
-            if allocateMode(request.pointee) == Int32(cl_falloc_punch_hole) {
+            if zeroing(request.pointee) == .hole {
                 canPunchHoles = false
             } else {
                 canZeroRanges = false
@@ -168,19 +176,18 @@ extension Origin {
         guard !granule, let edge else { return partFinished(index) }
         if edge.isAligned(to: alignment) { return writeEdge(index, edge, from: ZeroMemory.address) }
         let outer = edge.roundedOutward(to: alignment)
-        loop.read(
+        let result = access.read(
             self, tag: OriginStep.edgeRead.rawValue, token: index.rawValue,
-            descriptor: descriptor, into: scratch.address(of: locks.scratchSlot(of: index)),
-            byteCount: Int(outer.length), offset: outer.offset)
+            into: scratch.address(of: locks.scratchSlot(of: index)),
+            byteCount: Int(outer.length), offset: outer.offset, work: .max)
+        if let result { edgeReadCompleted(index, result) }
     }
 
     private func writeEdge(
         _ index: RequestIndex, _ range: ByteRange, from source: UnsafeRawPointer
     ) {
-        loop.write(
-            self, tag: OriginStep.edgeWrite.rawValue, token: index.rawValue,
-            descriptor: descriptor, from: source, byteCount: Int(range.length),
-            offset: range.offset)
+        write(
+            index, .edgeWrite, from: source, byteCount: Int(range.length), offset: range.offset)
     }
 
     func edgeReadCompleted(_ index: RequestIndex, _ result: Int32) {

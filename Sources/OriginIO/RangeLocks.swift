@@ -1,5 +1,5 @@
-internal import BlockModel
-internal import RingIO
+package import BlockModel
+package import RingIO
 
 // Keeps partial-sector writes apart. A write whose ends are not aligned reads sectors, changes
 // part of them and writes them back: no other write may touch these sectors meanwhile. Aligned
@@ -11,7 +11,8 @@ internal import RingIO
 // - Each exclusive holder has a scratch slot; when all slots are taken, the next one waits.
 // - Both lists run through the `next`/`previous` links of the request slots.
 
-struct RangeLocks {
+/// The ranges of an origin's writes that hold, or wait for, each other off.
+package struct RangeLocks {
     private struct List {
         var first = RequestIndex.none
         var last = RequestIndex.none
@@ -28,13 +29,14 @@ struct RangeLocks {
     private static let shared = UInt32.max
     private static let exclusiveWaiting = UInt32.max - 1
 
-    init(requests: RequestPool) {
+    /// Nobody holds anything. `requests`: of the loop.
+    package init(requests: RequestPool) {
         self.requests = requests
         freeSlots = (0..<UInt32(SectorScratch.slotCount)).reversed()
     }
 
     /// The scratch slot of an exclusive holder.
-    func scratchSlot(of index: RequestIndex) -> Int {
+    package func scratchSlot(of index: RequestIndex) -> Int {
         let slot = requests[index].attachment
         precondition(slot < SectorScratch.slotCount, "only exclusive holders have scratch")
         return Int(slot)
@@ -43,7 +45,7 @@ struct RangeLocks {
     private var noneWaits: Bool { waiters.first == .none }
 
     /// Admits a write (true), or queues it until `nextAdmitted` returns it.
-    mutating func arrived(_ index: RequestIndex, isExclusive: Bool) -> Bool {
+    package mutating func arrived(_ index: RequestIndex, isExclusive: Bool) -> Bool {
         requests[index].attachment = isExclusive ? Self.exclusiveWaiting : Self.shared
         if exclusiveCount == 0, !isExclusive, noneWaits {
             append(index, to: \.holders)
@@ -60,7 +62,7 @@ struct RangeLocks {
     }
 
     /// A write is done: its range is free.
-    mutating func finished(_ index: RequestIndex) {
+    package mutating func finished(_ index: RequestIndex) {
         unlink(index, from: \.holders)
         let slot = requests[index].attachment
         guard slot != Self.shared else { return }
@@ -69,7 +71,7 @@ struct RangeLocks {
     }
 
     /// Takes out the first waiter that may go now.
-    mutating func nextAdmitted() -> RequestIndex? {
+    package mutating func nextAdmitted() -> RequestIndex? {
         var candidate = waiters.first
         while candidate != .none {
             let following = requests[candidate].next

@@ -1,13 +1,12 @@
 internal import BlockModel
-internal import CLinux
-internal import Glibc
+internal import OriginIO
 internal import Origins
 internal import RingIO
 
 // Performs the requests of one device on its origin. It decides nothing about chunks or
 // snapshots: it reads, writes, zeroes, and reports the result.
 //
-// Steps of a request (`BlockRequest.step`), each one operation in the kernel:
+// Steps of a request (`BlockRequest.step`), each one operation of `OriginAccess`:
 //
 //   read          ──► data ──(short: again)──► done
 //   write         ──► data ──► [sync] ──► done                      both ends aligned
@@ -21,7 +20,7 @@ internal import RingIO
 // - A request is finished once, after its last operation completed.
 // - After a synchronisation failed, every later one fails: the kernel may have dropped the data.
 
-/// What runs on the kernel's side for a request; the tag of its operation.
+/// What is under way for a request; the tag of its operation.
 enum OriginStep: UInt8 {
     case data
     case headSector
@@ -35,51 +34,44 @@ enum OriginStep: UInt8 {
 }
 
 /// One origin on its loop.
-final class Origin: RingHandler {
+final class Origin: OriginUser {
     let loop: EventLoop
-    let blocking: BlockingPool
     let requests: RequestPool
-    let descriptor: Int32
+    let access: OriginAccess
     let facts: OriginFacts
     let alignment: UInt64
-    /// A write with RWF_DSYNC is on stable storage; else fdatasync follows.
-    let honoursDataSync: Bool
     unowned(unsafe) var device: Device
     var locks: RangeLocks
     let scratch: SectorScratch
     var flushes: FlushQueue
     /// Set when the device closes.
     private var closed: ((Fault?) -> Void)?
-    /// Block status scans and searches for holes in the blocking pool, of the device and its
+    /// Questions for block status and holes that the origin has not answered, of the device and its
     /// images.
     var scanCount = 0
-    /// Those that wait for the one in the pool, from `scanHead` on: an origin that does not answer
-    /// holds one thread, and its clients' questions do not crowd those of others.
-    var waitingScans: [HoleScan] = []
+    /// Those for block status that wait for the one that was asked, from `scanHead` on: an origin
+    /// that does not answer holds one thread, and its clients' questions do not crowd those of
+    /// others.
+    var waitingScans: [StatusScan] = []
     var scanHead = 0
-    var isScanning = false
-    /// Block status scans that nobody uses now.
-    var freeScans: [HoleScan] = []
+    /// The one that was asked.
+    var scan: StatusScan?
     /// Times the synchronisation under way was interrupted.
     private var synchronizeAttempts = 0
-    /// Searches for holes that nobody uses now.
-    var freeHoleSearches: [HoleSearch] = []
     /// What the origin was found unable to do; only ever switched off.
     var canPunchHoles = true
     var canZeroRanges = true
 
-    init(_ origin: OpenedOrigin, device: Device, loop: EventLoop, blocking: BlockingPool) {
+    init(_ access: OriginAccess, device: Device, loop: EventLoop) {
         self.loop = loop
-        self.blocking = blocking
+        self.access = access
         requests = loop.requests
-        facts = origin.facts
-        alignment = UInt64(origin.facts.offsetAlignment)
-        honoursDataSync = origin.honoursDataSync
+        facts = access.facts
+        alignment = UInt64(access.facts.offsetAlignment)
         self.device = device
         locks = RangeLocks(requests: loop.requests)
         scratch = SectorScratch()
         flushes = FlushQueue(requests: loop.requests)
-        descriptor = origin.descriptor
         super.init()
     }
 
@@ -137,50 +129,23 @@ final class Origin: RingHandler {
         let buffer = payload - Int(request.pointee.offset - range.offset)
         let progress = request.pointee.progress
         let byteCount = Int(range.length - progress)
-        if facts.accessMode == .inline, loop.takeInline(byteCount: byteCount) {
-            return performInline(index, buffer)
-        }
+        let result: Int32?
         switch request.pointee.operation {
         case .read:
-            loop.read(
+            result = access.read(
                 self, tag: OriginStep.data.rawValue, token: index.rawValue,
-                descriptor: descriptor, into: buffer + Int(progress), byteCount: byteCount,
-                offset: range.offset + progress)
+                into: buffer + Int(progress), byteCount: byteCount,
+                offset: range.offset + progress, work: byteCount)
         case .write:
-            loop.write(
+            result = access.write(
                 self, tag: OriginStep.data.rawValue, token: index.rawValue,
-                descriptor: descriptor, from: buffer + Int(progress), byteCount: byteCount,
+                from: buffer + Int(progress), byteCount: byteCount,
                 offset: range.offset + progress,
-                dataSync: honoursDataSync && request.pointee.flags.contains(.forceUnitAccess))
+                isStable: request.pointee.flags.contains(.forceUnitAccess), work: byteCount)
         case .flush, .discard, .writeZeroes, .prefetch, .blockStatus:
             preconditionFailure("only reads and writes carry data")
         }
-    }
-
-    /// tmpfs: plain calls, nothing blocks and nothing needs alignment. What would hold the loop for
-    /// too long goes through the ring, to threads of the kernel.
-    private func performInline(_ index: RequestIndex, _ buffer: UnsafeMutableRawPointer) {
-        let request = requests.pointer(to: index)
-        let total = Int(request.pointee.length)
-        var done = Int(request.pointee.progress)
-        while done < total {
-            let offset = off_t(request.pointee.offset) + off_t(done)
-            let result =
-                request.pointee.operation == .read
-                ? pread(descriptor, buffer + done, total - done, offset)
-                : pwrite(descriptor, buffer + done, total - done, offset)
-            if result > 0 {
-                done += result
-                continue
-            }
-            let failure = result < 0 ? errno : EIO  // 0: the file was cut short under us
-            if failure == EINTR { continue }
-            return device.originFinished(index, Fault(errnoValue: failure))
-        }
-        if request.pointee.flags.contains(.forceUnitAccess), request.pointee.operation == .write {
-            return synchronize(index)
-        }
-        device.originFinished(index, nil)
+        if let result { dataCompleted(index, result) }
     }
 
     private func dataCompleted(_ index: RequestIndex, _ result: Int32) {
@@ -205,7 +170,7 @@ final class Origin: RingHandler {
         guard request.pointee.operation == .write else {
             return device.originFinished(index, fault)
         }
-        writeStepsFinished(index, fault, isStable: honoursDataSync)
+        writeStepsFinished(index, fault, isStable: access.writesStably)
     }
 
     /// The last step of a write or zeroing before synchronisation is done.
@@ -232,12 +197,8 @@ final class Origin: RingHandler {
     }
 
     private func startSynchronizing() {
-        if facts.accessMode == .inline {
-            let result = fdatasync(descriptor)
-            return synchronizeCompleted(result == 0 ? 0 : -errno)
-        }
-        loop.synchronize(
-            self, tag: OriginStep.synchronize.rawValue, token: 0, descriptor: descriptor)
+        let result = access.synchronize(self, tag: OriginStep.synchronize.rawValue, token: 0)
+        if let result { synchronizeCompleted(result) }
     }
 
     private func synchronizeCompleted(_ result: Int32) {
@@ -256,12 +217,13 @@ final class Origin: RingHandler {
     // MARK: Closing
 
     /// Flushes (unless read-only), leaves the loop and calls `closed` with the fault of the flush;
-    /// the descriptor stays open. No request may be under way.
+    /// the disk stays open. No request may be under way.
     func close(_ closed: @escaping (Fault?) -> Void) {
         self.closed = closed
         if facts.isReadOnly || flushes.failure != nil { return loop.callAtEndOfTurn(self) }
-        loop.synchronize(
-            self, tag: OriginStep.closingSynchronize.rawValue, token: 0, descriptor: descriptor)
+        let result = access.synchronize(
+            self, tag: OriginStep.closingSynchronize.rawValue, token: 0)
+        if let result { closingSynchronizeCompleted(result) }
     }
 
     private func closingSynchronizeCompleted(_ result: Int32) {
@@ -278,13 +240,29 @@ final class Origin: RingHandler {
 
     override func timerFired(token: UInt32) { pauseEnded(token: token) }
 
+    // MARK: Answers
+
+    override func statusFound(token: UInt32, count: Int, fault: Fault?) {
+        scanned(token, count: count, fault: fault)
+    }
+
+    override func holeFound(token: UInt32, isHole: Bool, length: UInt64, isCertain: Bool) {
+        searched(RequestIndex(token), isHole: isHole, length: length, isCertain: isCertain)
+    }
+
+    override func presenceChecked(_ fault: Fault?) { device.originChecked(fault) }
+
     // MARK: Completions
 
     override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
-        let index = RequestIndex(token)
         guard let step = OriginStep(rawValue: tag) else {
             preconditionFailure("a completion of an unknown step")
         }
+        completed(step, RequestIndex(token), result)
+    }
+
+    /// The operation of a step is over; one of all requests names none.
+    func completed(_ step: OriginStep, _ index: RequestIndex, _ result: Int32) {
         switch step {
         case .data: dataCompleted(index, result)
         case .headSector: headSectorCompleted(index, result)

@@ -1,5 +1,5 @@
-internal import BlockModel
-internal import RingIO
+package import BlockModel
+package import RingIO
 
 /// Flushes of one origin: those that arrive while one runs share the next.
 ///
@@ -7,7 +7,7 @@ internal import RingIO
 /// - A flush covers every write that finished before it arrived: it is never answered by a
 ///   synchronisation that had started before.
 /// - Once one failed, `failure` stays.
-struct FlushQueue {
+package struct FlushQueue {
     private struct List {
         var first = RequestIndex.none
         var last = RequestIndex.none
@@ -20,12 +20,13 @@ struct FlushQueue {
     private var isRunning = false
 
     /// Why flushes fail, since the first failure.
-    private(set) var failure: Fault?
+    package private(set) var failure: Fault?
 
-    init(requests: RequestPool) { self.requests = requests }
+    /// None is under way. `requests`: of the loop.
+    package init(requests: RequestPool) { self.requests = requests }
 
     /// Takes a flush in; true when a synchronisation must be started for it now.
-    mutating func arrived(_ index: RequestIndex) -> Bool {
+    package mutating func arrived(_ index: RequestIndex) -> Bool {
         requests[index].next = .none
         if isRunning {
             append(index, to: &waiting)
@@ -37,12 +38,12 @@ struct FlushQueue {
     }
 
     /// The first failure is reported from now on.
-    mutating func failed(_ fault: Fault) {
+    package mutating func failed(_ fault: Fault) {
         if failure == nil { failure = fault }
     }
 
     /// The running synchronisation ended; true when the next must be started.
-    mutating func completed() -> Bool {
+    package mutating func completed() -> Bool {
         precondition(isRunning, "a synchronisation completes that was not started")
         // `finished` may still hold requests when a flush was answered at once (inline origins).
         if finished.last == .none {
@@ -66,7 +67,7 @@ struct FlushQueue {
     }
 
     /// Takes out a flush that was answered.
-    mutating func nextFinished() -> RequestIndex? {
+    package mutating func nextFinished() -> RequestIndex? {
         let index = finished.first
         guard index != .none else { return nil }
         finished.first = requests[index].next

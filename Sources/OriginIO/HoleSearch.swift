@@ -3,40 +3,15 @@ internal import CLinux
 internal import Glibc
 internal import RingIO
 
-// Where the holes of the origin are, for zeroings and discards: a snapshot needs nothing of them.
-// lseek may read the filesystem's metadata from the disk, so it runs on the blocking pool.
-
-extension Origin {
-    /// Finds out whether the origin has a hole where `range` begins, and how far it reaches; the
-    /// device is told, perhaps at once.
-    func findHoles(_ range: ByteRange, for index: RequestIndex) {
-        let search = freeHoleSearches.popLast() ?? HoleSearch(origin: self)
-        search.prepare(range, for: index)
-        scanCount += 1
-        if !blocking.submit(.origins, work: search) { search.finished() }
-    }
-
-    /// A search is back from the pool.
-    fileprivate func searchEnded(
-        _ search: HoleSearch, _ index: RequestIndex, isHole: Bool, length: UInt64, isCertain: Bool
-    ) {
-        freeHoleSearches.append(search)
-        scanCount -= 1
-        if !isCertain { device.engine.originReportsHoles = false }
-        device.engine.originScanned(index, isHole: isHole, length: length)
-        device.engineTouched()
-        // It may be what a closing device waits for.
-        if scanCount == 0 { device.usersChanged() }
-    }
-}
-
-/// Looks for the first run of a range. Kept by the origin and used again, one request at a time.
+/// Looks for the first run of a range: a hole, or data. Kept by its access and used again, one
+/// request at a time.
 final class HoleSearch: BlockingWork, @unchecked Sendable {
     // `BlockingWork` says which thread touches the fields when.
-    private unowned let origin: Origin
+    private unowned let access: DescriptorAccess
     private let descriptor: Int32
     private var range = ByteRange(offset: 0, length: 0)
-    private var index = RequestIndex.none
+    private var user: OriginUser?
+    private var token: UInt32 = 0
     private var isHole = false
     private var length: UInt64 = 0
     private var isCertain = true
@@ -44,15 +19,16 @@ final class HoleSearch: BlockingWork, @unchecked Sendable {
     /// Of a range that could not be looked at so much counts as data, before the next question.
     private static let unknownByteCount: UInt64 = 64 << 20
 
-    init(origin: Origin) {
-        self.origin = origin
-        descriptor = origin.descriptor
-        super.init(mailbox: origin.loop.mailbox)
+    init(of access: DescriptorAccess) {
+        self.access = access
+        descriptor = access.descriptor
+        super.init(mailbox: access.loop.mailbox)
     }
 
-    func prepare(_ range: ByteRange, for index: RequestIndex) {
+    func prepare(_ range: ByteRange, for user: OriginUser, token: UInt32) {
         self.range = range
-        self.index = index
+        self.user = user
+        self.token = token
         isHole = false
         length = min(range.length, Self.unknownByteCount)
         isCertain = true
@@ -79,7 +55,10 @@ final class HoleSearch: BlockingWork, @unchecked Sendable {
     }
 
     override func finished() {
-        origin.searchEnded(self, index, isHole: isHole, length: length, isCertain: isCertain)
+        let user = user
+        self.user = nil
+        access.searchEnded(self)
+        user?.holeFound(token: token, isHole: isHole, length: length, isCertain: isCertain)
     }
 
     /// Filesystems that never call a hole what has data, written back or not. Of others, networked

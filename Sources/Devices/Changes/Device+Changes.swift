@@ -1,18 +1,20 @@
-internal import BlockModel
+package import BlockModel
 internal import RingIO
 internal import SnapshotCore
 
 /// Room for the ranges of a slice: made by who asks, filled on the loop.
-final class RangeBuffer: @unchecked Sendable {
+package final class RangeBuffer: @unchecked Sendable {
     // The loop writes it while the asker waits for the loop's answer, which orders the two.
     fileprivate let ranges: UnsafeMutableBufferPointer<ByteRange>
 
     /// The first `count` ranges, for `body` only: the memory ends with the object.
-    func withRanges(_ count: Int, _ body: (Slice<UnsafeMutableBufferPointer<ByteRange>>) -> Void) {
+    package func withRanges(
+        _ count: Int, _ body: (Slice<UnsafeMutableBufferPointer<ByteRange>>) -> Void
+    ) {
         withExtendedLifetime(self) { body(ranges.prefix(count)) }
     }
 
-    init(capacity: Int) {
+    package init(capacity: Int) {
         ranges = .allocate(capacity: capacity)
         ranges.initialize(repeating: ByteRange(offset: 0, length: 0))
     }
@@ -21,24 +23,24 @@ final class RangeBuffer: @unchecked Sendable {
 }
 
 /// A part of an answer about changes, made in one step on the loop.
-struct ChangesSlice: Sendable {
-    var generation: Generation
-    var untilEpoch: UInt32
+package struct ChangesSlice: Sendable {
+    package var generation: Generation
+    package var untilEpoch: UInt32
     /// Bytes of the device at the end of the question.
-    var size: UInt64
+    package var size: UInt64
     /// Where the question ends.
-    var end: UInt64
+    package var end: UInt64
     /// Ranges found.
-    var count = 0
+    package var count = 0
     /// Everything before is answered.
-    var resumeOffset: UInt64
+    package var resumeOffset: UInt64
 }
 
 // What changed, as far as one slice goes. Runs on the loop.
 
 extension Device {
     /// Where a question ends, when it can be answered at all.
-    func changesFrame(
+    package func changesFrame(
         _ query: ChangesQuery, until part: SnapshotPart?
     ) -> Result<ChangesSlice, ChangesRefusal> {
         var slice = ChangesSlice(
@@ -65,7 +67,7 @@ extension Device {
     }
 
     /// The changes from `position` on, as far as one slice goes.
-    func changesSlice(
+    package func changesSlice(
         _ query: ChangesQuery, until part: SnapshotPart?, from position: UInt64,
         chunkBudget: UInt64, into buffer: RangeBuffer
     ) -> Result<ChangesSlice, ChangesRefusal> {

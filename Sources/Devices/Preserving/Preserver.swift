@@ -2,8 +2,17 @@ internal import BlockModel
 internal import CLinux
 internal import CopyOnWrite
 internal import EngineState
+internal import OriginIO
 internal import RingIO
 internal import SnapshotCore
+
+/// What a timer of a `Preserver` is for; its token.
+enum PreserverTimer: UInt32 {
+    /// The engine's.
+    case engine
+    /// Extents are asked for again.
+    case extents
+}
 
 /// What an operation of a `Preserver` is for; its tag in the ring.
 enum PreserverStep: UInt8 {
@@ -30,24 +39,38 @@ struct ImageOperation {
     /// Bytes read before `offset`, to be aligned.
     var headByteCount: Int
     var destination: UnsafeMutableRawPointer
-    var nextFree: UInt32
+    /// The next free slot.
+    var nextFree: UInt32?
 }
 
-/// The operations in the kernel that serve a device's snapshots: copies, storage and images.
-final class Preserver: RingHandler {
-    private unowned(unsafe) let device: Device
+/// Reads and writes for a device's snapshots what the engine asks for: old data for copies, preserved
+/// blocks to storage, and image reads from the origin and storage. Tells the engine how each ended.
+final class Preserver: OriginUser {
+    unowned(unsafe) let device: Device
+    let loop: EventLoop
+    let access: OriginAccess
+    let engine: SnapshotEngine
+    let preservation: LoopPreservation
+    let requests: RequestPool
     /// Vectors of copies: 16 for each.
     let copyVectors: UnsafeMutablePointer<iovec>
     /// Vectors of storage writes: `SnapshotEngine.batchBlockCountMax` for each.
     let batchVectors: UnsafeMutablePointer<iovec>
+    /// Operations of the origin and of storage whose completions will come.
+    private(set) var underwayCount = 0
     private var operations: [ImageOperation] = []
-    private var freeOperation = UInt32.max
+    private var freeOperation: UInt32?
 
     static let vectorsPerCopy = 16
     static let vectorsPerBatch = SnapshotEngine.batchBlockCountMax
 
-    init(device: Device, loop: EventLoop, limits: EngineLimits) {
+    init(device: Device, access: OriginAccess, limits: EngineLimits) {
         self.device = device
+        self.access = access
+        loop = device.loop
+        engine = device.engine
+        preservation = device.preservation
+        requests = device.requests
         copyVectors = .allocate(capacity: limits.copyCount * Self.vectorsPerCopy)
         batchVectors = .allocate(capacity: limits.batchCount * Self.vectorsPerBatch)
         super.init()
@@ -61,8 +84,7 @@ final class Preserver: RingHandler {
     /// A slot for an operation; the pool grows to what is under way at a time, which the request
     /// slots bound.
     func begin(_ operation: ImageOperation) -> UInt32 {
-        if freeOperation != .max {
-            let index = freeOperation
+        if let index = freeOperation {
             freeOperation = operations[Int(index)].nextFree
             operations[Int(index)] = operation
             return index
@@ -79,11 +101,18 @@ final class Preserver: RingHandler {
         return operation
     }
 
+    /// An operation was begun; its completion will come unless the result is here. Returns that.
+    func begun(_ result: Int32?) -> Int32? {
+        if result == nil { underwayCount += 1 }
+        return result
+    }
+
     override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+        underwayCount -= 1
         switch PreserverStep(rawValue: tag) {
-        case .copyRead: device.copyReadCompleted(CopyIndex(token), result)
-        case .storageWrite: device.storageWriteCompleted(BatchIndex(token), result)
-        case .imageRead: device.imageReadCompleted(end(token), result)
+        case .copyRead: copyReadCompleted(CopyIndex(token), result)
+        case .storageWrite: storageWriteCompleted(BatchIndex(token), result)
+        case .imageRead: imageReadCompleted(end(token), result)
         case nil: preconditionFailure("a completion of an unknown step")
         }
         device.engineTouched()
@@ -95,7 +124,7 @@ final class Preserver: RingHandler {
         switch PreserverTimer(rawValue: token) {
         case .engine:
             device.timer = nil
-            device.engine.timeReached(device.loop.now)
+            engine.timeReached(loop.now)
         case .extents: device.askForExtentsAgain()
         case nil: preconditionFailure("a timer of an unknown purpose")
         }

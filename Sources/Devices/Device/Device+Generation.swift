@@ -1,5 +1,5 @@
-internal import BlockModel
-internal import ChangeTracking
+package import BlockModel
+package import ChangeTracking
 internal import Generations
 internal import Glibc
 internal import RingIO
@@ -9,10 +9,10 @@ internal import SnapshotCore
 
 extension Device {
     /// The unbroken tracking history that the engine's epochs count in.
-    var generation: Generation { running.header.generation }
+    package var generation: Generation { running.header.generation }
 
     /// Changes are not known from here on; said before a write goes unmarked.
-    func trackingLost(_ reason: NewGenerationReason) {
+    package func trackingLost(_ reason: NewGenerationReason) {
         guard !engine.isTrackingLost else { return }
         lossReason = reason
         running.trackingLost(reason)
@@ -21,13 +21,13 @@ extension Device {
     }
 
     /// An entry was found that cannot be: its generation has to end.
-    func mapFoundDamaged() {
+    package func mapFoundDamaged() {
         trackingLost(.mapDamaged)
         engineTouched()
     }
 
     /// The newest cut usable as a base is another one; 0: none is.
-    func newestBaseChanged(to base: UInt32) {
+    package func newestBaseChanged(to base: UInt32) {
         running.newestBaseChanged(to: base)
         engine.newestBaseChanged(to: base)
     }
@@ -35,7 +35,9 @@ extension Device {
     /// The cut: cannot fail. A generation that cannot be continued ends here, and the cut is the
     /// first of the next one. Returns the epoch that ended, of the generation that the device has
     /// now.
-    func switchEpoch(holding part: SnapshotPart?, isBase: Bool, resize: DeviceResize?) -> Epoch {
+    package func switchEpoch(holding part: SnapshotPart?, isBase: Bool, resize: DeviceResize?)
+        -> Epoch
+    {
         // Looks are made before a cut has its turn: one that another cut overtook says nothing.
         let resize = resize.flatMap { $0.number > lastLookNumber ? $0 : nil }
         lastLookNumber = resize?.number ?? lastLookNumber

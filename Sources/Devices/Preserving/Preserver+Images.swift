@@ -3,13 +3,15 @@ internal import CLinux
 internal import CopyOnWrite
 internal import EngineState
 internal import Glibc
+internal import OriginIO
 internal import RingIO
 internal import SnapshotCore
+internal import Storage
 
 // Reads and writes of images. An image's payload buffers cover whole blocks (its alignment is a
 // block), so stored blocks are read straight to where they belong.
 
-extension Device {
+extension Preserver {
     /// Where device block `block` of an image request's read belongs.
     func destination(
         of index: RequestIndex, _ target: ImageTarget, block: UInt64
@@ -34,30 +36,31 @@ extension Device {
             memset(preservation.address(of: buffer), 0, Int(blockByteCount))
         }
         let wanted = ByteRange(offset: offset, length: length)
-        let outer = wanted.roundedOutward(to: alignment)
+        let outer = wanted.roundedOutward(to: UInt64(access.facts.offsetAlignment))
         let head = Int(offset - outer.offset)
         let operation = ImageOperation(
             request: index, source: .origin, offset: offset, length: length, headByteCount: head,
-            destination: place - head, nextFree: .max)
-        startImageRead(
-            operation, origin.descriptor, isInline: origin.facts.accessMode == .inline,
-            byteCount: Int(outer.length), from: outer.offset)
+            destination: place - head, nextFree: nil)
+        let token = begin(operation)
+        let result = access.read(
+            self, tag: PreserverStep.imageRead.rawValue, token: token,
+            into: operation.destination, byteCount: Int(outer.length), offset: outer.offset,
+            work: Int(outer.length))
+        if let result = begun(result) { imageReadCompleted(end(token), result) }
     }
 
     func readStorageForImage(
         _ index: RequestIndex, _ source: SourceIndex, byteOffset: UInt64, slot: StorageSlot,
         firstBlock: UInt64, blockCount: Int
     ) {
-        guard let storage = sources[Int(source.rawValue)] else {
-            preconditionFailure("the engine reads from a source that was drained")
-        }
+        let storage = device.source(source)
         let byteCount = blockCount * Int(blockByteCount)
         let operation = ImageOperation(
             request: index,
             source: .storage(slot, firstBlock: firstBlock, blockCount: blockCount),
             offset: firstBlock * blockByteCount, length: UInt64(byteCount), headByteCount: 0,
             destination: destination(of: index, engine.target(of: index), block: firstBlock),
-            nextFree: .max)
+            nextFree: nil)
         switch storage.access {
         case .memory(let address):
             guard let place = UnsafeRawPointer(bitPattern: address + UInt(byteOffset)) else {
@@ -66,15 +69,15 @@ extension Device {
             operation.destination.copyMemory(from: place, byteCount: byteCount)
             imageReadCompleted(operation, Int32(byteCount))
         case .inline(let descriptor):
-            startImageRead(
+            startStorageRead(
                 operation, descriptor, isInline: true, byteCount: byteCount, from: byteOffset)
         case .ring(let descriptor):
-            startImageRead(
+            startStorageRead(
                 operation, descriptor, isInline: false, byteCount: byteCount, from: byteOffset)
         }
     }
 
-    private func startImageRead(
+    private func startStorageRead(
         _ operation: ImageOperation, _ descriptor: Int32, isInline: Bool, byteCount: Int,
         from offset: UInt64
     ) {
@@ -82,8 +85,9 @@ extension Device {
             let result = pread(descriptor, operation.destination, byteCount, off_t(offset))
             return imageReadCompleted(operation, result < 0 ? -errno : Int32(result))
         }
+        _ = begun(nil)
         loop.read(
-            preserver, tag: PreserverStep.imageRead.rawValue, token: preserver.begin(operation),
+            self, tag: PreserverStep.imageRead.rawValue, token: begin(operation),
             descriptor: descriptor, into: operation.destination, byteCount: byteCount,
             offset: offset)
     }
@@ -94,7 +98,7 @@ extension Device {
         let useful = max(Int(result) - operation.headByteCount, 0)
         switch operation.source {
         case .origin:
-            if let fault { originFailed(fault) }
+            if let fault { device.originFailed(fault) }
             engine.imageOriginReadFinished(
                 operation.request, offset: operation.offset, length: operation.length,
                 byteCount: min(UInt64(useful), operation.length), fault: fault)

@@ -1,12 +1,13 @@
-internal import BlockModel
+package import BlockModel
 internal import CLinux
 internal import ChangeTracking
 internal import CopyOnWrite
 internal import EngineState
-internal import Generations
-internal import Origins
-internal import RingIO
-internal import SnapshotCore
+package import Generations
+package import OriginIO
+package import Origins
+package import RingIO
+package import SnapshotCore
 internal import Storage
 
 // An origin attached to the service, on its loop: what exports submit requests to. It asks the
@@ -18,17 +19,17 @@ internal import Storage
 //   user has left, no snapshot is held and the last flush has ended.
 
 /// One device on its loop.
-final class Device: BlockTarget {
+package final class Device: BlockTarget {
     let loop: EventLoop
-    let requests: RequestPool
+    package let requests: RequestPool
     let blocking: BlockingPool
-    let engine: SnapshotEngine
+    package let engine: SnapshotEngine
     let preservation: LoopPreservation
-    let running: RunningGeneration
+    package let running: RunningGeneration
     let notify: (DeviceNotice) -> Void
     /// Why tracking was lost the last time, and the page of the map that could not be allocated.
     var lossReason = NewGenerationReason.mapDamaged
-    var lossPage: UInt64 = 0
+    package var lossPage: UInt64 = 0
     /// The snapshots of this device by their index in the engine.
     var parts: [SnapshotPart?]
     /// Those that are gone, reported once the effects that came with it are performed: the
@@ -42,9 +43,8 @@ final class Device: BlockTarget {
     /// The newest look at the origin's size that a cut took over.
     var lastLookNumber: UInt64 = 0
     /// Why the origin is gone.
-    var goneFault: Fault?
-    /// Asks whether it is, after a failure.
-    var originCheck: OriginCheck?
+    package var goneFault: Fault?
+    /// It was asked whether it is, after a failure.
     var isCheckingOrigin = false
     var originCheckedAt: UInt64 = 0
     /// Called once, when the closed gate has drained.
@@ -59,13 +59,13 @@ final class Device: BlockTarget {
     private var originStorage: Origin?
     private var preserverStorage: Preserver?
     private var underway = 0
-    var counters = DeviceCounters()
+    package var counters = DeviceCounters()
     private let meter = RequestMeter()
     /// What came through images.
     let imageMeter = RequestMeter()
     private var closing: Closing?
     /// Takes the marks of a live device's range into the change map.
-    var takeMarks: (@Sendable (ByteRange) async -> Void)?
+    package var takeMarks: (@Sendable (ByteRange) async -> Void)?
 
     private struct Closing {
         /// Taken out when it is about to be called: it may hold the device.
@@ -73,8 +73,9 @@ final class Device: BlockTarget {
         var isFlushing = false
     }
 
-    init(
-        _ opened: OpenedOrigin, _ generation: OpenedGeneration, loop: EventLoop,
+    /// Serves the disk behind `access` on `loop`, from the state of its changes on.
+    package init(
+        _ access: OriginAccess, _ generation: OpenedGeneration, loop: EventLoop,
         blocking: BlockingPool
     ) {
         running = RunningGeneration(generation)
@@ -85,14 +86,14 @@ final class Device: BlockTarget {
         preservation = LoopPreservation.of(loop)
         let limits = EngineLimits(requestCount: loop.requests.capacity)
         engine = SnapshotEngine(
-            size: opened.facts.size, map: running.changeMap, buffers: preservation.buffers,
+            size: access.facts.size, map: running.changeMap, buffers: preservation.buffers,
             limits: limits)
         parts = Array(repeating: nil, count: limits.snapshotCount)
         sources = Array(repeating: nil, count: limits.sourceCount)
-        engine.originReportsHoles = !opened.facts.isBlockDevice
-        super.init(size: opened.facts.size, alignment: UInt64(opened.facts.offsetAlignment))
-        originStorage = Origin(opened, device: self, loop: loop, blocking: blocking)
-        preserverStorage = Preserver(device: self, loop: loop, limits: limits)
+        engine.originReportsHoles = !access.facts.isBlockDevice
+        super.init(size: access.facts.size, alignment: UInt64(access.facts.offsetAlignment))
+        originStorage = Origin(access, device: self, loop: loop)
+        preserverStorage = Preserver(device: self, access: access, limits: limits)
         statusesStorage = StatusQueue(self)
     }
 
@@ -107,7 +108,7 @@ final class Device: BlockTarget {
     var isClosing: Bool { closing != nil }
 
     /// Enters its handlers on the loop; false when the loop is full.
-    func register() -> Bool {
+    package func register() -> Bool {
         guard loop.register(origin) else { return false }
         guard loop.register(preserver) else {
             loop.remove(origin)
@@ -124,7 +125,7 @@ final class Device: BlockTarget {
 
     // MARK: Requests
 
-    override func submit(_ index: RequestIndex) {
+    package override func submit(_ index: RequestIndex) {
         let request = requests.pointer(to: index)
         underway += 1
         request.pointee.submittedNanoseconds = loop.now
@@ -163,11 +164,11 @@ final class Device: BlockTarget {
     // Each miss costs about 100 ns, a fortieth of a write; fetched this early they come while the
     // payload of this write, or of the one before, is copied.
 
-    override func writeForeseen(at offset: UInt64) {
+    package override func writeForeseen(at offset: UInt64) {
         if let address = engine.bucketAddress(at: offset) { cl_prefetch(address) }
     }
 
-    override func writeExpected(at offset: UInt64) {
+    package override func writeExpected(at offset: UInt64) {
         if let address = engine.changeEntryAddress(at: offset) { cl_prefetch(address) }
         if let address = engine.recordAddress(at: offset) { cl_prefetch(address) }
     }
@@ -219,7 +220,7 @@ final class Device: BlockTarget {
     }
 
     /// What the device has done since it was attached.
-    var currentCounters: DeviceCounters {
+    package var currentCounters: DeviceCounters {
         var counters = counters
         counters.copiedBlocks = engine.counters.copiedBlockCount
         counters.copiedBytes = engine.counters.copiedByteCount
@@ -228,7 +229,7 @@ final class Device: BlockTarget {
     }
 
     /// The same with how long requests took.
-    var activity: DeviceActivity {
+    package var activity: DeviceActivity {
         DeviceActivity(
             counters: currentCounters, requests: meter.report, imageRequests: imageMeter.report,
             epoch: engine.epoch, mapByteCount: engine.mapByteCount, userCount: userCount)
@@ -255,9 +256,9 @@ final class Device: BlockTarget {
     // MARK: Closing
 
     /// Sends the users away, finishes what is under way, flushes and calls `finish` with the fault
-    /// of the flush; the origin's descriptor is the caller's then. Its snapshots must have been
+    /// of the flush; the origin's disk is the caller's then. Its snapshots must have been
     /// destroyed. Runs on the loop, once.
-    func close(_ finish: @escaping (Fault?) -> Void) {
+    package func close(_ finish: @escaping (Fault?) -> Void) {
         precondition(closing == nil, "a device is closed twice")
         closing = Closing(finish: finish)
         takeMarks = nil
@@ -265,7 +266,7 @@ final class Device: BlockTarget {
         continueClosing()
     }
 
-    override func usersChanged() {
+    package override func usersChanged() {
         if closing != nil { continueClosing() }
     }
 
@@ -273,7 +274,7 @@ final class Device: BlockTarget {
         guard underway == 0, userCount == 0, let current = closing, !current.isFlushing,
             origin.scanCount == 0, statuses.isEmpty, awaitedExtentCount == 0,
             !pageQueue.hasJob, !isCheckingOrigin,
-            !hasSnapshots, preserver.operationsInFlight == 0, !engine.hasWork
+            !hasSnapshots, preserver.underwayCount == 0, !engine.hasWork
         else { return }
         let finish = current.finish
         closing = Closing(finish: nil, isFlushing: true)

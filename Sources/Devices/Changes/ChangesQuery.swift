@@ -1,4 +1,5 @@
 package import BlockModel
+package import RingIO
 
 /// What is asked about a device: which bytes changed between two cuts, or all it holds.
 package struct ChangesQuery: Sendable {
@@ -12,8 +13,8 @@ package struct ChangesQuery: Sendable {
     }
 
     package var since: Since
-    /// The image whose cut ends the question; nil: now.
-    package var until: DeviceSnapshot?
+    /// The part of a snapshot whose cut ends the question; nil: now.
+    package var until: LoopConfined<SnapshotPart>?
     /// The bytes that are of interest.
     package var offset: UInt64 = 0
     package var length: UInt64?
@@ -32,16 +33,15 @@ package struct ChangesQuery: Sendable {
             self.untilEpoch = untilEpoch
         }
 
-        func isMet(by slice: ChangesSlice) -> Bool {
+        /// Whether the slice names the same.
+        package func isMet(by slice: ChangesSlice) -> Bool {
             (generation ?? slice.generation) == slice.generation
                 && (untilEpoch ?? slice.untilEpoch) == slice.untilEpoch
         }
     }
 
-    package init(since: Since, until: DeviceSnapshot?) {
-        self.since = since
-        self.until = until
-    }
+    /// What changed since then until now.
+    package init(since: Since) { self.since = since }
 
     /// The epoch that ended at the cut of `since`; nil when there is none.
     package var sinceEpoch: UInt32? {
@@ -64,6 +64,18 @@ package struct ChangesPage: Sendable {
     package var ranges: [ByteRange]
     /// Where the next page begins; nil when this is the last.
     package var nextOffset: UInt64?
+
+    /// A page with these facts.
+    package init(
+        generation: Generation, untilEpoch: UInt32, size: UInt64, ranges: [ByteRange],
+        nextOffset: UInt64?
+    ) {
+        self.generation = generation
+        self.untilEpoch = untilEpoch
+        self.size = size
+        self.ranges = ranges
+        self.nextOffset = nextOffset
+    }
 }
 
 /// Why a question about changes, or a mark, is refused.

@@ -1,5 +1,6 @@
 internal import BlockModel
 internal import ChangeTracking
+internal import RingIO
 internal import SnapshotCore
 
 // Block status that says what changed: answered on the loop from the change map, in slices, one of
@@ -26,6 +27,20 @@ private enum ChangeStatusLimit {
 }
 
 extension Device {
+    /// A client asks what changed: the marks of that range are taken first.
+    func liveStatusArrived(_ index: RequestIndex) {
+        guard let takeMarks else { preconditionFailure("a live device can take its marks") }
+        let range = requests.pointer(to: index).pointee.range
+        let back = LoopConfined(self, on: loop)
+        let mailbox = loop.mailbox
+        Task {
+            await takeMarks(range)
+            mailbox.postWhenRoom { loop in
+                back.get(on: loop).changeStatusArrived(index, image: nil)
+            }
+        }
+    }
+
     /// A request asks what changed after its base: until now, or until the cut of `image`.
     func changeStatusArrived(_ index: RequestIndex, image: ImageDevice?) {
         let request = requests.pointer(to: index)

@@ -22,10 +22,11 @@ extension Origin {
     }
 
     private func readSector(_ index: RequestIndex, at offset: UInt64, step: OriginStep) {
-        loop.read(
-            self, tag: step.rawValue, token: index.rawValue, descriptor: descriptor,
+        let result = access.read(
+            self, tag: step.rawValue, token: index.rawValue,
             into: scratch.address(of: locks.scratchSlot(of: index)), byteCount: Int(alignment),
-            offset: offset)
+            offset: offset, work: .max)
+        if let result { completed(step, index, result) }
     }
 
     func headSectorCompleted(_ index: RequestIndex, _ result: Int32) {

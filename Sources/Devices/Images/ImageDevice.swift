@@ -1,4 +1,4 @@
-internal import BlockModel
+package import BlockModel
 internal import CopyOnWrite
 internal import EngineState
 internal import RingIO
@@ -6,7 +6,7 @@ internal import SnapshotCore
 
 /// An image of a device: what exports of `DEVICE@SNAPSHOT` (and `:rw`) submit requests to. It
 /// lives on the loop of its device and gives its requests to that device's engine.
-final class ImageDevice: BlockTarget {
+package final class ImageDevice: BlockTarget {
     let device: Device
     let snapshot: SnapshotIndex
     let isWritable: Bool
@@ -26,7 +26,7 @@ final class ImageDevice: BlockTarget {
         closeUsers()
     }
 
-    override func submit(_ index: RequestIndex) {
+    package override func submit(_ index: RequestIndex) {
         let request = device.requests.pointer(to: index)
         request.pointee.submittedNanoseconds = device.loop.now
         guard !isGone else { return finish(index, .shutdown) }
@@ -78,9 +78,5 @@ final class ImageDevice: BlockTarget {
         case .refused(let fault): finish(index, fault)
         case .issue: preconditionFailure("an image request never goes to the origin as it is")
         }
-    }
-
-    override func engineFinished(_ index: RequestIndex, _ fault: Fault?) {
-        finish(index, fault)
     }
 }
