@@ -41,7 +41,7 @@ class Results:
             )
 
     def target(self, what, values, limit, at_least=True, unit="", part=None):
-        """Judges figures against a target of design.md section 7: their middle, or with `part` (0 to 1)
+        """Judges figures against a target: their middle, or with `part` (0 to 1)
         that percentile of them."""
         if not values:
             return

@@ -1,4 +1,4 @@
-// The units in which a device is described. design.md section 1 defines the words.
+// The units in which a device is described. docs/architecture.md defines the words.
 //
 // Invariants
 // - A `ByteRange` never wraps: `offset + length` fits in 64 bits.

@@ -1,4 +1,4 @@
-// What the change map knows about one chunk, in 8 bytes: {E, B, R} of design.md section 4.
+// What the change map knows about one chunk, in 8 bytes: {E, B, R}.
 //
 //     63            32 31        16 15         0
 //     | E: last epoch | B: blocks   | R: reach  |

@@ -52,6 +52,16 @@ struct `Manual pages and completions` {
         }
     }
 
+    @Test func `the web page follows every kind of event`() throws {
+        let script = try String(
+            contentsOfFile: PythonTools.repository + "/Sources/PageFiles/files/service.js",
+            encoding: .utf8)
+        let list = try #require(script.firstMatch(of: /static kinds = \[([^\]]*)\]/)).1
+        let kinds = list.matches(of: /"([^"]+)"/).map { String($0.1) }
+        #expect(Set(kinds) == Set(EventKind.allCases.map(\.rawValue)))
+        #expect(kinds.count == Set(kinds).count)
+    }
+
     @Test(.enabled(if: Command.exists("man"), "man is not installed"))
     func `the page of events names every event, and other pages are there`() throws {
         try Command.check(

@@ -5,7 +5,7 @@ import EngineState
 import SnapshotCore
 
 // Simulation runs the engine on simulated origins, storage, clock and scheduler, and checks after
-// every step what design.md section 2 says, against plain arrays.
+// every step the guarantees, against plain arrays.
 //
 // The origin's bytes are the truth about the origin; an image must equal a copy of them made at
 // its cut, when no write is under way. Whatever may happen at any moment of an I/O is done at a
