@@ -43,7 +43,6 @@ MUTANTS = [
     ("deadline ignored","SnapshotCore/Preserving/SnapshotEngine+Copies.swift","if let deadline, deadline <= now {","if let deadline, deadline <= now, newestLive < 0 {"),
     ("snapshot gone while an extent is on its way","SnapshotCore/Preserving/SnapshotEngine+Layers.swift","        guard !sources.isAsking(of: SnapshotIndex(snapshot)) else { return }\n","        \n"),
     ("record of another chunk","CopyOnWrite/DifferenceLayer.swift","        recentRecord = index\n","        if recentRecord == ChunkRecord.none { recentRecord = index }\n"),
-    ("blocks on their way to storage survive their layer","SnapshotCore/Preserving/SnapshotEngine+Layers.swift","        orphanBuffersWriting(of: layer)\n","        \n"),
     ("slots of a small extent counted as of a large one","EngineState/SourceTable.swift","slotCount: record.pointee.slotsPerExtent)","slotCount: ExtentTable.slotsPerExtent)"),
     ("growth that falls short counts for nothing","CopyOnWrite/StorageSpace.swift","        capacity += got\n","        if !run.isShort { capacity += got }\n"),
     ("growth counts what it did not get","CopyOnWrite/GrowthRun.swift","pieceByteCount = piece.byteCount / 2 / extentByteCount * extentByteCount","pieceByteCount = 0; tailByteCount += piece.byteCount"),
@@ -64,6 +63,7 @@ MUTANTS = [
 
 # The same where unit tests have to find it: those of the room, in Tests/<room>Tests.
 TESTED_MUTANTS = [
+    ("blocks on their way to storage survive their layer","SnapshotCore/Preserving/SnapshotEngine+Layers.swift","        orphanBuffersWriting(of: layer)\n","        \n"),
     ("an image write waits without limit","SnapshotCore/Preserving/SnapshotEngine+Copies.swift","        endOverdueImageWrites()\n","        \n"),
     ("a lane takes the threads of others","RingIO/LaneSchedule.swift","state.waiting > 0, state.running < state.threadCount else","state.waiting > 0 else"),
     ("pages of maps come last","RingIO/LaneSchedule.swift","        for lane in BlockingLane.allCases {\n            let state","        for lane in BlockingLane.allCases.reversed() {\n            let state"),
