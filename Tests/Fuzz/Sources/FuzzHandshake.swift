@@ -86,7 +86,7 @@ private struct Conversation {
                 sawSecured = true
                 output = []
                 negotiation = NBDNegotiation(under: negotiation)
-                precondition(negotiation.output.bytes.isEmpty, "state survived STARTTLS")
+                precondition(negotiation.output.isEmpty, "state survived STARTTLS")
                 return
             case .more:
                 if answer.isEmpty && !isFirst { return check() }
