@@ -211,28 +211,4 @@ import Testing
         #expect(await trouble.harness.read(65536, at: 0) == new)
         #expect(await trouble.end() == nil)
     }
-
-    @Test(arguments: Place.allCases)
-    func `closes only when its last read of old data has ended`(place: Place) async throws {
-        let trouble = try await Trouble(place)
-        let held = try await trouble.hold(OverflowPolicy(kind: .break, limitNanoseconds: 1))
-        trouble.plan.next(.read, .delayed)
-        // The limit is over at once: the snapshot is given up, and the write does not wait.
-        #expect(await trouble.harness.write(new, at: 0) == nil)
-        #expect(trouble.notices.corruptions == [Fault(errnoValue: ETIMEDOUT)])
-        let (harness, snapshot) = (trouble.harness, held.snapshot)
-        let isClosed = Atomic(false)
-        async let closed = { () async -> Fault? in
-            await snapshot.destroy()
-            let fault = await harness.close()
-            isClosed.store(true, ordering: .relaxed)
-            return fault
-        }()
-        try await Task.sleep(for: .milliseconds(100))
-        let wasClosed = isClosed.load(ordering: .relaxed)
-        #expect(!wasClosed)
-        await trouble.plan.release(on: harness.thread)
-        #expect(await closed == nil)
-        trouble.cut.close()
-    }
 }
