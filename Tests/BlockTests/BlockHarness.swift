@@ -151,11 +151,13 @@ enum Filesystem: String, CaseIterable, Sendable, CustomStringConvertible {
 final class Mount: @unchecked Sendable {
     // Driven by one thread at a time.
     let path: String
+    private let device: String
     private let directory: TemporaryDirectory
     private let ticket: Int
     private var isMounted = true
 
     init(_ device: String, options: String? = nil) throws {
+        self.device = device
         directory = try TemporaryDirectory()
         path = directory.path("mount")
         try FileManager.default.createDirectory(
@@ -177,8 +179,9 @@ final class Mount: @unchecked Sendable {
         ExitCleanup.shared.withdraw(ticket)
     }
 
-    /// Unmounts; the deadline only detects hangs. A child of another test, between fork and exec,
-    /// may hold what was open here for a moment: busy is tried again.
+    /// Unmounts, and waits until the device is unused; the deadline only detects hangs. A child of
+    /// another test, between fork and exec, may hold what was open here for a moment: busy is tried
+    /// again.
     func unmount(deadline: Double = 120) throws {
         let end = monotonicSeconds() + deadline
         var outcome = try Command.run("umount", [path], deadline: deadline)
@@ -190,6 +193,7 @@ final class Mount: @unchecked Sendable {
         }
         isMounted = false
         ExitCleanup.shared.withdraw(ticket)
+        try waitUntilUnused(device, deadline: max(0, end - monotonicSeconds()))
     }
 }
 

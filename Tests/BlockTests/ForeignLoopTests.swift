@@ -115,9 +115,7 @@ struct `Loop devices of others` {
             mount -t tmpfs none \(harness.mountDirectory) && mkdir -p \(folder) \
                 && truncate -s 1M \(file) && losetup --find --show \(file) && read -r line
             """
-        let namespace = try ChildProcess(
-            "unshare", ["--mount", "--propagation", "private", "sh", "-c", script],
-            withInput: true)
+        let namespace = try ChildProcess(inMountNamespace: script)
         let block = try #require(try namespace.readLine(deadline: 60))
         let ticket = ExitCleanup.shared.register("losetup --detach \(block)")
         defer {

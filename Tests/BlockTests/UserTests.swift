@@ -32,15 +32,8 @@ struct `Users of block devices` {
     @Test func `a mount is named, in another namespace of mounts too`() throws {
         try Filesystem.ext4.make(on: block)
         let folder = try TemporaryDirectory()
-        // The new namespace has copies of the mounts of other tests, which must not keep those in
-        // use.
-        let script = """
-            awk '/stillpoint-test/ { print $5 }' /proc/self/mountinfo | sort -r | xargs -r umount -l
-            mount \(block) \(folder.root) && echo mounted && read line
-            """
         let child = try ChildProcess(
-            "unshare", ["--mount", "--propagation", "private", "sh", "-c", script],
-            withInput: true)
+            inMountNamespace: "mount \(block) \(folder.root) && echo mounted && read line")
         #expect(try child.readLine(deadline: 60) == "mounted")
         try expectRefusals("mounted at \(folder.root)")
         child.closeInput()

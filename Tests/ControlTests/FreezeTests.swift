@@ -325,11 +325,7 @@ struct `Filesystems that are frozen for a snapshot` {
         let elsewhere = harness.service.directory.path("elsewhere")
         #expect(mkdir(elsewhere, 0o700) == 0)
         let container = try ChildProcess(
-            "unshare",
-            [
-                "--mount", "--propagation", "private", "sh", "-c",
-                "mount \(path)p2 \(elsewhere) && echo mounted && read -r line",
-            ], withInput: true)
+            inMountNamespace: "mount \(path)p2 \(elsewhere) && echo mounted && read -r line")
         #expect(try container.readLine(deadline: 60) == "mounted")
         let snapshot = try harness.object("snapshot", "create", "--device", "a", "--name", "s")
         #expect(snapshot["frozen"] as? [String] == [disk.path])
