@@ -387,7 +387,7 @@ let package = Package(
         .testTarget(
             name: "GenerationTests",
             dependencies: [
-                "BlockModel", "CTestSupport", "ChangeTracking", "TestSupport",
+                "BlockModel", "CTestSupport", "ChangeTracking", "Generations", "TestSupport",
             ],
             swiftSettings: strict),
         .testTarget(

@@ -24,6 +24,9 @@ package final class ChangeMapMemory: @unchecked Sendable {
     package let chunkCount: UInt64
     private let base: UnsafeMutableRawPointer
     private let byteCount: Int
+    /// Attempts at a page for which the kernel has no memory, a millisecond apart: as long as a
+    /// request is tried.
+    private static let attemptCountMax = 2000
 
     /// Maps `file` with room for `chunkCount` chunks, growing it where it is shorter. The errno
     /// value of what failed otherwise. Blocks.
@@ -125,10 +128,16 @@ package final class ChangeMapMemory: @unchecked Sendable {
             else { return Fault(errnoValue: errno) }
             break
         }
+        var attemptCount = 0
         while cl_populate(base + offset, byteCount) != 0 {
             let failure = errno
-            if failure == EINTR || failure == EAGAIN { continue }
-            return Fault(errnoValue: failure)
+            if failure == EINTR { continue }
+            // The kernel has no memory at the moment; the writer that waits may not wait for long.
+            attemptCount += 1
+            guard failure == EAGAIN, attemptCount < Self.attemptCountMax else {
+                return Fault(errnoValue: failure)
+            }
+            usleep(1000)
         }
         return nil
     }

@@ -45,7 +45,7 @@ package final class RunningMapFile: Sendable {
     }
 
     /// Takes over an open and locked file.
-    init(path: String?, descriptor: Int32) {
+    package init(path: String?, descriptor: Int32) {
         self.path = path
         self.descriptor = descriptor
     }
@@ -62,7 +62,7 @@ package final class RunningMapFile: Sendable {
 
     /// Every page whose bit is set in `words` is stale from now on. Runs on the loop when a
     /// generation begins: the lock is held by nobody who waits for the disk.
-    func becomeStale(_ words: UnsafeBufferPointer<UInt64>) {
+    package func becomeStale(_ words: UnsafeBufferPointer<UInt64>) {
         state.withLock { state in
             if state.stale.count < words.count {
                 state.stale += Array(repeating: 0, count: words.count - state.stale.count)
@@ -73,7 +73,7 @@ package final class RunningMapFile: Sendable {
 
     /// Empties the page if it is stale; false when that failed. Blocks, also while another thread
     /// empties it: after that it may hold entries of now.
-    func emptyIfStale(page: UInt64) -> Bool {
+    package func emptyIfStale(page: UInt64) -> Bool {
         while true {
             let ended = RingIO.Semaphore()
             let claim = state.withLock { state -> Claim in

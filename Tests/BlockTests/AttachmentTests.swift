@@ -152,6 +152,40 @@ struct `Attaching and detaching block devices` {
         try harness.command("block", "detach", path)
     }
 
+    @Test func `a device that shrinks has no bytes beyond its end, and serves those before it`()
+        throws
+    {
+        let files = try TemporaryDirectory()
+        let disk = files.path("disk")
+        try makeSparseFile(disk, byteCount: 64 << 20)
+        let harness = try BlockHarness(attaching: ["a": disk])
+        let path = try harness.attachBlock("a")
+        let name = path.dropFirst("/dev/".count)
+        let backing = try String(
+            contentsOfFile: "/sys/block/\(name)/loop/backing_file", encoding: .utf8)
+        let file = open(
+            backing.trimmingCharacters(in: .newlines), O_RDWR | O_DIRECT | O_CLOEXEC)
+        try #require(file >= 0, "\(backing): errno \(errno)")
+        defer { close(file) }
+        let block = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
+        defer { block.deallocate() }
+        block.initializeMemory(as: UInt8.self, repeating: 7, count: 4096)
+        #expect(pwrite(file, block, 4096, 48 << 20) == 4096)
+        #expect(pwrite(file, block, 4096, 16 << 20) == 4096)
+        #expect(lseek(file, 40 << 20, SEEK_DATA) == 48 << 20)
+        #expect(truncate(disk, 32 << 20) == 0)
+        try harness.command("device", "resize", "a")
+        #expect(try Command.check("blockdev", ["--getsize64", path]) == "\(32 << 20)\n")
+        // The kernel may remember the former end for a while and ask for what lies beyond.
+        #expect(lseek(file, 40 << 20, SEEK_DATA) == -1 && errno == ENXIO)
+        #expect(pread(file, block, 4096, 48 << 20) <= 0)
+        #expect(pwrite(file, block, 4096, 48 << 20) == -1)
+        #expect(lseek(file, 8 << 20, SEEK_DATA) == 16 << 20)
+        #expect(pread(file, block, 4096, 16 << 20) == 4096)
+        #expect(block.load(as: UInt8.self) == 7)
+        try harness.command("block", "detach", path)
+    }
+
     @Test func `wrong targets are refused with a reason`() throws {
         let (harness, _) = try harness()
         let cases: [(arguments: [String], status: Int32, word: String)] = [

@@ -1,7 +1,11 @@
 import BlockModel
 import DataPlane
+import Devices
 import Glibc
+import OriginIO
+import Origins
 import RingIO
+import Synchronization
 import Testing
 
 /// The end of a device may move between the header of a request and its submission: an operator
@@ -46,7 +50,40 @@ import Testing
 
 /// Sizes that cuts take over.
 @Suite struct `Looks at the size of an origin` {
-    @Test func `are taken over in the order in which they were made, whatever they find`()
+    @Test func `say nothing once a cut has taken over what a later look found`() async throws {
+        let folder = Folder()
+        let path = folder.file(size: 1 << 20)
+        let opened = Mutex<OpenedOrigin?>(nil)
+        let harness = try await DeviceHarness(path: path) { origin, loop, blocking in
+            opened.withLock { $0 = origin }
+            return DescriptorAccess(origin, loop: loop, blocking: blocking)
+        }
+        let origin = try #require(opened.withLock { $0 })
+        let target = harness.device.target
+        let memory = try #require(
+            await harness.thread.mailbox.run {
+                (target.get(on: $0) as? Device)?.running.memory
+            } ?? nil)
+        func look(_ number: UInt64, findsMebibytes count: Int) throws -> DeviceResize {
+            #expect(truncate(path, off_t(count << 20)) == 0)
+            return try DeviceResize.find(origin, former: 1 << 20, number: number, memory: memory)
+        }
+        let looks = try (
+            earlier: look(1, findsMebibytes: 2), later: look(2, findsMebibytes: 3),
+            last: look(3, findsMebibytes: 4)
+        )
+        let sizes = await harness.thread.mailbox.run { loop -> [UInt64] in
+            guard let device = target.get(on: loop) as? Device else { return [] }
+            return [looks.later, looks.earlier, looks.last].map { look in
+                _ = device.switchEpoch(holding: nil, isBase: false, resize: look)
+                return device.size >> 20
+            }
+        }
+        #expect(sizes == [3, 3, 4])
+        #expect(await harness.close() == nil)
+    }
+
+    @Test func `are found by the cut that follows a change, however many cuts there are`()
         async throws
     {
         let folder = Folder()
@@ -69,7 +106,7 @@ import Testing
             #expect(outcomes.allSatisfy { $0.fault == nil })
             var facts = stat()
             #expect(stat(path, &facts) == 0)
-            // The newest look may have been before the last change; one more cut finds it.
+            // The last look may have been before the last change; one more cut finds it.
             let last = await cut.makeCut([member], isBase: false)
             #expect(last.sizes == [UInt64(facts.st_size)], "round \(round)")
             #expect(harness.device.facts.size == UInt64(facts.st_size))
