@@ -365,7 +365,7 @@ let package = Package(
             name: "SnapshotTests", dependencies: ["TestSupport", "powercut-fs"],
             swiftSettings: strict),
         .testTarget(
-            name: "BlockTests", dependencies: ["TestSupport", "powercut-fs"],
+            name: "BlockTests", dependencies: ["CTestSupport", "TestSupport", "powercut-fs"],
             swiftSettings: strict),
         .testTarget(
             name: "ImageCopyTests",

@@ -74,6 +74,8 @@ import Testing
         )
         let sizes = await harness.thread.mailbox.run { loop -> [UInt64] in
             guard let device = target.get(on: loop) as? Device else { return [] }
+            device.closeGate {}
+            defer { device.openGate() }
             return [looks.later, looks.earlier, looks.last].map { look in
                 _ = device.switchEpoch(holding: nil, isBase: false, resize: look)
                 return device.size >> 20

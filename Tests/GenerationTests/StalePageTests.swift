@@ -8,10 +8,10 @@ import Testing
 @Suite(.enabled(if: canFreeze, "needs filesystems that can be frozen"))
 struct `A page of a change map that is emptied` {
     /// Waits until a thread of this process waits for its disk.
-    private func awaitBlocked(_ thread: pid_t) throws {
+    private func awaitBlocked(_ thread: String) throws {
         let end = monotonicSeconds() + 60
         while monotonicSeconds() < end {
-            let line = try String(contentsOfFile: "/proc/self/task/\(thread)/stat", encoding: .utf8)
+            let line = try String(contentsOfFile: "/proc/\(thread)/stat", encoding: .utf8)
             // The state follows the name, which is in parentheses.
             if line.split(separator: ")").last?.hasPrefix(" D") == true { return }
             usleep(1000)
@@ -19,7 +19,8 @@ struct `A page of a change map that is emptied` {
         throw TestFailure("thread \(thread) does not wait for its disk")
     }
 
-    @Test func `does not hold up a loop that begins a generation, however slow the disk is`() throws {
+    @Test func `does not hold up a loop that begins a generation, however slow the disk is`() throws
+    {
         let disk = try MountedDisk()
         let descriptor = open(disk.path("map"), O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
         try #require(descriptor >= 0)
@@ -27,10 +28,12 @@ struct `A page of a change map that is emptied` {
         let file = RunningMapFile(path: nil, descriptor: descriptor)
         [UInt64](arrayLiteral: 1).withUnsafeBufferPointer { file.becomeStale($0) }
         try Command.check("fsfreeze", ["--freeze", disk.path])
-        let thread = Mutex<pid_t>(0)
+        let thread = Mutex("")
         let begun = DispatchSemaphore(value: 0)
         let emptying = Background {
-            thread.withLock { $0 = gettid() }
+            let name = try FileManager.default.destinationOfSymbolicLink(
+                atPath: "/proc/thread-self")
+            thread.withLock { $0 = name }
             begun.signal()
             return file.emptyIfStale(page: 0)
         }
