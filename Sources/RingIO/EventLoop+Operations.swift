@@ -45,8 +45,9 @@ extension EventLoop {
     /// Counts an operation of a file in, for `user_data`.
     @inline(__always)
     private func submittedToFile(_ handler: RingHandler, tag: UInt8, token: UInt32) -> UInt64 {
-        fileOperationsInFlight += 1
-        return handlers.submitted(handler, tag: tag, token: token) | HandlerTable.ofFile
+        let group = fileOperations.began()
+        return handlers.submitted(handler, tag: tag, token: token)
+            | HandlerTable.ofFile(inGroup: group)
     }
 
     /// Reads `byteCount` bytes at `offset` of a file.
@@ -173,5 +174,10 @@ extension EventLoop {
     ) {
         let target = HandlerTable.userData(handler, tag: targetTag, token: targetToken)
         cl_prep_cancel(entry(), target, handlers.submitted(handler, tag: tag, token: token))
+    }
+
+    /// Completes once a worker of the kernel has looked at it.
+    func wakeWorker(_ handler: RingHandler) {
+        cl_prep_worker_nop(entry(), handlers.submitted(handler, tag: 0, token: 0))
     }
 }

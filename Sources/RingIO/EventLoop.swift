@@ -82,7 +82,11 @@ package final class EventLoop {
     let ring: UnsafeMutablePointer<io_uring>
     var handlers: HandlerTable
     /// Operations of files and disks submitted and not yet completed.
-    var fileOperationsInFlight = 0
+    var fileOperations = OperationAges()
+    /// Threads with which the kernel works on operations that would block, unless some hang;
+    /// `.max` where it does not say.
+    private let workerCount: Int
+    private var isWakingWorker = false
     private var timers = TimerHeap()
     private var deferred: [RingHandler] = []
     private var deferredSpare: [RingHandler] = []
@@ -110,6 +114,8 @@ package final class EventLoop {
         ring = .allocate(capacity: 1)
         ring.initialize(to: io_uring())
         features = try Self.open(ring, configuration)
+        let workerCount = cl_ring_worker_limit(ring, 0)
+        self.workerCount = workerCount > 0 ? Int(workerCount) : .max
         receiveBuffers = try ReceiveBuffers(
             ring: ring, bufferBytes: configuration.receiveBufferBytes,
             count: configuration.receiveBufferCount)
@@ -253,9 +259,15 @@ package final class EventLoop {
         if wait, let deadline = timers.nextDeadline {
             timeout = Int64(clamping: deadline - min(deadline, cl_now_nanoseconds()))
         }
+        // Fewer leave a worker for those to come, even if all of them hang.
+        if wait, fileOperations.count >= workerCount {
+            let look = Int64(fileOperations.nextLook - min(fileOperations.nextLook, now))
+            timeout = timeout < 0 ? look : min(timeout, look)
+        }
         enter(wait: wait, timeout: timeout)
         now = cl_now_nanoseconds()
         reap()
+        if now >= fileOperations.nextLook { lookAtFileOperations() }
         while let timer = timers.popExpired(now: now) {
             let start = holdBegins()
             handlers.handler(at: timer.slot)?.timerFired(token: timer.token)
@@ -264,11 +276,27 @@ package final class EventLoop {
         endTurn()
     }
 
+    /// Gives operations of files that hang workers of their own, beside those for all others.
+    private func lookAtFileOperations() {
+        guard fileOperations.look(now: now), workerCount != .max else { return }
+        let limit = UInt32(clamping: workerCount + fileOperations.hangingCount)
+        guard cl_ring_worker_limit(ring, limit) >= 0, fileOperations.hangingCount > 0,
+            !isWakingWorker
+        else { return }
+        // The kernel starts another worker only when one is handed work.
+        let waker = WorkerWaker { [unowned self] waker in
+            remove(waker)
+            isWakingWorker = false
+        }
+        isWakingWorker = register(waker)
+        if isWakingWorker { wakeWorker(waker) }
+    }
+
     /// Submits and, with `wait`, sleeps until a completion is there or `timeout` (negative: none)
     /// is over. Where only clients are waited for it looks for a completion first, as long as
     /// `waiting` says: a disk takes longer, and may need the processor to answer.
     private func enter(wait: Bool, timeout: Int64) {
-        guard wait, features.contains(.deferTaskRun), fileOperationsInFlight == 0 else {
+        guard wait, features.contains(.deferTaskRun), fileOperations.count == 0 else {
             return check(cl_ring_turn(ring, wait, timeout))
         }
         let window = waiting.window(within: timeout)
@@ -338,7 +366,9 @@ package final class EventLoop {
 
     @inline(__always)
     private func dispatch(_ completion: io_uring_cqe) {
-        if completion.user_data & HandlerTable.ofFile != 0 { fileOperationsInFlight -= 1 }
+        if completion.user_data & HandlerTable.ofFile != 0 {
+            fileOperations.ended(HandlerTable.group(ofUserData: completion.user_data))
+        }
         let start = holdBegins()
         handlers.dispatch(
             userData: completion.user_data, result: completion.res, flags: completion.flags,
@@ -394,5 +424,19 @@ package final class EventLoop {
         }
         deferredSpare.removeAll(keepingCapacity: true)
         handlers.releaseRemoved()
+    }
+}
+
+/// Hands a worker of the kernel something to do, once.
+private final class WorkerWaker: RingHandler {
+    private let finish: (WorkerWaker) -> Void
+
+    init(_ finish: @escaping (WorkerWaker) -> Void) {
+        self.finish = finish
+        super.init()
+    }
+
+    override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
+        finish(self)
     }
 }

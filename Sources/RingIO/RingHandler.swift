@@ -66,6 +66,18 @@ struct HandlerTable {
     private var removed: [Unmanaged<RingHandler>] = []
     /// In `user_data`: the operation is one of a file or disk.
     static let ofFile: UInt64 = 1 << 32
+    /// Above that bit: its group in `OperationAges`.
+    private static let groupShift: UInt64 = 33
+
+    /// What an operation of a file or disk has in `user_data` beside its name.
+    @inline(__always)
+    static func ofFile(inGroup group: Int) -> UInt64 { ofFile | UInt64(group) << groupShift }
+
+    /// The group of an operation of a file or disk.
+    @inline(__always)
+    static func group(ofUserData userData: UInt64) -> Int {
+        Int(userData >> groupShift) & (OperationAges.groupCount - 1)
+    }
 
     init() {
         entries = .allocate(capacity: Self.capacity)
@@ -115,8 +127,8 @@ struct HandlerTable {
         return Self.userData(handler, tag: tag, token: token)
     }
 
-    /// What names an operation in the ring: slot (16 bits), tag (8), nothing (7), whether it is one
-    /// of a file (1), token (32).
+    /// What names an operation in the ring: slot (16 bits), tag (8), nothing (3), the group of one of
+    /// a file (4), whether it is one of a file (1), token (32).
     @inline(__always)
     static func userData(_ handler: RingHandler, tag: UInt8, token: UInt32) -> UInt64 {
         precondition(handler.slot != .none, "a handler must be registered before it submits")

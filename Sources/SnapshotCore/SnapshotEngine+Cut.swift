@@ -31,8 +31,7 @@ extension SnapshotEngine {
     package func snapshotAbandoned(_ snapshot: SnapshotIndex) {
         let record = snapshots + Int(snapshot.rawValue)
         precondition(record.pointee.state == .prepared, "only a prepared snapshot is abandoned")
-        layerUses[Int(record.pointee.layer)].role = .freeing
-        freeingCount += 1
+        startFreeing(record.pointee.layer)
         record.pointee.layer = .max
         record.pointee.state = .destroying
         sources.close(of: snapshot, &effects)

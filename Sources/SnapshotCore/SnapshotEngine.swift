@@ -58,6 +58,9 @@ package final class SnapshotEngine {
     /// Position in the chain of the newest live layer, -1 when none is live.
     var newestLive = -1
     var freeingCount = 0
+    /// All layers being freed wait for copies or storage writes under way: none has to be looked at
+    /// before one of those ends.
+    var isFreeingHeldUp = false
     var freeCopy: CopyIndex?
     var freeBatch: BatchIndex?
     var copiesInUse = 0
@@ -173,7 +176,7 @@ package final class SnapshotEngine {
 
     /// True when `turnEnded` has slices of merging or freeing left, or of requests: do not sleep.
     package var hasWork: Bool {
-        freeingCount > 0 || !yielded.isEmpty || isStoringPostponed
+        (freeingCount > 0 && !isFreeingHeldUp) || !yielded.isEmpty || isStoringPostponed
             || (chainCount > 0 && mergingPosition() != nil)
     }
 

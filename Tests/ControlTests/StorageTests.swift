@@ -102,6 +102,32 @@ struct `Storage of a snapshot` {
         #expect(error == "difference storage is full: \(place) reached its limit of 2 MiB")
     }
 
+    @Test(.enabled(if: canFreeze, "needs filesystems that can be frozen"))
+    func `that does not answer in time costs the snapshot, which says why, and not the writers`()
+        throws
+    {
+        let harness = try ControlHarness()
+        let disk = try MountedDisk()
+        try harness.attach("a", byteCount: 128 * mebibyte)
+        try harness.fill("a", 7, length: 128 * mebibyte)
+        try harness.done(
+            "snapshot", "create", "--device", "a", "--name", "s", "--storage",
+            disk.path("storage"), "--on-overflow", "throttle:1")
+        // Whatever is written to the storage waits from now on.
+        try Command.check("fsfreeze", ["--freeze", disk.path])
+        try harness.fill("a", 1, length: 128 * mebibyte)
+        #expect(try harness.holds("a", 1, length: 128 * mebibyte))
+        let devices = try harness.object("snapshot", "show", "s")["devices"] as? [[String: Any]]
+        #expect(
+            devices?.first?["error"] as? String
+                == "preserving was too slow: a writer would have waited longer than --on-overflow "
+                + "throttle:1 allows")
+        #expect(
+            try harness.command("events", "--snapshot", "s").output.contains(
+                "Device a itself is not affected; destroy the snapshot"))
+        try Command.check("fsfreeze", ["--unfreeze", disk.path])
+    }
+
     @Test(.enabled(if: canUseFUSE && canUseLoopDevices, "needs FUSE and loop devices"))
     func `on a block device is erased at the end, and what could not be erased is told`() throws {
         let harness = try ControlHarness()

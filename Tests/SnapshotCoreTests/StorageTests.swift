@@ -177,6 +177,29 @@ import Testing
         #expect(harness.engine.report(on: SnapshotIndex(1)).isCorrupted == false)
     }
 
+    @Test func `storage that does not answer leaves the loop asleep, and others are freed`() {
+        let harness = Harness()
+        let older = harness.take()
+        overwrite(harness)
+        harness.engine.extentGranted(SourceIndex(0), .preserving, byteOffset: 0)
+        harness.engine.turnEnded(now: 1)
+        let writes = harness.drain().filter { $0.hasPrefix("writeStorage") }
+        #expect(writes.count == 1)
+        let newer = harness.take()
+        harness.engine.snapshotDestroyed(older)
+        harness.engine.snapshotDestroyed(newer)
+        for now in 2..<8 { harness.engine.turnEnded(now: UInt64(now)) }
+        let gone = harness.drain().filter { $0.hasPrefix("gone") }
+        #expect(gone == ["gone 1"])
+        #expect(!harness.engine.hasWork)
+        harness.engine.storageWriteFinished(BatchIndex(0), byteCount: 0, fault: .inputOutput)
+        #expect(harness.engine.hasWork)
+        for now in 8..<12 { harness.engine.turnEnded(now: UInt64(now)) }
+        #expect(harness.drain().contains("gone 0"))
+        #expect(!harness.engine.hasWork)
+        #expect(harness.buffers.freeCount == harness.buffers.capacity)
+    }
+
     @Test func `an image write waits for memory at most as long as the policy says`() {
         let harness = Harness(bufferCount: 256)
         let snapshot = harness.take(

@@ -139,6 +139,22 @@ static inline void cl_prep_cancel(struct io_uring_sqe *sqe, uint64_t target, uin
     sqe->user_data = user_data;
 }
 
+// Does nothing, on one of the kernel's workers.
+static inline void cl_prep_worker_nop(struct io_uring_sqe *sqe, uint64_t user_data) {
+    io_uring_prep_nop(sqe);
+    io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
+    sqe->user_data = user_data;
+}
+
+// Sets how many threads may work at a time on this thread's operations of files that would block;
+// 0 leaves it as it is. Returns the limit of before, or a negative errno value.
+static inline int cl_ring_worker_limit(struct io_uring *ring, unsigned limit) {
+    // Those of files and disks, and others.
+    unsigned limits[2] = {limit, 0};
+    int result = io_uring_register_iowq_max_workers(ring, limits);
+    return result < 0 ? result : (int)limits[0];
+}
+
 static inline int cl_register_buffer_ring(struct io_uring *ring, struct io_uring_buf_ring *buffers,
                                           unsigned entries, uint16_t group) {
     struct io_uring_buf_reg registration;

@@ -21,6 +21,7 @@ extension SnapshotEngine {
         checksums: UnsafePointer<UInt32>
     ) {
         precondition(copies[index].isUsed, "a copy's read ends once")
+        isFreeingHeldUp = false
         if copies[index].isOrphaned {
             releaseCopy(index, freeBuffers: true)
             settle()

@@ -98,9 +98,15 @@ extension SnapshotEngine {
         orphanCopies(of: layer)
         purgeStorageQueue(of: layer)
         orphanBuffersWriting(of: layer)
+        startFreeing(layer)
+    }
+
+    /// What the layer holds is freed in slices from now on.
+    func startFreeing(_ layer: UInt16) {
         layerUses[Int(layer)].role = .freeing
         layerUses[Int(layer)].cursor = 0
         freeingCount += 1
+        isFreeingHeldUp = false
     }
 
     /// A layer turned merging or left: what nobody inherits from is dropped, the newest live
@@ -243,11 +249,11 @@ extension SnapshotEngine {
 
     func performSlice() {
         if let position = mergingPosition() { mergeSlice(position) }
-        guard freeingCount > 0 else { return }
+        guard freeingCount > 0, !isFreeingHeldUp else { return }
         for layer in 0..<layerCapacity where layerUses[layer].role == .freeing {
-            freeSlice(layer)
-            return
+            if freeSlice(layer) { return }
         }
+        isFreeingHeldUp = true
     }
 
     private func mergeSlice(_ position: Int) {
@@ -270,13 +276,12 @@ extension SnapshotEngine {
             chain[index - 1] = chain[index]
         }
         chainCount -= 1
-        layerUses[from].role = .freeing
-        layerUses[from].cursor = 0
-        freeingCount += 1
+        startFreeing(UInt16(from))
         chainChanged()
     }
 
-    private func freeSlice(_ layer: Int) {
+    /// False when only copies or storage writes under way are left to wait for.
+    private func freeSlice(_ layer: Int) -> Bool {
         let end = min(
             layerUses[layer].cursor + UInt32(recordsPerSlice), layers[layer].recordCount)
         while layerUses[layer].cursor < end {
@@ -288,14 +293,17 @@ extension SnapshotEngine {
             }
             layerUses[layer].cursor += 1
         }
-        guard end == layers[layer].recordCount || layers[layer].isShrinking else { return }
-        guard !hasCopies(of: UInt16(layer)), !hasBuffersWriting(of: UInt16(layer)) else { return }
-        guard layers[layer].deallocate(slabs: slabsPerSlice) else { return }
+        guard end == layers[layer].recordCount || layers[layer].isShrinking else { return true }
+        guard !hasCopies(of: UInt16(layer)), !hasBuffersWriting(of: UInt16(layer)) else {
+            return false
+        }
+        guard layers[layer].deallocate(slabs: slabsPerSlice) else { return true }
         layerUses[layer].role = .free
         freeingCount -= 1
         let snapshot = layerUses[layer].snapshot
         layerUses[layer].snapshot = .max
         finishDestroying(snapshot)
+        return true
     }
 
     private func hasCopies(of layer: UInt16) -> Bool {
@@ -320,9 +328,7 @@ extension SnapshotEngine {
         let record = snapshots + Int(snapshot)
         guard record.pointee.state == .destroying, record.pointee.requestCount == 0 else { return }
         if record.pointee.overlay != .max {
-            layerUses[Int(record.pointee.overlay)].role = .freeing
-            layerUses[Int(record.pointee.overlay)].cursor = 0
-            freeingCount += 1
+            startFreeing(record.pointee.overlay)
             record.pointee.overlay = .max
         }
         for layer in 0..<layerCapacity

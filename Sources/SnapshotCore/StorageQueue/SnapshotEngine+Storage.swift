@@ -173,6 +173,7 @@ extension SnapshotEngine {
     /// A storage write ended: `byteCount` bytes or a fault.
     package func storageWriteFinished(_ index: BatchIndex, byteCount: UInt64, fault: Fault?) {
         precondition(batches[index].isUsed, "a storage write ends once")
+        isFreeingHeldUp = false
         var outcome = fault
         if fault == nil, byteCount < UInt64(batches[index].count) * blockByteCount {
             batches[index].attempts += 1
