@@ -107,4 +107,34 @@ struct `The origin of a device` {
         filesystem.goOn()
         for command in waiting { _ = try command.value() }
     }
+
+    @Test(.enabled(if: canFreeze, "needs filesystems that can be frozen"))
+    func `that does not answer keeps no flush of another device waiting`() throws {
+        let disk = try MountedDisk()
+        let image = disk.path("a.img")
+        try Data(repeating: 1, count: 16 << 20).write(to: URL(fileURLWithPath: image))
+        let harness = try ControlHarness()
+        try harness.done("device", "attach", "a", image)
+        // There are two loops: one of these shares that of `a`.
+        for name in ["b", "c"] { try harness.attach(name) }
+        let waiting = try NBDClient(.unix(path: harness.service.socketPath), export: "a")
+        try Command.check("fsfreeze", ["--freeze", disk.path])
+        // More than the kernel has workers for a loop.
+        let count = 4 * ProcessInfo.processInfo.processorCount + 8
+        for number in 0..<count {
+            try waiting.send(
+                NBDRequest(
+                    .write, cookie: UInt64(number), offset: UInt64(number * 4096), length: 4096,
+                    payload: [UInt8](repeating: 2, count: 4096)))
+        }
+        for name in ["b", "c"] {
+            let client = try NBDClient(.unix(path: harness.service.socketPath), export: name)
+            for _ in 0..<3 {
+                try client.write(0, [UInt8](repeating: 7, count: 4096))
+                #expect(try client.perform(NBDRequest(.flush)).error == nil)
+            }
+        }
+        try Command.check("fsfreeze", ["--unfreeze", disk.path])
+        for _ in 0..<count { _ = try waiting.receive(16) }
+    }
 }
