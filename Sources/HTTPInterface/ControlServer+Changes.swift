@@ -56,12 +56,16 @@ extension ControlServer {
             let name = try context.parameters.require("name")
             let cellCount = try Self.cellCount(of: request)
             let since = try Self.text("since", of: request)
-            return try await shared(request, context, kept: .seconds(3)) {
+            return try await shared(request, context, kept: Self.summaryAge) {
                 try Self.summary(
                     try await changes.summary(of: name, cellCount: cellCount, since: since))
             }
         }
     }
+
+    /// Of a large device that changed everywhere a picture takes a loop about a second: those who
+    /// look again and again have a thirtieth of its time at most.
+    private static let summaryAge = SharedAnswers.Age(least: .seconds(3), timesTaken: 30)
 
     func addMarks(to router: Router<ControlContext>) {
         let changes = registries.changes

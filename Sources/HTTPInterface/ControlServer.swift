@@ -209,7 +209,7 @@ package struct ControlServer: Sendable {
 
     /// Makes an answer, or gives one that was made for somebody else a moment ago.
     func shared(
-        _ request: Request, _ context: ControlContext, kept age: Duration = SharedAnswers.moment,
+        _ request: Request, _ context: ControlContext, kept age: SharedAnswers.Age = .init(),
         _ make: @escaping @Sendable () async throws -> some ResponseGenerator
     ) async throws -> Response {
         guard let sharedAnswers else {
