@@ -254,6 +254,43 @@ struct `The page in a browser` {
         try tab.wait(for: "\(text("#event-list")).includes('device vm2 attached')")
         try tab.wait(for: row("vm2"))
     }
+
+    @Test func `holds no connection while nobody sees it, and misses nothing`() throws {
+        let harness = try PageHarness()
+        try harness.attach("vm1")
+        let tab = try Tab(try Browser())
+        try tab.open(harness.address)
+        try tab.wait(for: "\(text("#connection")) === 'live'")
+        func see(_ isSeen: Bool) throws {
+            try tab.value(
+                "Object.defineProperty(document, 'hidden', {value: \(!isSeen), configurable: true}); "
+                    + "document.dispatchEvent(new Event('visibilitychange'))")
+        }
+        try tab.value(
+            """
+            (() => { const close = EventSource.prototype.close;
+                [window.openedCount, window.closedCount] = [0, 0];
+                EventSource.prototype.close = function () {
+                    window.closedCount += 1;
+                    close.call(this);
+                };
+                window.EventSource = class extends EventSource {
+                    constructor(...place) {
+                        super(...place);
+                        window.openedCount += 1;
+                    }
+                }; })()
+            """)
+        try see(false)
+        #expect(try tab.value("window.closedCount") as? Int == 1)
+        #expect(try tab.value("window.openedCount") as? Int == 0)
+        try harness.attach("vm2")
+        try see(true)
+        try tab.wait(for: "\(text("#event-list")).includes('device vm2 attached')")
+        try tab.wait(for: row("vm2"))
+        #expect(try tab.value(text("#connection")) as? String == "live")
+        #expect(tab.errors() == [])
+    }
 }
 
 /// Something that is so from some moment on.

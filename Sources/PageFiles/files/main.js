@@ -199,7 +199,8 @@ async function begin() {
         (state) => {
             stream = state;
             showConnection();
-        });
+        },
+        () => events.clear());
     if (service.isLoggedIn) byID("leave").hidden = false;
 }
 
