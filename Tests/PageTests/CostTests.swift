@@ -1,3 +1,4 @@
+import CTestSupport
 import Foundation
 import Glibc
 import TestSupport
@@ -21,6 +22,54 @@ struct `What the page costs` {
         let with = try resident(["--http", "tcp:127.0.0.1:\(try TestService.freePort())"])
         print("resident: \(without) KiB without the page, \(with) KiB with it")
         #expect(with - without < 1024)
+    }
+
+    /// Instructions of the loop for a write and a read, one after the other.
+    private func instructions(_ arguments: [String]) throws -> Double {
+        let service = try TestService(attaching: [:], loops: 1, extraArguments: arguments)
+        defer { _ = try? service.stop() }
+        let disk = service.directory.path("vm1.img")
+        try makeSparseFile(disk, byteCount: 1 << 20)
+        try Command.check(
+            TestService.binary, ["device", "attach", "vm1", disk, "--control", service.controlPath])
+        let client = try NBDClient(.unix(path: service.socketPath), export: "vm1")
+        let bytes = [UInt8](repeating: 7, count: 4096)
+        func ask(_ count: Int) throws {
+            for number in 0..<count {
+                let offset = UInt64(number % 64) * 4096
+                try client.write(offset, bytes)
+                _ = try client.read(offset, 4096)
+            }
+        }
+        try ask(200)
+        let trace = UnsafeMutablePointer<stillpoint_test_trace>.allocate(capacity: 1)
+        trace.initialize(to: stillpoint_test_trace())
+        defer { trace.deallocate() }
+        let (thread, place) = (try service.thread(named: "loop-0"), Int(bitPattern: trace))
+        let tracing = Background {
+            stillpoint_test_count_instructions(UnsafeMutablePointer(bitPattern: place), thread)
+        }
+        while stillpoint_test_trace_has_begun(trace) == 0 { sched_yield() }
+        // A step takes 30 microseconds.
+        let count = isSoak ? 40 : 4
+        try ask(count)
+        stillpoint_test_trace_end(trace)
+        // The step after which the end is seen.
+        try ask(1)
+        let failure = try tracing.value()
+        guard failure == 0 else { throw TestFailure("ptrace: \(failure)") }
+        return Double(trace.pointee.count) / Double(count)
+    }
+
+    @Test(.enabled(if: isRoot, "needs root, to count instructions of another process"))
+    func `is no instruction of a request while nobody looks`() throws {
+        func least(_ arguments: [String]) throws -> Double {
+            try (0..<4).map { _ in try instructions(arguments) }.min() ?? 0
+        }
+        let without = try least([])
+        let with = try least(["--http", "tcp:127.0.0.1:\(try TestService.freePort())"])
+        print("a write and a read: \(without) instructions without the page, \(with) with it")
+        #expect(abs(with - without) < 0.01 * without)
     }
 
     /// Who looks, as cheaply as that goes: a browser has a machine of its own, this one is shared.

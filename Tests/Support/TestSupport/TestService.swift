@@ -184,6 +184,16 @@ package final class TestService: @unchecked Sendable {
         }
     }
 
+    /// The thread of that name.
+    package func thread(named name: String) throws -> pid_t {
+        let place = "/proc/\(process.processID)/task"
+        for thread in try FileManager.default.contentsOfDirectory(atPath: place)
+        where try kernelText("\(place)/\(thread)/comm") == name + "\n" {
+            return pid_t(thread) ?? 0
+        }
+        throw TestFailure("the service has no thread \(name)")
+    }
+
     /// Processor time of the threads that run now.
     package func processorSeconds() throws -> Double {
         let place = "/proc/\(process.processID)/task"
