@@ -47,25 +47,23 @@ extension ControlServer {
     func addChanges(to router: Router<ControlContext>) {
         let changes = registries.changes
         router.get("v1/devices/{name}/changes") { request, context in
-            let answer = try await changes.page(
-                try Self.changesRequest(
-                    request, device: try context.parameters.require("name")))
+            let query = try Self.changesRequest(
+                request, device: try context.parameters.require("name"))
+            let answer = try await walk { try await changes.page(query) }
             return try ChangesResponse.response(to: request, with: answer)
         }
         router.get("v1/devices/{name}/changes/summary") { request, context in
             let name = try context.parameters.require("name")
             let cellCount = try Self.cellCount(of: request)
             let since = try Self.text("since", of: request)
-            return try await shared(request, context, kept: Self.summaryAge) {
+            return try await shared(request, context, kept: .seconds(3)) {
                 try Self.summary(
-                    try await changes.summary(of: name, cellCount: cellCount, since: since))
+                    try await walk {
+                        try await changes.summary(of: name, cellCount: cellCount, since: since)
+                    })
             }
         }
     }
-
-    /// Of a large device that changed everywhere a picture takes a loop about a second: those who
-    /// look again and again have a thirtieth of its time at most.
-    private static let summaryAge = SharedAnswers.Age(least: .seconds(3), timesTaken: 30)
 
     func addMarks(to router: Router<ControlContext>) {
         let changes = registries.changes

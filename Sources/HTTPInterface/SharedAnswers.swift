@@ -14,32 +14,23 @@ actor SharedAnswers {
     private var making: [String: Task<Response, any Error>] = [:]
     private static let capacity = 64
 
-    private static let moment = Duration.milliseconds(900)
-
-    /// How long an answer is given again.
-    struct Age {
-        /// At least this long.
-        var least = SharedAnswers.moment
-        /// At least so many times as long as it took to make: what is costly is made seldom.
-        var timesTaken = 0
-    }
+    /// How long an answer is given again, unless it is said.
+    static let moment = Duration.milliseconds(900)
 
     /// The answer to `key`, made by `body` unless there is one.
     func answer(
-        to key: String, kept age: Age,
+        to key: String, kept age: Duration,
         _ body: @escaping @Sendable () async throws -> Response
     ) async throws -> Response {
         if let known = making[key] { return try await known.value }
         guard making.count < Self.capacity else { return try await body() }
-        let begin = ContinuousClock.now
         let task = Task { try await body() }
         making[key] = task
         // Not by who asked: that one may go away, and others still want it.
         Task {
             if case .success = await task.result {
-                let taken = begin.duration(to: .now)
                 // Nobody cancels it.
-                try? await Task.sleep(for: max(age.least, taken * age.timesTaken))
+                try? await Task.sleep(for: age)
             }
             forget(key)
         }
