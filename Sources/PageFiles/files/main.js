@@ -185,9 +185,10 @@ async function begin() {
     // Devices are drawn before anything else is asked for.
     const status = repeat(() => statusSeconds, askStatus);
     repeat(activitySeconds, askActivity);
-    const changed = whenChanged(() => {
-        status();
-        askPicture(true);
+    const changed = whenChanged(async () => {
+        // First which devices there are: of one that is gone there is no picture.
+        await status();
+        await askPicture(true);
     });
     const after = Math.max(0, service.last_event - eventsShown);
     new Events(
