@@ -47,11 +47,16 @@ struct `The page in a browser` {
             var block: UInt64 = 0
             while !isOver.isSet {
                 try client.write(block % 512 * 4096, [UInt8](repeating: 7, count: 4096))
+                _ = try client.read(block % 512 * 4096, 4096)
                 block += 1
             }
         }
         try tab.wait(for: "/[0-9] [KMG]iB\\/s/.test(\(row("vm1")).cells[4].innerText)")
         try tab.wait(for: "\(row("vm1")).cells[5].innerText !== '–'")
+        let table = "document.querySelector('#devices .scroll')"
+        #expect(
+            try tab.value("\(table).scrollWidth <= \(table).clientWidth") as? Bool == true,
+            "the table has room for what it says")
         isOver.set()
         try writing.value()
         // A snapshot that is given up is said to be.

@@ -160,7 +160,9 @@ function showFigures() {
         ["Capacity", bytes(status.devices.reduce((sum, { size }) => sum + size, 0))],
         ["Reading", now ? rate(now.read) : "–"],
         ["Writing", now ? rate(now.write) : "–"],
-        ["Snapshots", corrupted ? `${held} held, ${corrupted} corrupted` : `${held} held`],
+        ["Snapshots", [
+            held || !corrupted ? `${held} held` : "", corrupted ? `${corrupted} corrupted` : "",
+        ].filter(Boolean).join(", ")],
         ["Newest checkpoint", newest ? ago(newest.created_at) : "none"],
         ["Memory", bytes(now?.resident ?? status.memory.resident_bytes)],
     ]);
