@@ -89,7 +89,7 @@ const askStatus = () => asking(async () => {
     documents.status = status;
     documents.checkpoints = checkpoints;
     devices.show(status, checkpoints);
-    snapshots.show(status.snapshots);
+    snapshots.show(status.snapshots, status.devices);
     showCopies(copies);
     showCheckpoints(checkpoints, devices.chosen);
     showService(status, health);
