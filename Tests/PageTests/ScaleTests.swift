@@ -86,8 +86,8 @@ struct `The page of a large service` {
             for: "document.querySelectorAll('#device-table tbody tr').length === \(wanted)")
         try tab.value("document.querySelector('#device-table tbody button').click()")
         try tab.wait(for: "document.getElementById('device-title').innerText === 'vm2'")
-        // A second of drawing takes less than a second.
-        let longest =
+        // A task that would hold the page up is seen: one is planted.
+        let found =
             try tab.value(
                 """
                 new Promise((resolve) => {
@@ -95,11 +95,24 @@ struct `The page of a large service` {
                     new PerformanceObserver((list) => {
                         for (const { duration } of list.getEntries()) longest = Math.max(longest, duration);
                     }).observe({ type: "longtask", buffered: false });
-                    setTimeout(() => resolve(longest), 6000);
+                    setTimeout(() => {
+                        const end = performance.now() + 200;
+                        while (performance.now() < end);
+                    }, 0);
+                    const isPlantedSeen = () => {
+                        if (longest === 0) return setTimeout(isPlantedSeen, 20);
+                        const planted = longest;
+                        longest = 0;
+                        // Rates several times, and what is asked for less often once at least.
+                        setTimeout(() => resolve([planted, longest]), 12000);
+                    };
+                    isPlantedSeen();
                 })
-                """) as? Double
-        print("longest task of the page: \(Int(longest ?? 0)) ms")
-        #expect((longest ?? .infinity) < (isSoak ? 500 : 3000))
+                """) as? [Double] ?? []
+        try #require(found.count == 2)
+        print("longest task of the page: \(Int(found[1])) ms (0: none of 50 ms or more)")
+        #expect(found[0] >= 200)
+        #expect(found[1] < (isSoak ? 500 : 3000))
         #expect(tab.errors() == [])
         try tab.picture("many-devices")
     }
