@@ -6,9 +6,19 @@ internal import BlockModel
 //     cells                |  c0   |  c1   |  c2   | ...     blocks since one cut, newest epoch
 //     cuts                 blocks changed since each of them
 //
+// An entry changed for every cut before its epoch: exactly its blocks as far back as it reaches, the
+// whole chunk for cuts before that. With the cuts in order, the newest first, that is two steps:
+//
+//     cuts, the newest first    k0   k1   k2   k3   k4
+//     blocks since each          0    3    3   16   16     epoch between k0 and k1, reach until k2
+//     what is added up           0   +3    0  +13    0
+//
+// So an entry costs two additions however many cuts are asked for, and a run of equal entries costs
+// as much as one of them.
+//
 // Invariants
-// - A summary never says less than a query of changes with the same base: both read an entry with
-//   `blocksChanged`, and both count what grew since the cut.
+// - A summary never says less than a query of changes with the same base: it says of an entry what
+//   `blocksChanged` says, and both count what grew since the cut.
 // - Its memory is as large as was asked for, whatever the device holds; the loop allocates nothing.
 
 /// A cut that changes are counted since.
@@ -24,9 +34,8 @@ package struct SummaryCut: Equatable, Sendable {
     }
 }
 
-/// Counts of changes, cell by cell and cut by cut; see the head of this file. A value of pointers:
-/// the owner of the memory outlives it.
-package struct ChangeSummary {
+/// Counts of changes, cell by cell and cut by cut; see the head of this file.
+package struct ChangeSummary: ~Copyable {
     /// What is known of one cell.
     package struct Cell: Equatable, Sendable {
         /// Blocks that changed since the cut that cells are about.
@@ -62,42 +71,159 @@ package struct ChangeSummary {
         }
     }
 
-    package let grid: Grid
-    private let cells: UnsafeMutableBufferPointer<Cell>
-    private let cuts: UnsafeBufferPointer<SummaryCut>
-    /// Blocks that changed since each of `cuts`.
-    private let changedBlockCounts: UnsafeMutableBufferPointer<UInt64>
-    /// Which of `cuts` the cells are about.
-    private let subject: Int
-
-    /// Counts into `cells` and `changedBlockCounts`, which hold zeroes and stay the caller's.
-    package init(
-        grid: Grid, cells: UnsafeMutableBufferPointer<Cell>,
-        cuts: UnsafeBufferPointer<SummaryCut>,
-        changedBlockCounts: UnsafeMutableBufferPointer<UInt64>, subject: Int
-    ) {
-        precondition(cells.count == grid.cellCount, "a cell has a place")
-        precondition(cuts.count == changedBlockCounts.count, "a cut has a count")
-        precondition(cuts.indices.contains(subject), "cells are about one of the cuts")
-        self.grid = grid
-        self.cells = cells
-        self.cuts = cuts
-        self.changedBlockCounts = changedBlockCounts
-        self.subject = subject
+    /// What is added up for a cut.
+    private struct Tally {
+        let epoch: UInt32
+        let wholeBlockCount: UInt64
+        /// Its place among the cuts that were given.
+        let place: Int
+        /// Blocks more than for the cut before it in this order. May wrap; the sums do not.
+        var step: UInt64 = 0
+        /// Blocks counted for this cut alone; once finished, all of them.
+        var blockCount: UInt64 = 0
     }
 
-    /// Counts the entry of `chunk`.
-    mutating func add(_ entry: ChangeEntry, of chunk: UInt64) {
+    /// Where an epoch lies among the cuts, found before.
+    private struct Place {
+        var epoch: UInt32
+        var index: UInt32
+    }
+
+    package let grid: Grid
+    /// Chunks of the device, the last one perhaps not whole.
+    let chunkCount: UInt64
+    private let chunksPerCell: UInt64
+    /// Chunks before this one are whole, belong to one cell, and were there at every cut.
+    private let plainEnd: UInt64
+    private let cells: UnsafeMutableBufferPointer<Cell>
+    /// The newest cut first; one more at the end takes the steps that no cut sees.
+    private let tallies: UnsafeMutableBufferPointer<Tally>
+    private let cutCount: Int
+    /// Which of `tallies` the cells are about.
+    private let subject: Int
+    private let places: UnsafeMutableBufferPointer<Place>
+
+    /// A power of two. Few devices have more epochs in their map.
+    private static let placeCount = 256
+    /// What a run of entries costs, and one that is counted cut by cut, in entries looked at.
+    private static let costOfRun = 10
+    private static let costOfCut = 2
+
+    /// Counts since each of `cuts`; cells are about the one at `subject`.
+    package init(grid: Grid, cuts: [SummaryCut], subject: Int) {
+        precondition(cuts.indices.contains(subject), "cells are about one of the cuts")
+        self.grid = grid
+        chunkCount = (grid.blockCount + blocksPerChunk - 1) / blocksPerChunk
+        chunksPerCell = max(1, grid.blocksPerCell / blocksPerChunk)
+        let wholeBlockCount = cuts.reduce(grid.blockCount) { min($0, $1.wholeBlockCount) }
+        plainEnd = grid.blocksPerCell < blocksPerChunk ? 0 : wholeBlockCount / blocksPerChunk
+        cells = .allocate(capacity: grid.cellCount)
+        cells.initialize(repeating: Cell())
+        let order = cuts.indices.sorted { cuts[$0].epoch > cuts[$1].epoch }
+        cutCount = cuts.count
+        tallies = .allocate(capacity: cuts.count + 1)
+        tallies.initialize(repeating: Tally(epoch: 0, wholeBlockCount: 0, place: -1))
+        for (index, place) in order.enumerated() {
+            tallies[index] = Tally(
+                epoch: cuts[place].epoch, wholeBlockCount: cuts[place].wholeBlockCount,
+                place: place)
+        }
+        self.subject = order.firstIndex(of: subject) ?? 0
+        places = .allocate(capacity: Self.placeCount)
+        // True of epoch 0, which lies before every cut, and looked for under it alone.
+        places.initialize(repeating: Place(epoch: 0, index: UInt32(cuts.count)))
+    }
+
+    deinit {
+        cells.deallocate()
+        tallies.deallocate()
+        places.deallocate()
+    }
+
+    /// The cells, in device order. Once finished.
+    package var cellCounts: [Cell] { Array(cells) }
+
+    /// Blocks that changed since each cut, in the order in which the cuts were given. Once finished.
+    package var changedBlockCounts: [UInt64] {
+        var counts = [UInt64](repeating: 0, count: cutCount)
+        for tally in tallies.prefix(cutCount) { counts[tally.place] = tally.blockCount }
+        return counts
+    }
+
+    /// Counts entries that follow each other from chunk `first` on; returns what that cost in
+    /// entries looked at, nil when one cannot be by epoch `current`.
+    mutating func add(
+        _ entries: UnsafeBufferPointer<UInt64>, from first: UInt64, atEpoch current: UInt32
+    ) -> Int? {
+        var cost = entries.count
+        var index = 0
+        while index < entries.count {
+            let chunk = first + UInt64(index)
+            let cell = chunk / chunksPerCell
+            let isPlain = chunk < plainEnd
+            let cellEnd = isPlain ? min((cell + 1) * chunksPerCell, plainEnd) : chunk + 1
+            let end = min(entries.count, index + Int(cellEnd - chunk))
+            while index < end {
+                let entry = ChangeEntry(rawValue: entries[index])
+                var next = index + 1
+                while next < end, entries[next] == entry.rawValue { next += 1 }
+                if entry != .unchanged {
+                    guard entry.isPossible(atEpoch: current) else { return nil }
+                    if isPlain {
+                        add(entry, count: UInt64(next - index), to: Int(cell))
+                        cost += Self.costOfRun
+                    } else {
+                        add(entry, of: chunk)
+                        cost += Self.costOfRun + Self.costOfCut * cutCount
+                    }
+                }
+                index = next
+            }
+        }
+        return cost
+    }
+
+    /// Counts an entry that `count` plain chunks of a cell share.
+    @inline(__always)
+    private mutating func add(_ entry: ChangeEntry, count: UInt64, to cell: Int) {
+        // Nothing overflows: a page has 512 entries, 16 blocks each, a device fewer than 2^52 blocks.
+        let all = blocksPerChunk &* count
+        let exact = UInt64(truncatingIfNeeded: entry.blocks.nonzeroBitCount) &* count
+        let changed = place(of: entry.epoch)
+        let unknown = place(of: entry.epoch &- UInt32(entry.reach))
+        tallies[changed].step &+= exact
+        tallies[unknown].step &+= all &- exact
+        let own = subject < changed ? 0 : subject < unknown ? exact : all
+        cells[cell].changedBlockCount &+= own
+        cells[cell].epoch = max(cells[cell].epoch, entry.epoch)
+    }
+
+    /// The first of the tallies whose cut ended an epoch before `epoch`.
+    @inline(__always)
+    private mutating func place(of epoch: UInt32) -> Int {
+        let slot = Int(epoch) & (Self.placeCount - 1)
+        if places[slot].epoch == epoch { return Int(places[slot].index) }
+        return findPlace(of: epoch, slot)
+    }
+
+    @inline(never)
+    private mutating func findPlace(of epoch: UInt32, _ slot: Int) -> Int {
+        var index = 0
+        while index < cutCount, tallies[index].epoch >= epoch { index += 1 }
+        places[slot] = Place(epoch: epoch, index: UInt32(index))
+        return index
+    }
+
+    /// Counts the entry of a chunk that is not plain, for each cut.
+    private mutating func add(_ entry: ChangeEntry, of chunk: UInt64) {
         let first = chunk * blocksPerChunk
-        guard first < grid.blockCount else { return }
         let present = Self.mask(before: grid.blockCount, from: first)
-        for index in cuts.indices {
-            let cut = cuts[index]
+        for index in 0..<cutCount {
             // What lies behind the end at the cut is counted as a whole, at the end.
             let blocks =
-                entry.blocksChanged(since: cut.epoch) & present
-                & Self.mask(before: cut.wholeBlockCount, from: first)
-            changedBlockCounts[index] &+= UInt64(blocks.nonzeroBitCount)
+                entry.blocksChanged(since: tallies[index].epoch) & present
+                & Self.mask(before: tallies[index].wholeBlockCount, from: first)
+            tallies[index].blockCount += UInt64(blocks.nonzeroBitCount)
             if index == subject { addToCells(blocks, from: first) }
         }
         let last = min(first + blocksPerChunk, grid.blockCount) - 1
@@ -107,18 +233,20 @@ package struct ChangeSummary {
         }
     }
 
-    /// Counts what grew since each cut. Once, last.
+    /// Adds the steps up and counts what grew since each cut. Once, last.
     mutating func finish() {
-        for index in cuts.indices {
-            let cut = cuts[index]
-            guard cut.wholeBlockCount < grid.blockCount else { continue }
-            changedBlockCounts[index] += grid.blockCount - cut.wholeBlockCount
-            let first = cut.wholeBlockCount / grid.blocksPerCell
-            for cell in Int(first)..<grid.cellCount {
-                let start = max(UInt64(cell) * grid.blocksPerCell, cut.wholeBlockCount)
+        var blockCount: UInt64 = 0
+        for index in 0..<cutCount {
+            blockCount &+= tallies[index].step
+            tallies[index].blockCount += blockCount
+            let wholeBlockCount = tallies[index].wholeBlockCount
+            guard wholeBlockCount < grid.blockCount else { continue }
+            tallies[index].blockCount += grid.blockCount - wholeBlockCount
+            for cell in Int(wholeBlockCount / grid.blocksPerCell)..<grid.cellCount {
+                let start = max(UInt64(cell) * grid.blocksPerCell, wholeBlockCount)
                 let end = min(UInt64(cell + 1) * grid.blocksPerCell, grid.blockCount)
                 if index == subject { cells[cell].changedBlockCount += end - start }
-                cells[cell].epoch = max(cells[cell].epoch, cut.epoch + 1)
+                cells[cell].epoch = max(cells[cell].epoch, tallies[index].epoch + 1)
             }
         }
     }
@@ -163,13 +291,12 @@ extension ChangeMap {
         case damaged
     }
 
-    /// Adds the entries from `chunk` on to a summary, until about `budget` entries were looked at;
-    /// one that changed counts for several.
+    /// Adds the entries from `chunk` on to a summary, until as much work was done as looking at
+    /// about `budget` equal entries takes.
     package func summarize(
-        into summary: inout ChangeSummary, from chunk: UInt64, costOfChanged: Int, budget: Int
+        into summary: inout ChangeSummary, from chunk: UInt64, budget: Int
     ) -> SummaryStep {
-        let end = min(
-            chunkCount, (summary.grid.blockCount + blocksPerChunk - 1) / blocksPerChunk)
+        let end = min(chunkCount, summary.chunkCount)
         var position = chunk
         var left = budget
         while position < end {
@@ -177,16 +304,13 @@ extension ChangeMap {
             guard position < end else { break }
             guard left > 0 else { return .goesOn(at: position) }
             let pageEnd = min((position / Self.entriesPerPage + 1) * Self.entriesPerPage, end)
-            left -= Int(pageEnd - position)
-            while position < pageEnd {
-                let entry = entry(of: position)
-                if entry != .unchanged {
-                    guard entry.isPossible(atEpoch: current.rawValue) else { return .damaged }
-                    summary.add(entry, of: position)
-                    left -= costOfChanged
-                }
-                position += 1
+            let page = UnsafeBufferPointer(
+                start: entries + Int(position), count: Int(pageEnd - position))
+            guard let cost = summary.add(page, from: position, atEpoch: current.rawValue) else {
+                return .damaged
             }
+            left -= cost
+            position = pageEnd
         }
         summary.finish()
         return .finished

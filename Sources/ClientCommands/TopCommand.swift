@@ -14,7 +14,7 @@ package struct TopCommand: AsyncParsableCommand {
         discussion: """
             Rates and latency of reads and writes, writes that waited, data copied for snapshots, and \
             how full their storage is; the busiest devices first. In a terminal the picture is \
-            refreshed in place until q or Ctrl-C; the screen is then as it was. With --once, with \
+            refreshed in place until q or Ctrl-C; the screen is then as it was, as it is after Ctrl-Z. With --once, with \
             --json or without a terminal it looks for one interval, prints and ends.
 
             Examples:
@@ -85,7 +85,13 @@ package struct TopCommand: AsyncParsableCommand {
         defer { clock.cancel() }
         screen.draw("looking ...\n")
         for await asked in actions {
-            guard asked == .look else { return }
+            switch asked {
+            case .end: return
+            case .suspend:
+                screen.suspend()
+                continue
+            case .look: break
+            }
             let after: ActivityDocument
             do {
                 after = try await activity(client)
@@ -108,7 +114,7 @@ package struct TopCommand: AsyncParsableCommand {
 private final class TopScreen: Sendable {
     /// What is to be done next.
     enum Action: Sendable {
-        case look, end
+        case look, suspend, end
     }
 
     private let former: termios?
@@ -118,9 +124,6 @@ private final class TopScreen: Sendable {
         var settings = termios()
         if isatty(STDIN_FILENO) == 1, tcgetattr(STDIN_FILENO, &settings) == 0 {
             former = settings
-            // Keys at once and unseen; Ctrl-C stays a signal.
-            settings.c_lflag &= ~tcflag_t(ICANON | ECHO)
-            tcsetattr(STDIN_FILENO, TCSANOW, &settings)
             do throws(HostError) {
                 try ServiceThread.start("keys") {
                     var key: UInt8 = 0
@@ -128,6 +131,7 @@ private final class TopScreen: Sendable {
                         switch key {
                         case UInt8(ascii: "q"), UInt8(ascii: "Q"): return perform(.end)
                         case UInt8(ascii: " "): perform(.look)
+                        case Self.suspendKey: perform(.suspend)
                         default: break
                         }
                     }
@@ -138,8 +142,36 @@ private final class TopScreen: Sendable {
         } else {
             former = nil
         }
-        // The other screen, without a cursor.
+        take()
+    }
+
+    /// Ctrl-Z. As a signal it would stop the process before it could give the screen back.
+    private static let suspendKey: UInt8 = 0x1A
+
+    /// The other screen, without a cursor.
+    private func take() {
+        if var settings = former {
+            // Keys at once and unseen; Ctrl-C stays a signal.
+            settings.c_lflag &= ~tcflag_t(ICANON | ECHO)
+            withUnsafeMutableBytes(of: &settings.c_cc) { $0[Int(VSUSP)] = 0 }
+            tcsetattr(STDIN_FILENO, TCSANOW, &settings)
+        }
         FileHandles.output.write("\u{1B}[?1049h\u{1B}[?25l")
+    }
+
+    /// Leaves the terminal to the shell until that continues this process.
+    func suspend() {
+        giveBack()
+        // Sent to this thread, which tasks run on with signals blocked: `raise` then returns when
+        // the process goes on, or at once when there is no shell that could continue it.
+        var stop = sigset_t()
+        var former = sigset_t()
+        sigemptyset(&stop)
+        sigaddset(&stop, SIGTSTP)
+        pthread_sigmask(SIG_UNBLOCK, &stop, &former)
+        raise(SIGTSTP)
+        pthread_sigmask(SIG_SETMASK, &former, nil)
+        take()
     }
 
     /// Draws over what was there: what stays does not flicker.

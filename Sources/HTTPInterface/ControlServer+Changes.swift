@@ -47,9 +47,9 @@ extension ControlServer {
     func addChanges(to router: Router<ControlContext>) {
         let changes = registries.changes
         router.get("v1/devices/{name}/changes") { request, context in
-            let answer = try await changes.page(
-                try Self.changesRequest(
-                    request, device: try context.parameters.require("name")))
+            let query = try Self.changesRequest(
+                request, device: try context.parameters.require("name"))
+            let answer = try await walk { try await changes.page(query) }
             return try ChangesResponse.response(to: request, with: answer)
         }
         router.get("v1/devices/{name}/changes/summary") { request, context in
@@ -58,7 +58,9 @@ extension ControlServer {
             let since = try Self.text("since", of: request)
             return try await shared(request, context, kept: .seconds(3)) {
                 try Self.summary(
-                    try await changes.summary(of: name, cellCount: cellCount, since: since))
+                    try await walk {
+                        try await changes.summary(of: name, cellCount: cellCount, since: since)
+                    })
             }
         }
     }

@@ -117,6 +117,8 @@ package struct ControlServer: Sendable {
     let logger: Logger
     /// Where answers are given again to others for a moment; nil: each is made again.
     var sharedAnswers: SharedAnswers?
+    /// How fast questions about changes are answered; nil: as fast as they are asked.
+    var pace: PagePace?
 
     package init(
         registries: Registries, status: @escaping @Sendable () async throws -> StatusDocument,
@@ -218,6 +220,14 @@ package struct ControlServer: Sendable {
         return try await sharedAnswers.answer(to: request.uri.string, kept: age) {
             try await make().response(from: request, context: context)
         }
+    }
+
+    /// Answers a question that walks a change map.
+    func walk<Value: Sendable>(
+        _ body: @escaping @Sendable () async throws -> Value
+    ) async throws -> Value {
+        guard let pace else { return try await body() }
+        return try await pace.walk(body)
     }
 
     /// A path that is there answers a method that is not with 405, and says which are.

@@ -40,7 +40,9 @@ package struct PageServer: Sendable {
         let (descriptors, login, security) = try outcome.get()
         var routes = routes
         routes.sharedAnswers = SharedAnswers()
-        let router = Self.router(settings, login, routes, counts)
+        let pace = PagePace()
+        routes.pace = pace
+        let router = Self.router(settings, login, routes, counts, pace)
         var bounds = ListenerBounds(admission: { PageAdmission() })
         bounds.timeoutHandlers = { [PageTimeouts()] }
         if let security { bounds.security = { security.handler() } }
@@ -63,11 +65,12 @@ package struct PageServer: Sendable {
 
     private static func router(
         _ settings: PageSettings, _ login: PageLogin?, _ routes: ControlServer,
-        _ counts: RequestCounts
+        _ counts: RequestCounts, _ pace: PagePace
     ) -> Router<ControlContext> {
         let router = Router(
             context: ControlContext.self, options: .autoGenerateHeadEndpoints)
         router.add(middleware: RequestCounter(counts: counts))
+        router.add(middleware: PageTurns(pace: pace))
         router.add(middleware: PageHeaders())
         if settings.hidesPaths { router.add(middleware: HiddenPaths()) }
         router.add(middleware: ErrorDocuments(explain: routes.explain, logger: routes.logger))

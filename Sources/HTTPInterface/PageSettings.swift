@@ -144,6 +144,14 @@ package enum PageLimits {
     /// asked for.
     static let requestSeconds: Int64 = 10
     static let takingSeconds: Int64 = 20
+    /// Time for a request on the average, and how much of it those who asked for nothing have saved:
+    /// 200 requests a second, and as many at once.
+    static let turn = Duration.milliseconds(5)
+    static let burst = Duration.seconds(1)
+    /// Questions that walk a change map and wait, and how long loops rest after one, in times as long
+    /// as it took.
+    static let walksMax = 32
+    static let restPerWalk = 30
     /// Browsers that are logged in, and for how long.
     static let sessionsMax = 256
     static let sessionTime = Duration.seconds(12 * 3600)

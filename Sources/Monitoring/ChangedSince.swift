@@ -19,7 +19,8 @@ package struct NewestCheckpoint: Sendable {
 package actor ChangedSince {
     private struct Found {
         let base: TrackingBase
-        let at: ContinuousClock.Instant
+        /// It is counted anew then, or when there is a newer checkpoint.
+        let end: ContinuousClock.Instant
         let byteCount: UInt64?
     }
 
@@ -27,8 +28,10 @@ package actor ChangedSince {
 
     package init() {}
 
-    /// How long the result is reused.
-    static let age = Duration.seconds(30)
+    /// How long the result is reused at least, and how many times as long as it took to find: a
+    /// loop spends a thirtieth of its time on it at most.
+    private static let age = Duration.seconds(30)
+    private static let timesTaken = 30
 
     /// By the device's name; devices without a checkpoint are left out.
     package func newest(_ queries: ChangeQueries) async -> [String: NewestCheckpoint] {
@@ -52,15 +55,17 @@ package actor ChangedSince {
     private func byteCount(
         since base: TrackingBase, of name: ObjectName, _ devices: DeviceRegistry
     ) async -> UInt64? {
-        if let known = found[name], known.base == base, known.at.duration(to: .now) < Self.age {
+        if let known = found[name], known.base == base, .now < known.end {
             return known.byteCount
         }
+        let begin = ContinuousClock.now
         let query = SummaryQuery(cellCountMax: 1, since: base, cuts: [], takesMarks: false)
         // What is not known is left out.
         let byteCount = try? await devices.pinning([name]) { devices in
             try await devices[0].changeSummary(query).get().changedByteCount
         }
-        found[name] = Found(base: base, at: .now, byteCount: byteCount)
+        let age = max(Self.age, begin.duration(to: .now) * Self.timesTaken)
+        found[name] = Found(base: base, end: .now + age, byteCount: byteCount)
         return byteCount
     }
 }

@@ -89,11 +89,10 @@ extension SnapshotEngine {
     /// Adds the changes until now from `chunk` on to a summary, as far as `budget` goes. Nil:
     /// nothing can be said, tracking was lost.
     package func summarizeChanges(
-        into summary: inout ChangeSummary, from chunk: UInt64, costOfChanged: Int, budget: Int
+        into summary: inout ChangeSummary, from chunk: UInt64, budget: Int
     ) -> ChangeMap.SummaryStep? {
         guard !isTrackingLost else { return nil }
-        return map.summarize(
-            into: &summary, from: chunk, costOfChanged: costOfChanged, budget: budget)
+        return map.summarize(into: &summary, from: chunk, budget: budget)
     }
 
     /// Bytes of the change map that are resident.

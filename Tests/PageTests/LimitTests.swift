@@ -95,4 +95,26 @@ struct `Those who only hold connections to the page` {
         #expect(try harness.done("events", "--timeout", "1") == "")
         withExtendedLifetime(followers) {}
     }
+
+    @Test func `take their answers in time, or are let go`() throws {
+        let harness = try PageHarness()
+        try harness.attach("vm1")
+        let before = try harness.service.openDescriptors().count
+        let connection = try Connection(harness.port)
+        // More than the kernel keeps for a client that reads nothing.
+        let request =
+            "GET /v1/devices/vm1/changes/summary?cells=4096 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for _ in 0..<200 { try connection.client.send(Array(request.utf8)) }
+        var first: UInt8 = 0
+        #expect(recv(connection.client.descriptor, &first, 1, 0) == 1)
+        #expect(try harness.service.openDescriptors().count > before)
+        let begin = monotonicSeconds()
+        while try harness.service.openDescriptors().count > before {
+            guard monotonicSeconds() - begin < 90 else {
+                throw TestFailure("a client that reads nothing is served still")
+            }
+            _ = poll(nil, 0, 200)
+        }
+        withExtendedLifetime(connection) {}
+    }
 }

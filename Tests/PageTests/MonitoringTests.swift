@@ -133,6 +133,35 @@ struct `What monitoring reads` {
             for: "prometheus_target_scrapes_sample_duplicate_timestamp_total == 0")
         #expect(
             try prometheus.query("stillpoint_page_requests_total{status=\"200\"} > 3").count == 1)
+        // What the dashboard asks for is understood, and finds something where there is something:
+        // the snapshot is full already, and nothing was copied.
+        let absent = [
+            "Time until snapshots are full", "Last copies",
+            "Block devices: users and takeovers",
+        ]
+        for (title, expression) in try dashboardQueries() {
+            let isFound = try !prometheus.query(expression).isEmpty
+            #expect(isFound != absent.contains(title), "\(title): \(expression)")
+        }
+    }
+
+    /// What the panels of the dashboard ask for, with all devices chosen.
+    private func dashboardQueries() throws -> [(title: String, expression: String)] {
+        let board = try JSONSerialization.jsonObject(
+            with: Data(contentsOf: URL(filePath: guides + "/grafana.json")))
+        let panels = try #require((board as? [String: Any])?["panels"] as? [[String: Any]])
+        return panels.flatMap { panel in
+            let targets = panel["targets"] as? [[String: Any]] ?? []
+            return targets.compactMap { $0["expr"] as? String }.map { expression in
+                var expression = expression
+                for (name, value) in [
+                    ("$instance", ".*"), ("$device", ".*"), ("$__rate_interval", "1m"),
+                ] {
+                    expression = expression.replacing(name, with: value)
+                }
+                return (panel["title"] as? String ?? "", expression)
+            }
+        }
     }
 }
 

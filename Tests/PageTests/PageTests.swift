@@ -47,11 +47,16 @@ struct `The page in a browser` {
             var block: UInt64 = 0
             while !isOver.isSet {
                 try client.write(block % 512 * 4096, [UInt8](repeating: 7, count: 4096))
+                _ = try client.read(block % 512 * 4096, 4096)
                 block += 1
             }
         }
         try tab.wait(for: "/[0-9] [KMG]iB\\/s/.test(\(row("vm1")).cells[4].innerText)")
         try tab.wait(for: "\(row("vm1")).cells[5].innerText !== '–'")
+        let table = "document.querySelector('#devices .scroll')"
+        #expect(
+            try tab.value("\(table).scrollWidth <= \(table).clientWidth") as? Bool == true,
+            "the table has room for what it says")
         isOver.set()
         try writing.value()
         // A snapshot that is given up is said to be.
@@ -60,6 +65,7 @@ struct `The page in a browser` {
         try harness.done(
             "snapshot", "create", "--device", "vm1", "--name", "small", "--storage", "memory:1M")
         try harness.write("vm1", blocks: Array(512..<4096), seed: 4)
+        try tab.wait(for: "\(text("#snapshot-list")).includes('(layer 1 of 2)')")
         try tab.wait(for: "\(text("#snapshot-list")).includes('corrupted')")
         try tab.wait(for: "\(text("#problems")).includes('small')")
         // Events of one kind.
@@ -72,6 +78,50 @@ struct `The page in a browser` {
         try tab.wait(for: "\(text("#event-list")).includes('given up')")
         try tab.picture("events")
         #expect(tab.errors() == [])
+    }
+
+    @Test func `says when a snapshot is full at the rate of now, not at that since its cut`() throws
+    {
+        let harness = try PageHarness()
+        try harness.attach("vm1")
+        let tab = try Tab(try Browser())
+        try tab.open(harness.address)
+        // 1000 seconds with nothing, 100 with 1 MiB each, 100 with nothing; looked at every 10.
+        let words =
+            try tab.value(
+                """
+                (async () => {
+                    const { Fills } = await import("/history.js");
+                    const { Snapshots } = await import("/snapshots.js");
+                    const fills = new Fills();
+                    const snapshots = new Snapshots(fills);
+                    const found = [];
+                    const start = Date.now();
+                    Date.now = () => start + seconds * 1000;
+                    let seconds = 0;
+                    for (const [end, rate] of [[1000, 0], [1100, 1 << 20], [1200, 0]]) {
+                        const stored = fills.of("s").at(-1)?.value ?? 0;
+                        const begin = seconds;
+                        while (seconds < end) {
+                            seconds += 10;
+                            snapshots.show([{
+                                id: "s", name: "s", state: "held", consistency: "crash", devices: [],
+                                warnings: [], taken_at: new Date(start).toISOString(),
+                                storage: {
+                                    stored_bytes: stored + rate * (seconds - begin), limit: 200 << 20,
+                                    estimated_seconds_to_full: 5000,
+                                },
+                            }], []);
+                            if (seconds === 30) found.push(document.querySelector(".outlook").innerText);
+                        }
+                        found.push(document.querySelector(".outlook").innerText);
+                    }
+                    return found.join("; ");
+                })()
+                """) as? String
+        #expect(
+            words == "full in 1 h 23 min at this rate; not filling now; "
+                + "full in 1 min at this rate; not filling now")
     }
 
     @Test func `paints what changed where it changed`() throws {
@@ -253,6 +303,43 @@ struct `The page in a browser` {
         try harness.attach("vm2")
         try tab.wait(for: "\(text("#event-list")).includes('device vm2 attached')")
         try tab.wait(for: row("vm2"))
+    }
+
+    @Test func `holds no connection while nobody sees it, and misses nothing`() throws {
+        let harness = try PageHarness()
+        try harness.attach("vm1")
+        let tab = try Tab(try Browser())
+        try tab.open(harness.address)
+        try tab.wait(for: "\(text("#connection")) === 'live'")
+        func see(_ isSeen: Bool) throws {
+            try tab.value(
+                "Object.defineProperty(document, 'hidden', {value: \(!isSeen), configurable: true}); "
+                    + "document.dispatchEvent(new Event('visibilitychange'))")
+        }
+        try tab.value(
+            """
+            (() => { const close = EventSource.prototype.close;
+                [window.openedCount, window.closedCount] = [0, 0];
+                EventSource.prototype.close = function () {
+                    window.closedCount += 1;
+                    close.call(this);
+                };
+                window.EventSource = class extends EventSource {
+                    constructor(...place) {
+                        super(...place);
+                        window.openedCount += 1;
+                    }
+                }; })()
+            """)
+        try see(false)
+        #expect(try tab.value("window.closedCount") as? Int == 1)
+        #expect(try tab.value("window.openedCount") as? Int == 0)
+        try harness.attach("vm2")
+        try see(true)
+        try tab.wait(for: "\(text("#event-list")).includes('device vm2 attached')")
+        try tab.wait(for: row("vm2"))
+        #expect(try tab.value(text("#connection")) as? String == "live")
+        #expect(tab.errors() == [])
     }
 }
 

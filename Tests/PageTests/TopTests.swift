@@ -107,4 +107,42 @@ struct `stillpoint top` {
         }
         #expect(settings.count == 2 && settings.first == settings.last, "\(settings)")
     }
+
+    @Test(.enabled(if: Command.exists("script"), "needs script (util-linux)"))
+    func `gives the screen back while it is suspended`() throws {
+        let harness = try PageHarness()
+        try harness.attach("vm1")
+        let shown = harness.service.directory.path("shown")
+        // A shell with job control, which goes on when its command is stopped.
+        let command =
+            "set -m; stty -g; \(TestService.binary) top --interval 1 --control "
+            + "\(harness.service.controlPath); echo suspended $?; stty -g; fg; echo ended $?; stty -g"
+        let terminal = try ChildProcess(
+            "script", ["-q", "-f", "-c", command, shown], withInput: true)
+        let input = try #require(terminal.input)
+        func screen() -> String { (try? String(contentsOfFile: shown, encoding: .utf8)) ?? "" }
+        func wait(_ words: String, times: Int) throws {
+            let end = monotonicSeconds() + 60
+            while screen().components(separatedBy: words).count <= times {
+                guard monotonicSeconds() < end else { throw TestFailure(screen()) }
+                _ = poll(nil, 0, 50)
+            }
+        }
+        try wait("DEVICE ", times: 1)
+        #expect(write(input, "\u{1A}", 1) == 1)
+        // With the status of a command that was stopped.
+        try wait("suspended 1", times: 1)
+        try wait("\u{1B}[?1049h", times: 2)
+        let before = screen().components(separatedBy: "suspended 1")
+        #expect(before[0].contains("\u{1B}[?25h\u{1B}[?1049l"))
+        try wait("DEVICE ", times: before[0].components(separatedBy: "DEVICE ").count)
+        #expect(write(input, "q", 1) == 1)
+        try wait("ended 0", times: 1)
+        terminal.closeInput()
+        try terminal.wait(deadline: 60)
+        let settings = screen().split(whereSeparator: \.isNewline).filter {
+            $0.contains(":") && !$0.contains(" ")
+        }
+        #expect(settings.count == 3 && Set(settings).count == 1, "\(settings)")
+    }
 }

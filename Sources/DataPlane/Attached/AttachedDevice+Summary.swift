@@ -48,36 +48,17 @@ package struct SummaryAnswer: Sendable {
     package var cuts: [(base: TrackingBase, changedByteCount: UInt64)]
 }
 
-/// Memory of a summary: made by who asks, filled on the loop.
+/// A summary under way: made by the asker, filled on the loop.
 private final class SummaryBuffer: @unchecked Sendable {
     // The loop writes it while the asker waits for the loop's answer, which orders the two.
     var summary: ChangeSummary
-    let cells: UnsafeMutableBufferPointer<ChangeSummary.Cell>
-    let counts: UnsafeMutableBufferPointer<UInt64>
-    private let cuts: UnsafeMutableBufferPointer<SummaryCut>
 
-    init(grid: ChangeSummary.Grid, cuts given: [SummaryCut], subject: Int) {
-        cells = .allocate(capacity: grid.cellCount)
-        cells.initialize(repeating: ChangeSummary.Cell())
-        counts = .allocate(capacity: given.count)
-        counts.initialize(repeating: 0)
-        cuts = .allocate(capacity: given.count)
-        _ = cuts.initialize(fromContentsOf: given)
-        summary = ChangeSummary(
-            grid: grid, cells: cells, cuts: UnsafeBufferPointer(cuts),
-            changedBlockCounts: counts, subject: subject)
-    }
-
-    deinit {
-        cells.deallocate()
-        counts.deallocate()
-        cuts.deallocate()
-    }
+    init(_ summary: consuming ChangeSummary) { self.summary = summary }
 }
 
 extension AttachedDevice {
-    /// Entries of the map that one slice looks at: 0.1 ms.
-    private static let summaryBudget = 65536
+    /// Work of one slice, in equal entries of the map: less than 0.1 ms.
+    private static let summaryBudget = 131_072
 
     /// Where a summary begins.
     private struct SummaryFrame {
@@ -114,15 +95,16 @@ extension AttachedDevice {
             query.since.map { SummaryCut(epoch: $0.epoch.rawValue, byteCount: $0.size) }
                 ?? SummaryCut(epoch: 0, byteCount: frame.firstSize))
         let grid = ChangeSummary.Grid(byteCount: frame.size, cellCountMax: query.cellCountMax)
-        let buffer = SummaryBuffer(grid: grid, cuts: cuts, subject: cuts.count - 1)
-        if let refusal = await fill(buffer, of: frame.generation, cutCount: cuts.count) {
+        let buffer = SummaryBuffer(
+            ChangeSummary(grid: grid, cuts: cuts, subject: cuts.count - 1))
+        if let refusal = await fill(buffer, of: frame.generation) {
             return .failure(refusal)
         }
-        return .success(withExtendedLifetime(buffer) { Self.answer(frame, bases, buffer) })
+        return .success(Self.answer(frame, bases, buffer))
     }
 
     private func fill(
-        _ buffer: SummaryBuffer, of generation: Generation, cutCount: Int
+        _ buffer: SummaryBuffer, of generation: Generation
     ) async -> ChangesRefusal? {
         let device = device
         var chunk: UInt64 = 0
@@ -132,8 +114,7 @@ extension AttachedDevice {
                 let device = device.get(on: loop)
                 guard device.generation == generation else { return nil }
                 let step = device.engine.summarizeChanges(
-                    into: &buffer.summary, from: start, costOfChanged: 4 + cutCount,
-                    budget: Self.summaryBudget)
+                    into: &buffer.summary, from: start, budget: Self.summaryBudget)
                 if step == .damaged { device.mapFoundDamaged() }
                 return step
             }
@@ -151,11 +132,13 @@ extension AttachedDevice {
         _ frame: SummaryFrame, _ bases: [TrackingBase], _ buffer: SummaryBuffer
     ) -> SummaryAnswer {
         // The last block may be shorter than others.
-        let bytes = buffer.counts.map { min($0 * blockByteCount, frame.size) }
+        let bytes = buffer.summary.changedBlockCounts.map {
+            min($0 * blockByteCount, frame.size)
+        }
         return SummaryAnswer(
             generation: frame.generation, epoch: frame.epoch, size: frame.size,
             cellByteCount: buffer.summary.grid.blocksPerCell * blockByteCount,
-            cells: Array(buffer.cells), changedByteCount: bytes[bytes.count - 1],
+            cells: buffer.summary.cellCounts, changedByteCount: bytes[bytes.count - 1],
             cuts: zip(bases, bytes).map { ($0, $1) })
     }
 }

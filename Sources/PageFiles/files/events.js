@@ -29,6 +29,12 @@ export class EventList {
         this.showSoon();
     }
 
+    /** Forgets all. */
+    clear() {
+        this.events = [];
+        this.showSoon();
+    }
+
     /** Many events at once are drawn once. */
     showSoon() {
         this.frame ??= requestAnimationFrame(() => {

@@ -2,6 +2,8 @@
 // those who look, so that it costs nothing when nobody does.
 
 const samplesMax = 150;
+/** For so long the fill of a snapshot is watched before its rate is that of now. */
+const rateSeconds = 60;
 
 function sample(before, after, seconds) {
     const count = after.count - before.count;
@@ -75,20 +77,30 @@ export class Fills {
         this.snapshots = new Map();
     }
 
-    /** Takes a snapshot's document. */
-    add(id, takenAt, storedBytes) {
+    /** Takes what a snapshot has stored, at `now`. */
+    add(id, takenAt, storedBytes, now = Date.now()) {
         let samples = this.snapshots.get(id);
         if (!samples) {
             samples = takenAt ? [{ at: new Date(takenAt).getTime(), value: 0 }] : [];
             this.snapshots.set(id, samples);
         }
-        samples.push({ at: Date.now(), value: storedBytes });
+        samples.push({ at: now, value: storedBytes });
         // The first one is the cut.
         if (samples.length > samplesMax) samples.splice(1, 1);
     }
 
     of(id) {
         return this.snapshots.get(id) ?? [];
+    }
+
+    /** Bytes stored per second of late; null before it was watched for that long. */
+    rate(id) {
+        // The first sample is the cut, which was not seen.
+        const samples = this.of(id).slice(1);
+        const newest = samples.at(-1);
+        const oldest = samples.findLast(({ at }) => newest.at - at >= rateSeconds * 1000);
+        if (!oldest) return null;
+        return Math.max(0, (newest.value - oldest.value) / ((newest.at - oldest.at) / 1000));
     }
 
     /** Forgets those that are not among `ids`. */

@@ -89,7 +89,7 @@ const askStatus = () => asking(async () => {
     documents.status = status;
     documents.checkpoints = checkpoints;
     devices.show(status, checkpoints);
-    snapshots.show(status.snapshots);
+    snapshots.show(status.snapshots, status.devices);
     showCopies(copies);
     showCheckpoints(checkpoints, devices.chosen);
     showService(status, health);
@@ -160,7 +160,9 @@ function showFigures() {
         ["Capacity", bytes(status.devices.reduce((sum, { size }) => sum + size, 0))],
         ["Reading", now ? rate(now.read) : "–"],
         ["Writing", now ? rate(now.write) : "–"],
-        ["Snapshots", corrupted ? `${held} held, ${corrupted} corrupted` : `${held} held`],
+        ["Snapshots", [
+            held || !corrupted ? `${held} held` : "", corrupted ? `${corrupted} corrupted` : "",
+        ].filter(Boolean).join(", ")],
         ["Newest checkpoint", newest ? ago(newest.created_at) : "none"],
         ["Memory", bytes(now?.resident ?? status.memory.resident_bytes)],
     ]);
@@ -185,9 +187,10 @@ async function begin() {
     // Devices are drawn before anything else is asked for.
     const status = repeat(() => statusSeconds, askStatus);
     repeat(activitySeconds, askActivity);
-    const changed = whenChanged(() => {
-        status();
-        askPicture(true);
+    const changed = whenChanged(async () => {
+        // First which devices there are: of one that is gone there is no picture.
+        await status();
+        await askPicture(true);
     });
     const after = Math.max(0, service.last_event - eventsShown);
     new Events(
@@ -199,7 +202,8 @@ async function begin() {
         (state) => {
             stream = state;
             showConnection();
-        });
+        },
+        () => events.clear());
     if (service.isLoggedIn) byID("leave").hidden = false;
 }
 

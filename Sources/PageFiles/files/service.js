@@ -41,7 +41,10 @@ async function answer(path, type) {
 
 /**
  * Follows the events after number `after`. `received` is called with each, `changed` with the state of the
- * stream: `live` or `asking`.
+ * stream: `live` or `asking`, `restarted` when numbers begin anew and those before mean nothing.
+ *
+ * A tab that nobody sees gives its connection back, and hears what it missed when it is seen again: a browser
+ * opens six connections to a service, and six tabs with a stream each would leave none to ask anything.
  */
 export class Events {
     static askingSeconds = 5;
@@ -54,15 +57,26 @@ export class Events {
         "history-new",
     ];
 
-    constructor(after, received, changed) {
+    constructor(after, received, changed, restarted) {
         this.last = after;
         this.received = received;
         this.changed = changed;
-        this.open();
+        this.restarted = restarted;
+        document.addEventListener(
+            "visibilitychange", () => (document.hidden ? this.rest() : this.open()));
+        if (!document.hidden) this.open();
+    }
+
+    rest() {
+        this.source?.close();
+        clearTimeout(this.retry);
+        clearTimeout(this.asking);
+        this.asking = null;
     }
 
     open() {
         clearTimeout(this.retry);
+        this.source?.close();
         const source = new EventSource(`/v1/events?after=${this.last}`);
         this.source = source;
         source.onopen = () => {
@@ -97,7 +111,10 @@ export class Events {
                 }
             } catch (error) {
                 // Numbers of another state directory begin anew.
-                if (error.status === 410) this.last = 0;
+                if (error.status === 410) {
+                    this.last = 0;
+                    this.restarted();
+                }
             }
             if (this.asking) this.askSoon(Events.askingSeconds);
         }, seconds * 1000);

@@ -9,14 +9,28 @@ const kinds = {
     done: "good", failed: "bad", interrupted: "busy", lost: "bad",
 };
 
-/** When the storage is full, in words. */
-function outlook(snapshot) {
-    const { storage } = snapshot;
-    if (snapshot.state === "corrupted") return "";
+/**
+ * When the storage is full, in words: at the rate of the last minute, `perSecond`, or at that since the cut
+ * before there is one.
+ */
+function outlook({ state, storage }, perSecond) {
+    if (state === "corrupted") return "";
     if (storage.estimated_seconds_to_full === null) return "nothing stored yet";
+    if (perSecond === 0) return "not filling now";
+    const seconds = perSecond === null
+        ? storage.estimated_seconds_to_full
+        : Math.max(0, storage.limit - storage.stored_bytes) / perSecond;
     const year = 365 * 86_400;
-    if (storage.estimated_seconds_to_full > year) return "full in more than a year at this rate";
-    return `full in ${span(storage.estimated_seconds_to_full)} at this rate`;
+    if (seconds > year) return "full in more than a year at this rate";
+    return `full in ${span(seconds)} at this rate`;
+}
+
+/** What a device has preserved for a snapshot, and in which of its layers, the oldest first. */
+function preserved(part, id, device) {
+    const text = `${part.device} ${bytes(part.stored_bytes + part.unstored_bytes)}`;
+    const layers = device?.snapshots ?? [];
+    return layers.length > 1 && layers.includes(id)
+        ? `${text} (layer ${layers.indexOf(id) + 1} of ${layers.length})` : text;
 }
 
 export class Snapshots {
@@ -25,7 +39,8 @@ export class Snapshots {
     }
 
     /** Takes what `/v1/status` says. */
-    show(documents) {
+    show(documents, devices) {
+        this.devices = new Map(devices.map((device) => [device.name, device]));
         byID("no-snapshots").hidden = documents.length > 0;
         for (const snapshot of documents) {
             this.fills.add(snapshot.id, snapshot.taken_at, snapshot.storage.stored_bytes);
@@ -73,7 +88,7 @@ export class Snapshots {
             find(".when"),
             snapshot.taken_at ? `taken ${ago(snapshot.taken_at)}, ${state}` : "not taken yet");
         const parts = snapshot.devices.map(
-            (part) => `${part.device} ${bytes(part.stored_bytes + part.unstored_bytes)}`);
+            (part) => preserved(part, snapshot.id, this.devices.get(part.device)));
         const shown = parts.slice(0, 4).join(", ");
         setText(
             find(".devices"),
@@ -86,7 +101,7 @@ export class Snapshots {
             find(".fill-words"),
             `${bytes(storage.stored_bytes)} of ${bytes(storage.limit)} `
                 + `(${percent(storage.stored_bytes, storage.limit)})`);
-        setText(find(".outlook"), outlook(snapshot));
+        setText(find(".outlook"), outlook(snapshot, this.fills.rate(snapshot.id)));
         const faults = snapshot.devices.filter(({ error }) => error)
             .map(({ device, error }) => `${device}: ${error}`);
         setText(find(".fault"), [...faults, ...snapshot.warnings].join(". "));

@@ -12,6 +12,7 @@ import SnapshotCore
 //
 //   count-work mark COUNT        marks as many blocks in a change map
 //   count-work preserve COUNT    overwrites as many blocks under a held snapshot, in the engine
+//   count-work summarize COUNT   looks at as many entries of a change map, no two neighbours equal
 
 /// A change map in plain memory.
 struct PlainMap {
@@ -77,6 +78,28 @@ func preserve(_ count: UInt64) {
     guard !engine.report(on: snapshot).isCorrupted else { fail("the snapshot was given up") }
 }
 
+func summarize(_ count: UInt64) {
+    var map = PlainMap(size: deviceBytes).map
+    var cuts = [SummaryCut(epoch: 0, byteCount: deviceBytes)]
+    let chunkCount = deviceBytes / chunkByteCount
+    for number in 0..<chunkCount {
+        // Every chunk once, in an order that scatters each epoch over the device.
+        let chunk = number &* 2_654_435_761 % chunkCount
+        map.mark(1 << UInt16(chunk % blocksPerChunk), of: chunk)
+        if number % (chunkCount / 32) == 0 {
+            let epoch = map.cutMade(isBase: true)
+            cuts.append(SummaryCut(epoch: epoch.rawValue, byteCount: deviceBytes))
+        }
+    }
+    let grid = ChangeSummary.Grid(byteCount: deviceBytes, cellCountMax: 1024)
+    for _ in 0..<count / chunkCount {
+        var summary = ChangeSummary(grid: grid, cuts: cuts, subject: 0)
+        guard map.summarize(into: &summary, from: 0, budget: .max) == .finished,
+            summary.changedBlockCounts[0] == chunkCount
+        else { fail("a summary is wrong") }
+    }
+}
+
 /// Performs an engine's effects at once and without I/O.
 struct Worker {
     let engine: SnapshotEngine
@@ -118,5 +141,6 @@ let arguments = CommandLine.arguments
 switch (arguments.count, arguments.dropFirst().first) {
 case (3, "mark"): mark(UInt64(arguments[2]) ?? 0)
 case (3, "preserve"): preserve(UInt64(arguments[2]) ?? 0)
-default: fail("usage: count-work mark COUNT | preserve COUNT")
+case (3, "summarize"): summarize(UInt64(arguments[2]) ?? 0)
+default: fail("usage: count-work mark COUNT | preserve COUNT | summarize COUNT")
 }

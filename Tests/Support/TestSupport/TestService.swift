@@ -184,6 +184,26 @@ package final class TestService: @unchecked Sendable {
         }
     }
 
+    /// The thread of that name.
+    package func thread(named name: String) throws -> pid_t {
+        let place = "/proc/\(process.processID)/task"
+        for thread in try FileManager.default.contentsOfDirectory(atPath: place)
+        where try kernelText("\(place)/\(thread)/comm") == name + "\n" {
+            return pid_t(thread) ?? 0
+        }
+        throw TestFailure("the service has no thread \(name)")
+    }
+
+    /// Processor time of the threads that run now.
+    package func processorSeconds() throws -> Double {
+        let place = "/proc/\(process.processID)/task"
+        return try FileManager.default.contentsOfDirectory(atPath: place).reduce(0) { sum, thread in
+            // One that has ended meanwhile has no file.
+            let words = try? kernelText("\(place)/\(thread)/schedstat").split(separator: " ")
+            return sum + (words?.first.flatMap { Double($0) } ?? 0) / 1e9
+        }
+    }
+
     /// A figure in KiB of /proc/PID/status, such as VmRSS.
     package func statusKibibytes(_ name: String) throws -> Int {
         let text = try String(

@@ -48,4 +48,20 @@ static inline off_t stillpoint_test_seek_hole(int descriptor, off_t offset) {
     return lseek(descriptor, offset, 4 /* SEEK_HOLE */);
 }
 
+/// Counts the instructions of a thread of another process; one thread traces, another one ends it.
+struct stillpoint_test_trace {
+    int has_begun;
+    int is_over;
+    long count;
+};
+
+/// Counts until the trace is ended and the thread makes one step more; 0, or an error number.
+int stillpoint_test_count_instructions(struct stillpoint_test_trace *trace, pid_t thread);
+
+/// Whether instructions are counted now, or counting failed.
+int stillpoint_test_trace_has_begun(const struct stillpoint_test_trace *trace);
+
+/// Ends a trace.
+void stillpoint_test_trace_end(struct stillpoint_test_trace *trace);
+
 #endif

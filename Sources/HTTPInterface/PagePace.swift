@@ -1,0 +1,79 @@
+internal import ControlDocuments
+internal import Hummingbird
+internal import HummingbirdCore
+
+// How fast those who look may ask, all together.
+//
+// Whoever reaches the page may ask as fast as the machine answers, and every answer takes a
+// processor, or a loop, from those who read and write.
+//
+// Invariants
+// - Requests beyond the rate wait for their turn, in order. A connection has one request under way,
+//   so a turn comes within a second however many ask.
+// - Questions that walk a change map are answered one at a time, and after each one loops have a
+//   rest of many times as long as it took.
+
+/// Keeps the pace of the page's listeners; see the head of this file.
+actor PagePace {
+    /// When the last request that was asked for has, or had, its turn.
+    private var lastTurn = ContinuousClock.now
+    private var lastWalk: Task<Void, Never>?
+    private var restEnd = ContinuousClock.now
+    private var walkCount = 0
+
+    /// Waits for the turn of a request.
+    func turn() async throws {
+        let now = ContinuousClock.now
+        // Those who have not asked for a while may ask for several things at once.
+        lastTurn = max(lastTurn, now - PageLimits.burst) + PageLimits.turn
+        if lastTurn > now { try await Task.sleep(until: lastTurn, clock: .continuous) }
+    }
+
+    /// Answers a question that walks a change map.
+    func walk<Value: Sendable>(
+        _ body: @escaping @Sendable () async throws -> Value
+    ) async throws -> Value {
+        guard walkCount < PageLimits.walksMax else {
+            throw ControlError(
+                .busy,
+                "\(walkCount) questions about changes wait on the page's listeners, the most that "
+                    + "may; ask again in a moment, or on the control socket")
+        }
+        walkCount += 1
+        defer { walkCount -= 1 }
+        let former = lastWalk
+        let work = Task {
+            await former?.value
+            return await self.afterRest(body)
+        }
+        lastWalk = Task { _ = await work.value }
+        return try await work.value.get()
+    }
+
+    private func afterRest<Value: Sendable>(
+        _ body: @Sendable () async throws -> Value
+    ) async -> Result<Value, any Error> {
+        // Nobody cancels it.
+        try? await Task.sleep(until: restEnd, clock: .continuous)
+        let begin = ContinuousClock.now
+        let result: Result<Value, any Error>
+        do { result = .success(try await body()) } catch { result = .failure(error) }
+        let end = ContinuousClock.now
+        restEnd = end + begin.duration(to: end) * PageLimits.restPerWalk
+        return result
+    }
+}
+
+/// Lets requests wait for their turn.
+struct PageTurns: RouterMiddleware {
+    typealias Context = ControlContext
+    let pace: PagePace
+
+    func handle(
+        _ request: Request, context: Context,
+        next: (Request, Context) async throws -> Response
+    ) async throws -> Response {
+        try await pace.turn()
+        return try await next(request, context)
+    }
+}
