@@ -6,8 +6,8 @@ internal import BlockModel
 //     cells                |  c0   |  c1   |  c2   | ...     blocks since one cut, newest epoch
 //     cuts                 blocks changed since each of them
 //
-// An entry changed for every cut before its epoch: exactly its blocks as far back as it reaches, the
-// whole chunk for cuts before that. With the cuts in order, the newest first, that is two steps:
+// For every cut before its epoch an entry counts as changed: with exactly its blocks as far back as it
+// reaches, with the whole chunk for older cuts. With the newest cut first these are two steps:
 //
 //     cuts, the newest first    k0   k1   k2   k3   k4
 //     blocks since each          0    3    3   16   16     epoch between k0 and k1, reach until k2
@@ -17,8 +17,8 @@ internal import BlockModel
 // as much as one of them.
 //
 // Invariants
-// - A summary never says less than a query of changes with the same base: it says of an entry what
-//   `blocksChanged` says, and both count what grew since the cut.
+// - A summary never says less than a query of changes with the same base: both count the blocks that
+//   `blocksChanged` names, and those that the device grew by since the cut.
 // - Its memory is as large as was asked for, whatever the device holds; the loop allocates nothing.
 
 /// A cut that changes are counted since.
@@ -105,7 +105,8 @@ package struct ChangeSummary: ~Copyable {
 
     /// A power of two. Few devices have more epochs in their map.
     private static let placeCount = 256
-    /// What a run of entries costs, and one that is counted cut by cut, in entries looked at.
+    /// Costs of a run of entries, and of each cut for an entry that is counted cut by cut. The unit is
+    /// one entry that equals the one before.
     private static let costOfRun = 10
     private static let costOfCut = 2
 

@@ -162,8 +162,8 @@ private final class TopScreen: Sendable {
     /// Leaves the terminal to the shell until that continues this process.
     func suspend() {
         giveBack()
-        // Sent to this thread, which tasks run on with signals blocked: `raise` then returns when
-        // the process goes on, or at once when there is no shell that could continue it.
+        // Threads that run tasks block signals. With the signal unblocked, `raise` returns when the
+        // process is continued, or at once when no shell could continue it.
         var stop = sigset_t()
         var former = sigset_t()
         sigemptyset(&stop)

@@ -117,7 +117,7 @@ package struct ControlServer: Sendable {
     let logger: Logger
     /// Where answers are given again to others for a moment; nil: each is made again.
     var sharedAnswers: SharedAnswers?
-    /// How fast questions about changes are answered; nil: as fast as they are asked.
+    /// Limits how fast questions about changes are answered; nil: there is no limit.
     var pace: PagePace?
 
     package init(

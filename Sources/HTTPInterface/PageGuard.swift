@@ -65,6 +65,10 @@ struct PageGuard: RouterMiddleware {
         guard let authority = request.head.authority?.lowercased() else {
             throw ControlError(.invalid, "the request has no Host header")
         }
+        // The first one is the authority; a proxy in between may have checked another one.
+        guard request.headers[HTTPFields.Element.Name("Host")!] == nil else {
+            throw ControlError(.invalid, "the request has several Host headers; send one")
+        }
         let host = Self.host(of: authority)
         guard Self.isAddress(host) || names.contains(host) else {
             throw ControlError(

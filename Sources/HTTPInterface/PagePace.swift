@@ -2,16 +2,16 @@ internal import ControlDocuments
 internal import Hummingbird
 internal import HummingbirdCore
 
-// How fast those who look may ask, all together.
+// How fast the clients of the page may ask, all together.
 //
-// Whoever reaches the page may ask as fast as the machine answers, and every answer takes a
-// processor, or a loop, from those who read and write.
+// Without a limit they could ask as fast as the machine answers, and each answer takes processor
+// time, or a loop's time, from clients that read and write.
 //
 // Invariants
 // - Requests beyond the rate wait for their turn, in order. A connection has one request under way,
-//   so a turn comes within a second however many ask.
-// - Questions that walk a change map are answered one at a time, and after each one loops have a
-//   rest of many times as long as it took.
+//   so a turn comes within a second however many clients ask.
+// - Questions that walk a change map are answered one at a time. After each one the next waits many
+//   times as long as the answer took.
 
 /// Keeps the pace of the page's listeners; see the head of this file.
 actor PagePace {
@@ -24,7 +24,7 @@ actor PagePace {
     /// Waits for the turn of a request.
     func turn() async throws {
         let now = ContinuousClock.now
-        // Those who have not asked for a while may ask for several things at once.
+        // Clients that have not asked for a while may ask for several things at once.
         lastTurn = max(lastTurn, now - PageLimits.burst) + PageLimits.turn
         if lastTurn > now { try await Task.sleep(until: lastTurn, clock: .continuous) }
     }
@@ -53,7 +53,7 @@ actor PagePace {
     private func afterRest<Value: Sendable>(
         _ body: @Sendable () async throws -> Value
     ) async -> Result<Value, any Error> {
-        // Nobody cancels it.
+        // `try?`: this task is never cancelled.
         try? await Task.sleep(until: restEnd, clock: .continuous)
         let begin = ContinuousClock.now
         let result: Result<Value, any Error>

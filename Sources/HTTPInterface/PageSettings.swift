@@ -144,12 +144,12 @@ package enum PageLimits {
     /// asked for.
     static let requestSeconds: Int64 = 10
     static let takingSeconds: Int64 = 20
-    /// Time for a request on the average, and how much of it those who asked for nothing have saved:
-    /// 200 requests a second, and as many at once.
+    /// Time for a request on average, and how much of it idle clients can save up: 200 requests a
+    /// second, and as many at once.
     static let turn = Duration.milliseconds(5)
     static let burst = Duration.seconds(1)
-    /// Questions that walk a change map and wait, and how long loops rest after one, in times as long
-    /// as it took.
+    /// Most questions that wait to walk a change map, and how long the next one waits after an answer,
+    /// as a multiple of the time that the answer took.
     static let walksMax = 32
     static let restPerWalk = 30
     /// Browsers that are logged in, and for how long.

@@ -54,7 +54,7 @@ struct `What the page costs` {
         let count = isSoak ? 40 : 4
         try ask(count)
         stillpoint_test_trace_end(trace)
-        // The step after which the end is seen.
+        // The thread makes the step after which the tracer sees the end.
         try ask(1)
         let failure = try tracing.value()
         guard failure == 0 else { throw TestFailure("ptrace: \(failure)") }
@@ -72,13 +72,13 @@ struct `What the page costs` {
         #expect(abs(with - without) < 0.01 * without)
     }
 
-    /// Who looks, as cheaply as that goes: a browser has a machine of its own, this one is shared.
+    /// A viewer that costs little: real browsers run on machines of their own, this one is shared.
     private struct Viewer {
         private let connection: NBDClient
 
         init(_ port: UInt16) throws { connection = try NBDClient(.tcp(port: port)) }
 
-        /// Takes what comes of an answer: its end stays in the socket until the next one.
+        /// Reads what has come of an answer; its end may stay in the socket until the next one.
         func ask(_ path: String) throws {
             try connection.send(Array("GET \(path) HTTP/1.1\r\nHost: localhost\r\n\r\n".utf8))
             var piece = [UInt8](repeating: 0, count: 1 << 18)

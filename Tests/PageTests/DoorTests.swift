@@ -83,6 +83,10 @@ struct `The page's listener` {
             #expect(!answer.body.contains("vm1"))
         }
         #expect(try harness.ask("GET", "/v1", host: "").status == 400)
+        // Behind the right one, and in other letters.
+        for name in ["host", "hOST"] {
+            #expect(try harness.ask("GET", "/v1", [name: "evil.example"]).status == 400)
+        }
         let own = "http://127.0.0.1:\(port)"
         for (origin, status) in [
             (own, 200), ("https://watch.example", 200), ("http://evil.example", 403), ("null", 403),

@@ -117,4 +117,15 @@ struct `Those who only hold connections to the page` {
         }
         withExtendedLifetime(connection) {}
     }
+
+    @Test func `finish their TLS handshake in time, or are let go`() throws {
+        let certificates = try TestCertificates()
+        let harness = try PageHarness(certificates.arguments(askingClients: false))
+        let silent = try Connection(harness.port)
+        // The header of a ClientHello of 512 bytes, of which one comes.
+        let slow = try Connection(harness.port)
+        try slow.client.send([22, 3, 1, 2, 0, 1])
+        #expect(silent.end() == 0)
+        #expect(slow.end() >= 0)
+    }
 }

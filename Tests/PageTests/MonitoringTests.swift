@@ -133,8 +133,8 @@ struct `What monitoring reads` {
             for: "prometheus_target_scrapes_sample_duplicate_timestamp_total == 0")
         #expect(
             try prometheus.query("stillpoint_page_requests_total{status=\"200\"} > 3").count == 1)
-        // What the dashboard asks for is understood, and finds something where there is something:
-        // the snapshot is full already, and nothing was copied.
+        // Prometheus understands each query of the dashboard. These find nothing: the snapshot is full
+        // already, nothing was copied, and there is no block device.
         let absent = [
             "Time until snapshots are full", "Last copies",
             "Block devices: users and takeovers",

@@ -31,7 +31,7 @@ struct `Those who ask the page without end` {
         #expect(statuses.allSatisfy { $0 == 200 })
         print("\(statuses.count) answers to a flood in \(seconds) s")
         #expect(Double(statuses.count) < 200 + 200 * seconds + 16)
-        // One who asks now and then waits for nobody for long.
+        // A client that asks now and then does not wait long.
         let begin = monotonicSeconds()
         #expect(try harness.ask("GET", "/v1").status == 200)
         #expect(monotonicSeconds() - begin < 5)

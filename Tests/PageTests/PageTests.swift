@@ -305,7 +305,7 @@ struct `The page in a browser` {
         try tab.wait(for: row("vm2"))
     }
 
-    @Test func `holds no connection while nobody sees it, and misses nothing`() throws {
+    @Test func `closes its connection while it is hidden, and catches up afterwards`() throws {
         let harness = try PageHarness()
         try harness.attach("vm1")
         let tab = try Tab(try Browser())

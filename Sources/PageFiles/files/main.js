@@ -188,7 +188,7 @@ async function begin() {
     const status = repeat(() => statusSeconds, askStatus);
     repeat(activitySeconds, askActivity);
     const changed = whenChanged(async () => {
-        // First which devices there are: of one that is gone there is no picture.
+        // The list of devices comes first, so that no picture is asked of a device that is gone.
         await status();
         await askPicture(true);
     });

@@ -43,8 +43,8 @@ async function answer(path, type) {
  * Follows the events after number `after`. `received` is called with each, `changed` with the state of the
  * stream: `live` or `asking`, `restarted` when numbers begin anew and those before mean nothing.
  *
- * A tab that nobody sees gives its connection back, and hears what it missed when it is seen again: a browser
- * opens six connections to a service, and six tabs with a stream each would leave none to ask anything.
+ * A hidden tab closes its connection, and catches up when it is shown again: a browser opens at most six
+ * connections to a service, and six tabs with a stream each would leave none for questions.
  */
 export class Events {
     static askingSeconds = 5;

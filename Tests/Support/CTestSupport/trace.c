@@ -21,7 +21,7 @@ int stillpoint_test_count_instructions(struct stillpoint_test_trace *trace, pid_
             || waitpid(thread, &status, __WALL) != thread)
             return errno;
         if (!WIFSTOPPED(status)) return ESRCH;
-        // What is no step is a signal for the thread.
+        // Any other stop is a signal, which is passed on to the thread.
         signal = WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);
         if (signal == 0) trace->count += 1;
     }
