@@ -51,7 +51,7 @@ struct `What the page costs` {
         }
         while stillpoint_test_trace_has_begun(trace) == 0 { sched_yield() }
         // A step takes 30 microseconds.
-        let count = isSoak ? 40 : 4
+        let count = isSoak ? 40 : 3
         try ask(count)
         stillpoint_test_trace_end(trace)
         // The thread makes the step after which the tracer sees the end.
@@ -63,13 +63,13 @@ struct `What the page costs` {
 
     @Test(.enabled(if: isRoot, "needs root, to count instructions of another process"))
     func `is no instruction of a request while nobody looks`() throws {
-        func least(_ arguments: [String]) throws -> Double {
-            try (0..<4).map { _ in try instructions(arguments) }.min() ?? 0
+        func median(_ arguments: [String]) throws -> Double {
+            try (0..<5).map { _ in try instructions(arguments) }.sorted()[2]
         }
-        let without = try least([])
-        let with = try least(["--http", "tcp:127.0.0.1:\(try TestService.freePort())"])
+        let without = try median([])
+        let with = try median(["--http", "tcp:127.0.0.1:\(try TestService.freePort())"])
         print("a write and a read: \(without) instructions without the page, \(with) with it")
-        #expect(abs(with - without) < 0.01 * without)
+        #expect(abs(with - without) < 0.02 * without)
     }
 
     /// A viewer that costs little: real browsers run on machines of their own, this one is shared.

@@ -145,6 +145,30 @@ struct `What monitoring reads` {
         }
     }
 
+    @Test(.enabled(if: Command.exists("prometheus"), "needs prometheus"), arguments: [true, false])
+    func `is scraped through TLS by those who have the token`(hasToken: Bool) throws {
+        let certificates = try TestCertificates()
+        let (token, wrong) = (certificates.path("token"), certificates.path("wrong"))
+        for (path, word) in [(token, "0123456789abcdef"), (wrong, "fedcba9876543210")] {
+            try word.write(toFile: path, atomically: true, encoding: .utf8)
+            #expect(chmod(path, 0o600) == 0)
+        }
+        let harness = try PageHarness(
+            certificates.arguments(askingClients: false) + ["--http-token-file", token],
+            host: "0.0.0.0")
+        let prometheus = try Prometheus(
+            scraping: "localhost:\(harness.port)", rules: guides + "/alerts.yaml",
+            options: [
+                "scheme: https", "tls_config: {ca_file: \(certificates.path("ca-cert.pem"))}",
+                "authorization: {credentials_file: \(hasToken ? token : wrong)}",
+            ])
+        // The other job is Prometheus itself: it scrapes by now.
+        try prometheus.wait(for: "up{job=\"prometheus\"} == 1")
+        try prometheus.wait(for: "up{job=\"stillpoint\"} == \(hasToken ? 1 : 0)")
+        try prometheus.wait(
+            for: hasToken ? "stillpoint_devices == 0" : "absent(stillpoint_devices)")
+    }
+
     /// What the panels of the dashboard ask for, with all devices chosen.
     private func dashboardQueries() throws -> [(title: String, expression: String)] {
         let board = try JSONSerialization.jsonObject(
@@ -171,7 +195,8 @@ final class Prometheus {
     private let process: ChildProcess
     private let port: UInt16
 
-    init(scraping target: String, rules: String) throws {
+    /// `options` of the job, lines of YAML.
+    init(scraping target: String, rules: String, options: [String] = []) throws {
         directory = try TemporaryDirectory()
         port = try TestService.freePort()
         try """
@@ -180,6 +205,7 @@ final class Prometheus {
         scrape_configs:
           - job_name: stillpoint
             static_configs: [{targets: ["\(target)"]}]
+        \(options.map { "    " + $0 }.joined(separator: "\n"))
           - job_name: prometheus
             static_configs: [{targets: ["127.0.0.1:\(port)"]}]
         """.write(toFile: directory.path("prometheus.yaml"), atomically: true, encoding: .utf8)
