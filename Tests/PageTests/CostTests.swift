@@ -158,18 +158,31 @@ struct `What the page costs` {
         func disturbedRate() throws -> Double {
             let isOver = Flag()
             let others = disturbance(isOver)
-            let rate = try rate(harness, seconds: 2)
+            // All have connected, and asked for what they ask for at the begin.
+            _ = poll(nil, 0, 1000)
+            let rate = try rate(harness, seconds: 3)
             isOver.set()
             for other in others { try other.value() }
             return rate
         }
         var ratios: [Double] = []
-        for pair in 0..<15 {
+        for pair in 0..<11 {
             let early = pair % 2 == 0 ? nil : try disturbedRate()
-            let alone = try rate(harness, seconds: 2)
+            let alone = try rate(harness, seconds: 3)
             ratios.append(try (early ?? disturbedRate()) / alone)
         }
         print("NBD's rate beside it, pair by pair: \(ratios.map { ($0 * 1000).rounded() / 1000 })")
+        // What of it the service takes itself, without NBD.
+        let isOver = Flag()
+        let others = disturbance(isOver)
+        _ = poll(nil, 0, 1000)
+        let begin = try (monotonicSeconds(), harness.service.processorSeconds())
+        while monotonicSeconds() - begin.0 < 5 { _ = poll(nil, 0, 500) }
+        let share =
+            try (harness.service.processorSeconds() - begin.1) / (monotonicSeconds() - begin.0)
+        isOver.set()
+        for other in others { try other.value() }
+        print("the service takes \((share * 10000).rounded() / 100) % of a processor for it")
         return ratios.sorted()[ratios.count / 2]
     }
 
@@ -196,11 +209,14 @@ struct `What the page costs` {
                 Background {
                     // A byte now and then, again and again.
                     while !isOver.isSet {
-                        guard let slow = try? NBDClient(.tcp(port: harness.port)) else { continue }
-                        for byte in "GET /v1/status HTTP/1.1\r\nX: ".utf8 where !isOver.isSet {
-                            guard (try? slow.send([byte])) != nil else { break }
-                            _ = poll(nil, 0, 300)
+                        if let slow = try? NBDClient(.tcp(port: harness.port)) {
+                            for byte in "GET /v1/status HTTP/1.1\r\nX: ".utf8 where !isOver.isSet {
+                                guard (try? slow.send([byte])) != nil else { break }
+                                _ = poll(nil, 0, 300)
+                            }
                         }
+                        // One that was refused tries again soon.
+                        _ = poll(nil, 0, 300)
                     }
                 }
             }
