@@ -128,6 +128,13 @@ struct `What the page costs` {
         #expect(share < 0.03)
     }
 
+    /// Processor time of this process so far, in seconds.
+    private func ownSeconds() -> Double {
+        var times = timespec()
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &times)
+        return Double(times.tv_sec) + Double(times.tv_nsec) / 1e9
+    }
+
     /// Operations per second that four clients get done.
     private func rate(_ harness: PageHarness, seconds: Double) throws -> Double {
         let end = monotonicSeconds() + seconds
@@ -172,17 +179,19 @@ struct `What the page costs` {
             ratios.append(try (early ?? disturbedRate()) / alone)
         }
         print("NBD's rate beside it, pair by pair: \(ratios.map { ($0 * 1000).rounded() / 1000 })")
-        // What of it the service takes itself, without NBD.
+        // What of it the service takes itself, without NBD, and what its clients take beside it.
         let isOver = Flag()
         let others = disturbance(isOver)
         _ = poll(nil, 0, 1000)
-        let begin = try (monotonicSeconds(), harness.service.processorSeconds())
+        let begin = try (monotonicSeconds(), harness.service.processorSeconds(), ownSeconds())
         while monotonicSeconds() - begin.0 < 5 { _ = poll(nil, 0, 500) }
-        let share =
-            try (harness.service.processorSeconds() - begin.1) / (monotonicSeconds() - begin.0)
+        let passed = monotonicSeconds() - begin.0
+        let shares = try [
+            harness.service.processorSeconds() - begin.1, ownSeconds() - begin.2,
+        ].map { ($0 / passed * 10000).rounded() / 100 }
         isOver.set()
         for other in others { try other.value() }
-        print("the service takes \((share * 10000).rounded() / 100) % of a processor for it")
+        print("the service takes \(shares[0]) % of a processor for it, its clients \(shares[1]) %")
         return ratios.sorted()[ratios.count / 2]
     }
 
