@@ -276,7 +276,7 @@ struct `A copy of a live device` {
         #expect(try harness.checkpoints().contains("c") == false)
         writer.send(signal: SIGKILL)
         _ = try writer.wait(deadline: 60)
-        try harness.done("copy", "d", copy, "--checkpoint", "c")
+        try harness.done("copy", "d", copy, "--checkpoint", "c", "--force")
         #expect(try harness.wrongBlocks(copy, of: live, "d", since: "c").isEmpty)
     }
 
