@@ -14,8 +14,8 @@ package struct TopCommand: AsyncParsableCommand {
         discussion: """
             Rates and latency of reads and writes, writes that waited, data copied for snapshots, and \
             how full their storage is; the busiest devices first. In a terminal the picture is \
-            refreshed in place until q or Ctrl-C; the screen is then as it was, as it is after Ctrl-Z. With --once, with \
-            --json or without a terminal it looks for one interval, prints and ends.
+            refreshed in place until q or Ctrl-C, which leave the screen as it was; so does Ctrl-Z. With \
+            --once, with --json or without a terminal it looks for one interval, prints and ends.
 
             Examples:
               stillpoint top

@@ -83,10 +83,9 @@ package final class EventLoop {
     var handlers: HandlerTable
     /// Operations of files and disks submitted and not yet completed.
     var fileOperations = OperationAges()
-    /// Threads with which the kernel works on operations that would block, unless some hang;
-    /// `.max` where it does not say.
+    /// Threads with which the kernel works on operations that would block, as long as none hangs;
+    /// `.max` if the kernel does not tell.
     private let workerCount: Int
-    private var isWakingWorker = false
     private var timers = TimerHeap()
     private var deferred: [RingHandler] = []
     private var deferredSpare: [RingHandler] = []
@@ -259,7 +258,7 @@ package final class EventLoop {
         if wait, let deadline = timers.nextDeadline {
             timeout = Int64(clamping: deadline - min(deadline, cl_now_nanoseconds()))
         }
-        // Fewer leave a worker for those to come, even if all of them hang.
+        // With fewer a worker is free for the next operation, even if all of them hang.
         if wait, fileOperations.count >= workerCount {
             let look = Int64(fileOperations.nextLook - min(fileOperations.nextLook, now))
             timeout = timeout < 0 ? look : min(timeout, look)
@@ -276,20 +275,18 @@ package final class EventLoop {
         endTurn()
     }
 
-    /// Gives operations of files that hang workers of their own, beside those for all others.
+    /// Raises the number of the kernel's workers by that of the operations that hang, so that the
+    /// ordinary number is left for all others.
     private func lookAtFileOperations() {
         guard fileOperations.look(now: now), workerCount != .max else { return }
         let limit = UInt32(clamping: workerCount + fileOperations.hangingCount)
-        guard cl_ring_worker_limit(ring, limit) >= 0, fileOperations.hangingCount > 0,
-            !isWakingWorker
-        else { return }
-        // The kernel starts another worker only when one is handed work.
-        let waker = WorkerWaker { [unowned self] waker in
-            remove(waker)
-            isWakingWorker = false
+        guard cl_ring_worker_limit(ring, limit) >= 0, fileOperations.hangingCount > 0 else {
+            return
         }
-        isWakingWorker = register(waker)
-        if isWakingWorker { wakeWorker(waker) }
+        // The kernel starts another worker only when it is handed work: each time, since what an
+        // earlier look handed over may still be in the queue, behind operations that hang.
+        let waker = WorkerWaker { [unowned self] in remove($0) }
+        if register(waker) { wakeWorker(waker) }
     }
 
     /// Submits and, with `wait`, sleeps until a completion is there or `timeout` (negative: none)

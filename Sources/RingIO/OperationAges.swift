@@ -1,6 +1,6 @@
-/// Which operations of files hang, and how many: the kernel works on those that would block it with
-/// a few threads for each loop, and as many operations that hang, of one dead disk, would keep all
-/// others from them. Operations are counted in groups that began about the same time.
+/// Counts operations of files by age, to find those that hang. The kernel works on operations that
+/// would block with a few threads for each loop. If a dead disk holds all of them, operations of other
+/// files wait as well. Operations that begin about the same time are counted as one group.
 ///
 /// Invariants
 /// - An operation is in the group that was current when it began, until it ends.
@@ -9,8 +9,8 @@
 package struct OperationAges {
     /// Groups; their number goes into four bits.
     package static let groupCount = 16
-    /// Time between two looks, nanoseconds. An operation hangs that was seen by a look and has not
-    /// ended at the next one but one at the latest.
+    /// Time between two looks, nanoseconds. An operation counts as hanging if two looks in a row find
+    /// it under way.
     package static let interval: UInt64 = 250_000_000
 
     private var counts: InlineArray<16, Int32> = .init(repeating: 0)
@@ -39,8 +39,8 @@ package struct OperationAges {
         counts[group] -= 1
     }
 
-    /// Looks at the operations under way, at `nextLook` or later. True when the number of those that
-    /// hang is another one now.
+    /// Looks at the operations under way, at `nextLook` or later. Returns whether the number of those
+    /// that hang has changed.
     package mutating func look(now: UInt64) -> Bool {
         nextLook = now + Self.interval
         let before = hangingCount
@@ -49,7 +49,7 @@ package struct OperationAges {
             if let free = (0..<Self.groupCount).first(where: { counts[$0] == 0 }) {
                 current = free
             } else {
-                // What hangs is not told apart from what does not any more.
+                // Old and new operations cannot be told apart until a group is empty.
                 hangingCount = count
             }
         }

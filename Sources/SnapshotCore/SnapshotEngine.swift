@@ -58,8 +58,8 @@ package final class SnapshotEngine {
     /// Position in the chain of the newest live layer, -1 when none is live.
     var newestLive = -1
     var freeingCount = 0
-    /// All layers being freed wait for copies or storage writes under way: none has to be looked at
-    /// before one of those ends.
+    /// All layers being freed wait for copies or storage writes under way. There is nothing to do for
+    /// them until one of those ends.
     var isFreeingHeldUp = false
     var freeCopy: CopyIndex?
     var freeBatch: BatchIndex?
