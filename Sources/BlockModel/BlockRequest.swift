@@ -8,7 +8,7 @@
 // - All of it happens on the loop of the target.
 
 /// What a request asks for.
-@usableFromInline package enum RequestOperation: UInt8, CaseIterable, Sendable {
+@usableFromInline package enum RequestOperation: UInt8, CaseIterable, Sendable, BitwiseCopyable {
     case read
     case write
     /// Everything acknowledged before is on stable storage when this finishes.
@@ -49,7 +49,7 @@ package struct RequestFlags: OptionSet, Sendable {
 }
 
 /// Index of a request's slot in the pool of its loop.
-public struct RequestIndex: Hashable, Sendable {
+public struct RequestIndex: Hashable, Sendable, BitwiseCopyable {
     @usableFromInline package let rawValue: UInt32
 
     @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }

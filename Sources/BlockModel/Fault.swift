@@ -1,5 +1,5 @@
 /// Why a request failed: an errno value of Linux. Small, never allocates.
-public struct Fault: Error, Hashable, Sendable {
+public struct Fault: Error, Hashable, Sendable, BitwiseCopyable {
     /// Positive errno value.
     package let errnoValue: Int32
 

@@ -1,18 +1,23 @@
 /// Number of a stored block: extent * 1024 + block in the extent. 31 bits, so 8 TiB a device.
-@usableFromInline package struct StorageSlot: Hashable, Sendable {
+@usableFromInline package struct StorageSlot: Hashable, Sendable, BitwiseCopyable {
     @usableFromInline package let rawValue: UInt32
 
     @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
+
+    /// The slot `count` blocks behind, of the same extent.
+    @inlinable package func advanced(by count: Int) -> StorageSlot {
+        StorageSlot(rawValue + UInt32(count))
+    }
 }
 
 /// Index of a block buffer in the pool of its loop.
-@usableFromInline package struct BufferIndex: Hashable, Sendable {
+@usableFromInline package struct BufferIndex: Hashable, Sendable, BitwiseCopyable {
     @usableFromInline package let rawValue: UInt32
 
     @inlinable package init(_ rawValue: UInt32) { self.rawValue = rawValue }
 
     /// No buffer: the end of a list.
-    package static let none = BufferIndex(.max)
+    @inlinable package static var none: BufferIndex { BufferIndex(.max) }
 }
 
 /// Where the bytes of a preserved block are: on storage, or still in memory. One word.

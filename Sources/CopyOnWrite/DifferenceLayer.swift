@@ -17,13 +17,13 @@
     @usableFromInline private(set) var records = SlabPool<ChunkRecord>(slabShift: 9)
     @usableFromInline private(set) var buckets = SlabPool<UInt32>(slabShift: 10)
     private var sides = SlabPool<Side>(slabShift: 6)
-    private var freeSide = UInt32.max
+    private var freeSide = SlabPool<Side>.none
     private var sidesInUse: UInt64 = 0
     /// Buckets below have been split in this round; a round doubles `roundMask + 1` buckets.
     @usableFromInline private(set) var splitPosition: UInt32 = 0
     @usableFromInline private(set) var roundMask: UInt32 = 0
     /// The chunk that `findOrInsert` was last asked for and its record: a write asks several times.
-    private var recentChunk = UInt64.max
+    private var recentChunk: UInt64?
     private var recentRecord = ChunkRecord.none
     /// Most bytes of metadata.
     package let byteCountMax: UInt64
@@ -92,7 +92,7 @@
     package mutating func findOrInsert(
         _ chunk: UInt64, savedEntry: @autoclosure () -> UInt64
     ) -> UInt32? {
-        if chunk == recentChunk { return recentRecord }
+        if recentChunk == chunk { return recentRecord }
         guard let index = find(chunk) ?? insert(chunk, savedEntry: savedEntry()) else { return nil }
         recentChunk = chunk
         recentRecord = index
@@ -218,11 +218,11 @@
     private mutating func scatter(_ index: UInt32) {
         let record = records.pointer(to: index)
         let side: UInt32
-        if freeSide != .max {
+        if freeSide != SlabPool<Side>.none {
             side = freeSide
             freeSide = sides.pointer(to: side).pointee[0]
         } else {
-            side = sides.append(Side(repeating: .max))
+            side = sides.append(Side(repeating: 0))
         }
         sidesInUse += 1
         var place = record.pointee.base

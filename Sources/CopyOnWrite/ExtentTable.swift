@@ -35,7 +35,7 @@ package struct ExtentTable {
         var byteOffset: UInt64
         /// CRC32C of each slot.
         var checksums: UnsafeMutablePointer<UInt32>
-        /// Index of its bits, `.max` when all slots are in use.
+        /// Index of its bits, `none` when all slots are in use.
         var bits: UInt32
         var nextFree: UInt32
 
@@ -46,9 +46,9 @@ package struct ExtentTable {
     private typealias Bits = InlineArray<32, UInt64>
 
     private var extents = SlabPool<Extent>(slabShift: 8)
-    private var freeExtent = UInt32.max
+    private var freeExtent = SlabPool<Extent>.none
     private var bits = SlabPool<Bits>(slabShift: 4)
-    private var freeBits = UInt32.max
+    private var freeBits = SlabPool<Bits>.none
     /// Extents held now.
     package private(set) var extentCount = 0
     /// Slots in use now.
@@ -73,9 +73,9 @@ package struct ExtentTable {
         let extent = Extent(
             source: source.rawValue, slotCount: UInt16(slotCount), isLive: true, isOpen: true,
             readers: 0, usedCount: 0, freeCount: slotCount, byteOffset: byteOffset,
-            checksums: checksums, bits: bits, nextFree: .max)
+            checksums: checksums, bits: bits, nextFree: SlabPool<Extent>.none)
         extentCount += 1
-        guard freeExtent != .max else { return extents.append(extent) }
+        guard freeExtent != SlabPool<Extent>.none else { return extents.append(extent) }
         let index = freeExtent
         freeExtent = extents.pointer(to: index).pointee.nextFree
         extents.pointer(to: index).pointee = extent
@@ -122,7 +122,7 @@ package struct ExtentTable {
         precondition(extent.pointee.isLive, "a used slot lies in a live extent")
         let bit = Int(slot.rawValue % Self.slotsPerExtent)
         let mask: UInt64 = 1 << UInt64(bit & 63)
-        if extent.pointee.bits == .max { extent.pointee.bits = takeBits() }
+        if extent.pointee.bits == SlabPool<Bits>.none { extent.pointee.bits = takeBits() }
         let words = bits.pointer(to: extent.pointee.bits)
         precondition(words.pointee[bit >> 6] & mask == 0, "a free slot is not freed again")
         precondition(
@@ -236,7 +236,9 @@ package struct ExtentTable {
 
     /// Bits of an extent whose slots are all in use.
     private mutating func takeBits() -> UInt32 {
-        guard freeBits != .max else { return bits.append(Bits(repeating: 0)) }
+        guard freeBits != SlabPool<Bits>.none else {
+            return bits.append(Bits(repeating: 0))
+        }
         let index = freeBits
         freeBits = UInt32(truncatingIfNeeded: bits.pointer(to: index).pointee[0])
         bits.pointer(to: index).pointee = Bits(repeating: 0)
@@ -246,6 +248,6 @@ package struct ExtentTable {
     private mutating func dropBits(of extent: UnsafeMutablePointer<Extent>) {
         bits.pointer(to: extent.pointee.bits).pointee[0] = UInt64(freeBits)
         freeBits = extent.pointee.bits
-        extent.pointee.bits = .max
+        extent.pointee.bits = SlabPool<Bits>.none
     }
 }

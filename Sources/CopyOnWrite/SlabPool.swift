@@ -13,6 +13,9 @@
     /// Elements handed out so far, freed ones included.
     @usableFromInline package private(set) var count: UInt32 = 0
 
+    /// The index of no element, for links between elements and to the first of them.
+    @inlinable package static var none: UInt32 { .max }
+
     /// `slabShift`: a slab holds 1 << slabShift elements.
     package init(slabShift: Int) {
         shift = slabShift

@@ -1,4 +1,4 @@
-package import CopyOnWrite
+public import CopyOnWrite
 
 // The block buffers of a loop by index; the bytes are the data plane's (or the simulator's).
 //
@@ -17,12 +17,30 @@ package import CopyOnWrite
 
     @usableFromInline package var state: State = .free
     @usableFromInline package var position: UInt8 = 0
+    /// Who it is charged to, unless an image write has it.
     @usableFromInline package var account: UInt16 = 0
-    @usableFromInline package var layer: UInt16 = 0
+    @usableFromInline package var isOfImageWrite = false
+    @usableFromInline package var layer = LayerIndex(0)
     @usableFromInline package var record: UInt32 = 0
     @usableFromInline package var checksum: UInt32 = 0
-    @usableFromInline package var next: UInt32 = .max
-    @usableFromInline package var previous: UInt32 = .max
+    @usableFromInline var next = BufferIndex.none
+    @usableFromInline var previous = BufferIndex.none
+
+    @inlinable init() {}
+}
+
+/// A list through the buffers that engines hold.
+@usableFromInline package struct BufferList: BitwiseCopyable {
+    /// The first buffer, `none` in an empty list.
+    @usableFromInline package internal(set) var head = BufferIndex.none
+    @usableFromInline var tail = BufferIndex.none
+    /// Buffers in the list.
+    @usableFromInline package internal(set) var count = 0
+
+    @inlinable package init() {}
+
+    /// It has no buffer.
+    @inlinable package var isEmpty: Bool { count == 0 }
 }
 
 /// The bounded pool of block buffers that the engines of one loop share.
@@ -31,12 +49,11 @@ package import CopyOnWrite
     package let capacity: Int
     /// Buffers nobody holds.
     package private(set) var freeCount: Int
-    /// The notes by buffer index.
-    package let records: UnsafeMutablePointer<BufferRecord>
+    @usableFromInline let records: UnsafeMutablePointer<BufferRecord>
     private let accounts: UnsafeMutablePointer<UInt32>
     private static let accountCount = 1024
     private var imageCount = 0
-    private var freeHead: UInt32
+    private var freeHead: BufferIndex
 
     /// `capacity` buffers of 4 KiB; the default is 64 MiB.
     package init(capacity: Int = 16384) {
@@ -45,8 +62,8 @@ package import CopyOnWrite
         freeCount = capacity
         records = .allocate(capacity: capacity)
         records.initialize(repeating: BufferRecord(), count: capacity)
-        for index in 0..<capacity - 1 { records[index].next = UInt32(index + 1) }
-        freeHead = 0
+        for index in 0..<capacity - 1 { records[index].next = BufferIndex(UInt32(index + 1)) }
+        freeHead = BufferIndex(0)
         accounts = .allocate(capacity: Self.accountCount)
         accounts.initialize(repeating: 0, count: Self.accountCount)
     }
@@ -65,7 +82,9 @@ package import CopyOnWrite
     package func take(account: UInt16) -> BufferIndex? {
         guard canTake(account: account) else { return nil }
         accounts[Int(account)] += 1
-        return pop(state: .copying, account: account)
+        let index = takeFree(state: .copying)
+        self[index].account = account
+        return index
     }
 
     /// Whether image writes may have `count` more.
@@ -77,32 +96,80 @@ package import CopyOnWrite
     package func takeForImage() -> BufferIndex {
         precondition(canTakeForImage(1), "image writes ask before they take")
         imageCount += 1
-        return pop(state: .imageWrite, account: .max)
+        let index = takeFree(state: .imageWrite)
+        self[index].isOfImageWrite = true
+        return index
     }
 
-    /// Gives a buffer back.
+    /// Gives a buffer back, which is on no list.
     package func free(_ index: BufferIndex) {
-        let record = records + Int(index.rawValue)
-        precondition(record.pointee.state != .free, "a buffer is freed once")
-        if record.pointee.account == .max {
+        let record = self[index]
+        precondition(record.state != .free, "a buffer is freed once")
+        if record.isOfImageWrite {
             imageCount -= 1
         } else {
-            accounts[Int(record.pointee.account)] -= 1
+            accounts[Int(record.account)] -= 1
         }
-        record.pointee.state = .free
-        record.pointee.next = freeHead
-        freeHead = index.rawValue
+        self[index].state = .free
+        self[index].next = freeHead
+        freeHead = index
         freeCount += 1
     }
 
-    private func pop(state: BufferRecord.State, account: UInt16) -> BufferIndex {
+    private func takeFree(state: BufferRecord.State) -> BufferIndex {
         let index = freeHead
-        let record = records + Int(index)
-        freeHead = record.pointee.next
-        record.pointee = BufferRecord()
-        record.pointee.state = state
-        record.pointee.account = account
+        freeHead = self[index].next
+        self[index] = BufferRecord()
+        self[index].state = state
         freeCount -= 1
-        return BufferIndex(index)
+        return index
+    }
+
+    /// What is noted about a buffer.
+    @inlinable package subscript(index: BufferIndex) -> BufferRecord {
+        unsafeAddress { UnsafePointer(records + Int(index.rawValue)) }
+        unsafeMutableAddress { records + Int(index.rawValue) }
+    }
+
+    // MARK: Lists
+
+    /// The buffer behind `index` in its list, `none` at the end.
+    @inlinable package func next(after index: BufferIndex) -> BufferIndex { self[index].next }
+
+    /// Adds a buffer that is on no list at the end.
+    @inlinable package func append(_ index: BufferIndex, to list: inout BufferList) {
+        self[index].next = .none
+        self[index].previous = list.tail
+        if list.isEmpty {
+            list.head = index
+        } else {
+            self[list.tail].next = index
+        }
+        list.tail = index
+        list.count += 1
+    }
+
+    /// Takes a buffer out of the list that it is on.
+    @inlinable package func remove(_ index: BufferIndex, from list: inout BufferList) {
+        let (next, previous) = (self[index].next, self[index].previous)
+        if index == list.head {
+            list.head = next
+        } else {
+            self[previous].next = next
+        }
+        if index == list.tail {
+            list.tail = previous
+        } else {
+            self[next].previous = previous
+        }
+        list.count -= 1
+    }
+
+    /// Takes the first buffer out.
+    @inlinable package func pop(_ list: inout BufferList) -> BufferIndex? {
+        guard !list.isEmpty else { return nil }
+        let index = list.head
+        remove(index, from: &list)
+        return index
     }
 }

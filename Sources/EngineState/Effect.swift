@@ -57,8 +57,8 @@ public import CopyOnWrite
     case overlayCorrupted(SnapshotIndex, Fault)
     /// Destroyed and everything not handed over is free.
     case snapshotGone(SnapshotIndex)
-    /// Say `timeReached` at this monotonic time; replaces an earlier time. `.max`: no timer.
-    case timer(at: UInt64)
+    /// Say `timeReached` at this monotonic time; replaces an earlier time. Nil: never.
+    case timer(at: UInt64?)
 }
 
 /// Where the bytes of an image request's read go.

@@ -9,7 +9,7 @@ public import CopyOnWrite
     @usableFromInline package var attempts: UInt8 = 0
     @usableFromInline package var first: UInt8 = 0
     @usableFromInline package var count: UInt8 = 0
-    @usableFromInline package var layer: UInt16 = 0
+    @usableFromInline package var layer = LayerIndex(0)
     @usableFromInline package var record: UInt32 = 0
     @usableFromInline package var chunk: UInt64 = 0
     @usableFromInline package var waiters = RequestList()
@@ -30,7 +30,7 @@ public import CopyOnWrite
     @usableFromInline package var attempts: UInt8 = 0
     @usableFromInline package var purpose = StoragePurpose.preserving
     @usableFromInline package var count: UInt16 = 0
-    @usableFromInline package var firstSlot: UInt32 = 0
+    @usableFromInline package var firstSlot = StorageSlot(0)
     /// The image write it belongs to, for overlays.
     @usableFromInline package var request = RequestIndex.none
     /// The next free one.
@@ -45,8 +45,10 @@ public import CopyOnWrite
     @usableFromInline package enum State: UInt8 { case free, prepared, held, corrupted, destroying }
 
     @usableFromInline package var state = State.free
-    @usableFromInline package var layer: UInt16 = .max
-    @usableFromInline package var overlay: UInt16 = .max
+    /// What it preserves; nil when that is lost or on its way out.
+    @usableFromInline package var layer: LayerIndex?
+    /// What was written through its writable image.
+    @usableFromInline package var overlay: LayerIndex?
     @usableFromInline package var isOverlayLost = false
     @usableFromInline package var account: UInt16 = 0
     @usableFromInline package var policy = OverflowPolicy.Kind.break
@@ -73,7 +75,8 @@ public import CopyOnWrite
     }
 
     @usableFromInline package var role = Role.free
-    @usableFromInline package var snapshot: UInt16 = .max
+    /// Whose it is, unless it is free.
+    @usableFromInline package var snapshot = SnapshotIndex(0)
     /// Next record to merge or free.
     @usableFromInline package var cursor: UInt32 = 0
     /// Copies in flight for it; those nobody needs any more are not counted.
@@ -82,7 +85,7 @@ public import CopyOnWrite
     @inlinable package init() {}
 
     /// A slot that begins to be used.
-    package init(role: Role, snapshot: UInt16) {
+    package init(role: Role, snapshot: SnapshotIndex) {
         self.role = role
         self.snapshot = snapshot
     }
@@ -101,5 +104,39 @@ extension UnsafeMutablePointer<BatchRecord> {
     @inlinable package subscript(index: BatchIndex) -> BatchRecord {
         unsafeAddress { UnsafePointer(self + Int(index.rawValue)) }
         nonmutating unsafeMutableAddress { self + Int(index.rawValue) }
+    }
+}
+
+extension UnsafeMutablePointer<SnapshotRecord> {
+    /// The record of a snapshot.
+    @inlinable package subscript(index: SnapshotIndex) -> SnapshotRecord {
+        unsafeAddress { UnsafePointer(self + Int(index.rawValue)) }
+        nonmutating unsafeMutableAddress { self + Int(index.rawValue) }
+    }
+
+    /// Its address.
+    @inlinable package func pointer(to index: SnapshotIndex) -> UnsafeMutablePointer<SnapshotRecord> {
+        self + Int(index.rawValue)
+    }
+}
+
+extension UnsafeMutablePointer<LayerUse> {
+    /// What a layer is used for.
+    @inlinable package subscript(index: LayerIndex) -> LayerUse {
+        unsafeAddress { UnsafePointer(self + Int(index.rawValue)) }
+        nonmutating unsafeMutableAddress { self + Int(index.rawValue) }
+    }
+}
+
+extension UnsafeMutablePointer<DifferenceLayer> {
+    /// The layer itself.
+    @inlinable package subscript(index: LayerIndex) -> DifferenceLayer {
+        unsafeAddress { UnsafePointer(self + Int(index.rawValue)) }
+        nonmutating unsafeMutableAddress { self + Int(index.rawValue) }
+    }
+
+    /// Its address.
+    @inlinable package func pointer(to index: LayerIndex) -> UnsafeMutablePointer<DifferenceLayer> {
+        self + Int(index.rawValue)
     }
 }

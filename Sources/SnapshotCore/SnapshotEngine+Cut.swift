@@ -11,17 +11,16 @@ extension SnapshotEngine {
     /// snapshot in the shared pool of buffers, below 1024.
     package func snapshotPrepared(policy: OverflowPolicy, account: UInt16) -> SnapshotIndex? {
         precondition(account < 1024, "the pool of buffers has 1024 accounts")
-        for index in 0..<limits.snapshotCount where snapshots[index].state == .free {
-            guard let layer = openLayer(role: .prepared, snapshot: UInt16(index)) else {
-                return nil
-            }
+        for number in 0..<limits.snapshotCount where snapshots[number].state == .free {
+            let index = SnapshotIndex(UInt16(number))
+            guard let layer = openLayer(role: .prepared, snapshot: index) else { return nil }
             snapshots[index] = SnapshotRecord()
             snapshots[index].state = .prepared
             snapshots[index].layer = layer
             snapshots[index].account = account
             snapshots[index].policy = policy.kind
             snapshots[index].limitNanoseconds = policy.limitNanoseconds
-            return SnapshotIndex(UInt16(index))
+            return index
         }
         return nil
     }
@@ -29,10 +28,12 @@ extension SnapshotEngine {
     /// The cut was called off before its switch: the prepared snapshot goes. Its sources are
     /// drained, then `snapshotGone` follows.
     package func snapshotAbandoned(_ snapshot: SnapshotIndex) {
-        let record = snapshots + Int(snapshot.rawValue)
-        precondition(record.pointee.state == .prepared, "only a prepared snapshot is abandoned")
-        startFreeing(record.pointee.layer)
-        record.pointee.layer = .max
+        let record = snapshots.pointer(to: snapshot)
+        guard record.pointee.state == .prepared, let layer = record.pointee.layer else {
+            preconditionFailure("only a prepared snapshot is abandoned")
+        }
+        startFreeing(layer)
+        record.pointee.layer = nil
         record.pointee.state = .destroying
         sources.close(of: snapshot, &effects)
         settle()
@@ -55,7 +56,7 @@ extension SnapshotEngine {
                 requests.append(index, to: &returning)
             }
         }
-        // What is under way already has to finish; the others park.
+        // What is under way already has to finish; the others park. Those of images go on.
         while let index = requests.pop(&returning) { wake(index) }
         settle()
         reportDrained()
@@ -82,15 +83,16 @@ extension SnapshotEngine {
             _ = map.cutMade(isBase: isBase)
         }
         if let snapshot {
-            let record = snapshots + Int(snapshot.rawValue)
-            precondition(record.pointee.state == .prepared, "a cut holds a prepared snapshot")
+            let record = snapshots.pointer(to: snapshot)
+            guard record.pointee.state == .prepared, let layer = record.pointee.layer else {
+                preconditionFailure("a cut holds a prepared snapshot")
+            }
             record.pointee.state = .held
             record.pointee.size = size
             record.pointee.cutEpoch = ended.rawValue
             record.pointee.baseBefore = baseBefore
             record.pointee.generation = generationOrdinal - (newMap == nil ? 0 : 1)
-            let layer = record.pointee.layer
-            layerUses[Int(layer)].role = .live
+            layerUses[layer].role = .live
             chain[chainCount] = layer
             chainCount += 1
             newestLive = chainCount - 1
@@ -105,7 +107,7 @@ extension SnapshotEngine {
         precondition(!isGateOpen, "only a closed gate opens")
         isGateOpen = true
         isDrainWanted = false
-        while let index = requests.pop(&parked) { wake(index) }
+        while let index = requests.pop(&parked) { wakeWrite(index) }
         settle()
     }
 
@@ -114,18 +116,18 @@ extension SnapshotEngine {
 
     /// Bytes of the snapshot's image.
     package func imageSize(of snapshot: SnapshotIndex) -> UInt64 {
-        snapshots[Int(snapshot.rawValue)].size
+        snapshots[snapshot].size
     }
 
     /// What the snapshot uses and whether its image can be trusted.
     package func report(on snapshot: SnapshotIndex) -> SnapshotReport {
-        let record = snapshots[Int(snapshot.rawValue)]
+        let record = snapshots[snapshot]
         var report = SnapshotReport()
         report.isCorrupted = record.state == .corrupted
-        if record.layer != .max {
-            report.preservedBlockCount = layers[Int(record.layer)].preservedCount
-            report.zeroBlockCount = layers[Int(record.layer)].zeroCount
-            report.metadataByteCount = layers[Int(record.layer)].byteCount
+        if let layer = record.layer {
+            report.preservedBlockCount = layers[layer].preservedCount
+            report.zeroBlockCount = layers[layer].zeroCount
+            report.metadataByteCount = layers[layer].byteCount
         }
         return report
     }

@@ -40,13 +40,13 @@ extension SnapshotEngine {
         var end = min(size, windowEnd)
         var first = chainCount
         if let snapshot {
-            let record = snapshots[Int(snapshot.rawValue)]
+            let record = snapshots[snapshot]
             guard record.state == .held, record.generation == generationOrdinal else {
                 return .unknown
             }
             until = record.cutEpoch
             end = min(record.size, windowEnd)
-            first = chainPosition(of: record.layer)
+            first = firstPosition(of: record)
         }
         guard !isTrackingLost, base <= until, base < map.current.rawValue else { return .unknown }
         var result = ChangedRanges(into: ranges, from: offset, size: end)
@@ -103,14 +103,14 @@ extension SnapshotEngine {
     /// The epoch that ended at the cut of a snapshot that was taken, and whether it belongs to
     /// the generation of now.
     package func cut(of snapshot: SnapshotIndex) -> (epoch: Epoch, isOfThisGeneration: Bool) {
-        let record = snapshots[Int(snapshot.rawValue)]
+        let record = snapshots[snapshot]
         return (Epoch(record.cutEpoch), record.generation == generationOrdinal)
     }
 
     /// The first entry saved for the chunk in the layers from `position` on.
     func savedEntry(of chunk: UInt64, from position: Int) -> ChangeEntry? {
         for index in position..<max(chainCount, position) {
-            let layer = layers + Int(chain[index])
+            let layer = layers.pointer(to: chain[index])
             if let record = layer.pointee.find(chunk) {
                 return ChangeEntry(rawValue: layer.pointee.record(record).pointee.savedEntry)
             }
@@ -136,13 +136,13 @@ extension SnapshotEngine {
         of snapshot: SnapshotIndex, overlay: Bool, offset: UInt64, length: UInt64,
         lookupBudget: inout Int
     ) -> (run: ImageRun, length: UInt64)? {
-        guard isReadable(snapshot.rawValue, overlay: overlay) else { return nil }
+        guard isReadable(snapshot, overlay: overlay) else { return nil }
         precondition(length > 0, "a run has bytes")
         let end = offset + length
         var run: ImageRun?
         var position = offset
         while position < end, lookupBudget > 0 || run == nil {
-            let next = imageStep(of: snapshot.rawValue, overlay, at: position, &lookupBudget)
+            let next = imageStep(of: snapshot, overlay, at: position, &lookupBudget)
             guard run == nil || run == next.run else { break }
             run = next.run
             position = next.end
@@ -154,21 +154,21 @@ extension SnapshotEngine {
     /// How the image lies from a byte to the end of its block, or of its chunk where that is
     /// untouched, or of everything where nothing is touched.
     private func imageStep(
-        of snapshot: UInt16, _ overlay: Bool, at position: UInt64, _ lookupBudget: inout Int
+        of snapshot: SnapshotIndex, _ overlay: Bool, at position: UInt64, _ lookupBudget: inout Int
     ) -> (run: ImageRun, end: UInt64) {
-        let record = snapshots[Int(snapshot)]
+        let record = snapshots[snapshot]
         let chunk = position / chunkByteCount
-        let first = chainPosition(of: record.layer)
+        let first = firstPosition(of: record)
         var isTouched = false
         var isChunkTouched = false
-        func look(in layer: Int) {
+        func look(in layer: LayerIndex) {
             guard layers[layer].recordCount > 0 else { return }
             isTouched = true
             lookupBudget -= 1
             if layers[layer].find(chunk) != nil { isChunkTouched = true }
         }
-        if overlay, record.overlay != .max { look(in: Int(record.overlay)) }
-        for index in first..<chainCount where !isChunkTouched { look(in: Int(chain[index])) }
+        if overlay, let own = record.overlay { look(in: own) }
+        for index in first..<chainCount where !isChunkTouched { look(in: chain[index]) }
         guard isTouched else { return (.origin, .max) }
         guard isChunkTouched else { return (.origin, (chunk + 1) * chunkByteCount) }
         let block = position / blockByteCount

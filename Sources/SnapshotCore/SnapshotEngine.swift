@@ -43,7 +43,9 @@ package final class SnapshotEngine {
     /// Counts generations since attach.
     package internal(set) var generationOrdinal: UInt32 = 0
 
-    let requests: RequestTable
+    let requests: RequestLists
+    let writes: RequestRecords<WriteRequest>
+    let imageRequests: RequestRecords<ImageRequest>
     let copies: UnsafeMutablePointer<CopyRecord>
     let copyBuffers: UnsafeMutablePointer<BufferIndex>
     let batches: UnsafeMutablePointer<BatchRecord>
@@ -51,8 +53,8 @@ package final class SnapshotEngine {
     let snapshots: UnsafeMutablePointer<SnapshotRecord>
     let layers: UnsafeMutablePointer<DifferenceLayer>
     let layerUses: UnsafeMutablePointer<LayerUse>
-    /// Layer slots, oldest first.
-    let chain: UnsafeMutablePointer<UInt16>
+    /// Layers, oldest first.
+    let chain: UnsafeMutablePointer<LayerIndex>
     let layerCapacity: Int
     var chainCount = 0
     /// Position in the chain of the newest live layer, -1 when none is live.
@@ -91,12 +93,10 @@ package final class SnapshotEngine {
     /// Chunks of holes that may still be marked before the next cut, while a snapshot is held.
     var holeChunkCountLeft = 0
     var delayed = RequestList()
-    var lastTimer = UInt64.max
+    var lastTimer: UInt64?
 
     /// Preserved blocks in memory that are not being written yet, in order.
-    var storeHead = UInt32.max
-    var storeTail = UInt32.max
-    var storeCount = 0
+    var storeQueue = BufferList()
     /// Why the queue finds no room although no source is being asked; nil when it finds some.
     var shortage: Fault?
     var preservingBatches = 0
@@ -120,7 +120,9 @@ package final class SnapshotEngine {
         self.buffers = buffers
         self.map = map
         self.size = size
-        requests = RequestTable(capacity: limits.requestCount)
+        requests = RequestLists(capacity: limits.requestCount)
+        writes = RequestRecords(capacity: limits.requestCount)
+        imageRequests = RequestRecords(capacity: limits.requestCount)
         copies = .allocate(capacity: limits.copyCount)
         copies.initialize(repeating: CopyRecord(), count: limits.copyCount)
         copyBuffers = .allocate(capacity: limits.copyCount * 16)
@@ -155,6 +157,8 @@ package final class SnapshotEngine {
         sources.deallocate()
         effects.deallocate()
         requests.deallocate()
+        writes.deallocate()
+        imageRequests.deallocate()
         copies.deallocate()
         copyBuffers.deallocate()
         batches.deallocate()
@@ -212,20 +216,22 @@ package final class SnapshotEngine {
     func settle() {
         while true {
             if let index = requests.pop(&ready) {
-                requests[index].phase = .idle
-                if requests[index].isImage {
-                    imageAdvance(index)
-                } else {
+                switch requests.kind(of: index) {
+                case .write:
+                    writes[index].phase = .running
                     advance(index)
+                case .image:
+                    imageRequests[index].phase = .running
+                    imageAdvance(index)
                 }
                 continue
             }
             if !memoryWaiters.isEmpty, newestLive < 0 || canCopy() {
                 let index = requests.pop(&memoryWaiters)!
-                requests[index].phase = .idle
+                writes[index].phase = .running
                 advance(index)
                 // It waits again: others behind it would only take its place.
-                if requests[index].phase == .waitingForMemory {
+                if case .waitingForMemory = writes[index].phase {
                     requests.remove(index, from: &memoryWaiters)
                     requests.prepend(index, to: &memoryWaiters)
                     if ready.isEmpty { break }
@@ -234,7 +240,7 @@ package final class SnapshotEngine {
             }
             if !imageMemoryWaiters.isEmpty, buffers.canTakeForImage(16) {
                 let index = requests.pop(&imageMemoryWaiters)!
-                requests[index].phase = .idle
+                imageRequests[index].phase = .running
                 imageAdvance(index)
                 continue
             }
@@ -247,12 +253,26 @@ package final class SnapshotEngine {
     }
 
     func newestAccount() -> UInt16 {
-        snapshots[Int(layerUses[Int(chain[newestLive])].snapshot)].account
+        snapshots[layerUses[chain[newestLive]].snapshot].account
     }
 
     /// Puts a request that waited back to work; `settle` runs it.
     func wake(_ index: RequestIndex) {
-        requests[index].phase = .ready
+        switch requests.kind(of: index) {
+        case .write: wakeWrite(index)
+        case .image: wakeImage(index)
+        }
+    }
+
+    /// The same for a write, zeroing or discard of the device.
+    func wakeWrite(_ index: RequestIndex) {
+        writes[index].phase = .ready
+        requests.append(index, to: &ready)
+    }
+
+    /// The same for a request of an image.
+    func wakeImage(_ index: RequestIndex) {
+        imageRequests[index].phase = .ready
         requests.append(index, to: &ready)
     }
 }

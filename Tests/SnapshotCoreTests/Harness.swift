@@ -123,7 +123,7 @@ final class Harness {
         case .overlayCorrupted(let snapshot, let fault):
             "overlayCorrupted \(snapshot.rawValue) errno \(fault.errnoValue)"
         case .snapshotGone(let snapshot): "gone \(snapshot.rawValue)"
-        case .timer(let time): "timer \(time)"
+        case .timer(let time): time.map { "timer \($0)" } ?? "no timer"
         }
     }
 }

@@ -58,6 +58,21 @@ import Testing
         #expect(harness.buffers.freeCount == harness.buffers.capacity)
     }
 
+    @Test func `the limit of a writer runs while it gives way to others`() {
+        var limits = EngineLimits()
+        limits.chunksPerTurn = 1
+        limits.resumedPerTurn = 1
+        let harness = Harness(limits: limits)
+        _ = harness.take(policy: OverflowPolicy(kind: .break, limitNanoseconds: 500))
+        harness.write(0, 0, 4 * chunkByteCount, now: 100)
+        harness.write(1, 8 * chunkByteCount, 4 * chunkByteCount, now: 101)
+        harness.engine.turnEnded(now: 110)
+        #expect(harness.drain().contains("timer 600"))
+        harness.engine.timeReached(600)
+        // Neither has anything left to give way for.
+        #expect(harness.drain() == ["corrupted 0 errno 110", "issue 1", "issue 0"])
+    }
+
     @Test func `a wait for storage that is full ends with ENOSPC, for one that fails with EIO`() {
         for (fault, number) in [(Fault.noSpace, 28), (.inputOutput, 5)] {
             let harness = Harness(bufferCount: 256)

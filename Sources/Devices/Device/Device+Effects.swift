@@ -93,9 +93,9 @@ extension Device {
         }
     }
 
-    private func setTimer(at time: UInt64) {
+    private func setTimer(at time: UInt64?) {
         if let timer { loop.cancel(timer) }
-        timer = time == .max ? nil : loop.schedule(at: time, preserver, token: 0)
+        timer = time.map { loop.schedule(at: $0, preserver, token: 0) }
     }
 
     // MARK: Storage

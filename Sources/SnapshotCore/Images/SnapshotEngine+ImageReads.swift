@@ -24,10 +24,10 @@ extension SnapshotEngine {
         length: UInt64, now: UInt64
     ) -> Admission {
         timeAdvanced(to: now)
-        guard beginImageRequest(index, snapshot.rawValue, overlay, offset, length) else {
-            return .refused(fault(of: snapshot.rawValue))
-        }
-        requests[index].operation = .read
+        let request = ImageRequest(
+            operation: .read, snapshot: snapshot, isOverlay: overlay, offset: offset,
+            length: length)
+        guard beginImageRequest(index, request) else { return .refused(fault(of: snapshot)) }
         readStep(index)
         settle()
         return .taken
@@ -36,8 +36,8 @@ extension SnapshotEngine {
     /// Where the origin and storage reads of this image request put their bytes, while one of them
     /// is under way.
     package func target(of request: RequestIndex) -> ImageTarget {
-        let buffer = requests[request].targetBuffer
-        return buffer == .max ? .payload : .buffer(BufferIndex(buffer))
+        guard case .reading(_, let buffer?) = imageRequests[request].step else { return .payload }
+        return .buffer(buffer)
     }
 
     /// An origin read of an image request ended: of `offset` and `length` as in its effect.
@@ -67,7 +67,7 @@ extension SnapshotEngine {
         if lost == nil {
             for position in 0..<blockCount
             where checksums[position]
-                != sources.checksum(of: StorageSlot(slot.rawValue + UInt32(position)))
+                != sources.checksum(of: slot.advanced(by: position))
             {
                 lost = position
                 break
@@ -75,7 +75,7 @@ extension SnapshotEngine {
         }
         if let lost {
             storedBlockLost(
-                index, StorageSlot(slot.rawValue + UInt32(lost)),
+                index, slot.advanced(by: lost),
                 block: firstBlock + UInt64(lost), fault ?? .inputOutput)
         }
         sources.readEnded(slot, &effects)
@@ -84,70 +84,72 @@ extension SnapshotEngine {
     }
 
     private func mayRetry(_ index: RequestIndex) -> Bool {
-        requests[index].attempts += 1
-        return requests[index].attempts < Self.attemptsMax
+        imageRequests[index].attempts += 1
+        return imageRequests[index].attempts < Self.attemptsMax
     }
 
     // MARK: Windows
 
     /// Reads window after window until one has to wait for its reads.
     func readStep(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        let endBlock = (record.pointee.offset + record.pointee.length - 1) / blockByteCount + 1
+        let record = imageRequests.pointer(to: index)
+        let endBlock = (record.pointee.end - 1) / blockByteCount + 1
         while true {
             guard isReadable(record.pointee.snapshot, overlay: record.pointee.isOverlay) else {
                 finishImage(index, fault(of: record.pointee.snapshot))
                 return
             }
-            guard record.pointee.startCursor < endBlock else {
+            guard record.pointee.cursor < endBlock else {
                 finishImage(index, nil)
                 return
             }
-            let isFirst = record.pointee.startCursor == record.pointee.offset / blockByteCount
+            let isFirst = record.pointee.cursor == record.pointee.offset / blockByteCount
             guard isFirst || imageBlocksLeft > 0 else {
-                giveWay(index)
+                giveWay(image: index)
                 return
             }
-            let count = min(limits.imageWindowBlockCount, endBlock - record.pointee.startCursor)
+            let count = min(limits.imageWindowBlockCount, endBlock - record.pointee.cursor)
             imageBlocksLeft -= Int(count)
-            guard readWindow(index, from: record.pointee.startCursor, count: count) else { return }
-            record.pointee.startCursor += count
+            guard readWindow(index, from: record.pointee.cursor, count: count) else { return }
+            record.pointee.cursor += count
         }
     }
 
     /// Emits the reads of a window. True when nothing has to be waited for.
     func readWindow(_ index: RequestIndex, from start: UInt64, count: UInt64) -> Bool {
-        let record = requests.pointer(to: index)
-        record.pointee.windowStart = start
-        record.pointee.windowCount = UInt32(count)
-        record.pointee.fromOrigin = (.max, .max, .max, .max)
+        let record = imageRequests.pointer(to: index)
+        record.pointee.window.firstBlock = start
+        record.pointee.window.blockCount = UInt32(count)
+        record.pointee.window.fromOrigin = InlineArray(repeating: .max)
         record.pointee.attempts = 0
         emitReads(index, isFirst: true)
         if record.pointee.outstanding == 0 { return true }
-        record.pointee.phase = .imageReading
+        record.pointee.phase = .reading
         return false
     }
 
     private func readEnded(_ index: RequestIndex, _ fault: Fault?) {
-        let record = requests.pointer(to: index)
-        precondition(record.pointee.phase == .imageReading, "a read ends while it is waited for")
+        let record = imageRequests.pointer(to: index)
+        guard case .reading = record.pointee.phase else {
+            preconditionFailure("a read ends while it is waited for")
+        }
         precondition(record.pointee.outstanding > 0, "a read ends once")
         record.pointee.outstanding -= 1
-        if let fault, record.pointee.fault == 0 { record.pointee.fault = fault.errnoValue }
+        if record.pointee.fault == nil { record.pointee.fault = fault }
         guard record.pointee.outstanding == 0 else { return }
-        if record.pointee.fault == 0,
+        if record.pointee.fault == nil,
             isReadable(record.pointee.snapshot, overlay: record.pointee.isOverlay)
         {
             emitReads(index, isFirst: false)
             if record.pointee.outstanding > 0 { return }
         }
-        record.pointee.phase = .idle
+        record.pointee.phase = .running
         if !record.pointee.operation.isRead {
             writeStep(index)
-        } else if record.pointee.fault != 0 {
-            finishImage(index, Fault(errnoValue: record.pointee.fault))
+        } else if let fault = record.pointee.fault {
+            finishImage(index, fault)
         } else {
-            record.pointee.startCursor += UInt64(record.pointee.windowCount)
+            record.pointee.cursor += UInt64(record.pointee.window.blockCount)
             readStep(index)
         }
     }
@@ -155,70 +157,66 @@ extension SnapshotEngine {
     /// First: every block of the window from where it is; blocks of the origin keep their bit.
     /// Then: those with a bit that were preserved meanwhile; afterwards no bit is left.
     private func emitReads(_ index: RequestIndex, isFirst: Bool) {
-        let record = requests.pointer(to: index)
-        let start = record.pointee.windowStart
-        let count = UInt64(record.pointee.windowCount)
-        var bits = record.pointee.fromOrigin
-        record.pointee.fromOrigin = (0, 0, 0, 0)
+        let record = imageRequests.pointer(to: index)
+        let start = record.pointee.window.firstBlock
+        let count = UInt64(record.pointee.window.blockCount)
+        var bits = record.pointee.window.fromOrigin
+        record.pointee.window.fromOrigin = InlineArray(repeating: 0)
         var run = ReadRun()
-        withUnsafeMutablePointer(to: &bits) { pointer in
-            pointer.withMemoryRebound(to: UInt64.self, capacity: 4) { words in
-                var position: UInt64 = 0
-                while position < count {
-                    let block = start + position
-                    if isUntouched(
-                        block / blocksPerChunk, of: record.pointee.snapshot,
-                        overlay: record.pointee.isOverlay)
-                    {
-                        let rest = blocksPerChunk - block % blocksPerChunk
-                        // One look-up for each chunk tells what was not overwritten.
-                        let added = min(rest, count - position)
-                        if isFirst, !run.extend(with: .origin, block: block, count: added) {
-                            emit(run, index)
-                            run = ReadRun(.origin, block: block, count: added)
-                        }
-                        position += added
-                        continue
-                    }
-                    let end = min(count, position + blocksPerChunk - block % blocksPerChunk)
-                    for position in position..<end {
-                        let bit: UInt64 = 1 << (position & 63)
-                        guard words[Int(position >> 6)] & bit != 0 else { continue }
-                        let block = start + position
-                        let place = resolve(
-                            block, of: record.pointee.snapshot, overlay: record.pointee.isOverlay)
-                        switch place {
-                        case .origin:
-                            // The second time the origin's bytes are confirmed.
-                            if !isFirst { continue }
-                        case .zero, .memory, .stored:
-                            words[Int(position >> 6)] &= ~bit
-                        }
-                        if !run.extend(with: place, block: block, count: 1) {
-                            emit(run, index)
-                            run = ReadRun(place, block: block, count: 1)
-                        }
-                    }
-                    position = end
+        var position: UInt64 = 0
+        while position < count {
+            let block = start + position
+            let end = min(count, position + blocksPerChunk - block % blocksPerChunk)
+            if isUntouched(
+                block / blocksPerChunk, of: record.pointee.snapshot,
+                overlay: record.pointee.isOverlay)
+            {
+                // One look-up for each chunk tells what was not overwritten.
+                let added = end - position
+                if isFirst, !run.extend(with: .origin, block: block, count: added) {
+                    emit(run, index)
+                    run = ReadRun(.origin, block: block, count: added)
+                }
+                position = end
+                continue
+            }
+            for position in position..<end {
+                let bit: UInt64 = 1 << (position & 63)
+                guard bits[Int(position >> 6)] & bit != 0 else { continue }
+                let block = start + position
+                let place = resolve(
+                    block, of: record.pointee.snapshot, overlay: record.pointee.isOverlay)
+                switch place {
+                case .origin:
+                    // The second time the origin's bytes are confirmed.
+                    if !isFirst { continue }
+                case .zero, .memory, .stored:
+                    bits[Int(position >> 6)] &= ~bit
+                }
+                if !run.extend(with: place, block: block, count: 1) {
+                    emit(run, index)
+                    run = ReadRun(place, block: block, count: 1)
                 }
             }
+            position = end
         }
         emit(run, index)
-        if isFirst { record.pointee.fromOrigin = bits }
+        if isFirst { record.pointee.window.fromOrigin = bits }
     }
 
     private func emit(_ run: ReadRun, _ index: RequestIndex) {
         guard run.count > 0 else { return }
-        let record = requests.pointer(to: index)
+        let record = imageRequests.pointer(to: index)
         switch run.place {
         case .origin:
             var from = run.firstBlock * blockByteCount
             var to = (run.firstBlock + run.count) * blockByteCount
-            if record.pointee.targetBuffer == .max {
+            switch target(of: index) {
+            case .payload:
                 from = max(from, record.pointee.offset)
-                to = min(to, record.pointee.offset + record.pointee.length)
-            } else {
-                to = min(to, snapshots[Int(record.pointee.snapshot)].size)
+                to = min(to, record.pointee.end)
+            case .buffer:
+                to = min(to, snapshots[record.pointee.snapshot].size)
             }
             record.pointee.outstanding += 1
             effects.append(.readOriginForImage(index, offset: from, length: to - from))
@@ -249,37 +247,41 @@ extension SnapshotEngine {
     }
 
     /// True when no layer of the image has anything of the chunk: its blocks are the origin's.
-    func isUntouched(_ chunk: UInt64, of snapshot: UInt16, overlay: Bool) -> Bool {
-        let snapshot = snapshots + Int(snapshot)
-        if overlay, snapshot.pointee.overlay != .max,
-            layers[Int(snapshot.pointee.overlay)].find(chunk) != nil
-        {
+    func isUntouched(_ chunk: UInt64, of snapshot: SnapshotIndex, overlay: Bool) -> Bool {
+        let record = snapshots.pointer(to: snapshot)
+        if overlay, let own = record.pointee.overlay, layers[own].find(chunk) != nil {
             return false
         }
-        for index in chainPosition(of: snapshot.pointee.layer)..<chainCount
-        where layers[Int(chain[index])].find(chunk) != nil {
+        for index in firstPosition(of: record.pointee)..<chainCount
+        where layers[chain[index]].find(chunk) != nil {
             return false
         }
         return true
     }
 
     /// Where the block of the image is at this moment.
-    func resolve(_ block: UInt64, of snapshot: UInt16, overlay: Bool) -> ResolvedBlock {
+    func resolve(_ block: UInt64, of snapshot: SnapshotIndex, overlay: Bool) -> ResolvedBlock {
         let chunk = block / blocksPerChunk
         let position = Int(block % blocksPerChunk)
-        let record = snapshots[Int(snapshot)]
-        if overlay, record.overlay != .max,
-            let found = find(position, of: chunk, in: Int(record.overlay))
-        {
+        let record = snapshots[snapshot]
+        if overlay, let own = record.overlay, let found = find(position, of: chunk, in: own) {
             return found
         }
-        for index in chainPosition(of: record.layer)..<chainCount {
-            if let found = find(position, of: chunk, in: Int(chain[index])) { return found }
+        for index in firstPosition(of: record)..<chainCount {
+            if let found = find(position, of: chunk, in: chain[index]) { return found }
         }
         return .origin
     }
 
-    private func find(_ position: Int, of chunk: UInt64, in layer: Int) -> ResolvedBlock? {
+    /// Where the chain begins for the image of a held snapshot.
+    func firstPosition(of snapshot: SnapshotRecord) -> Int {
+        guard let layer = snapshot.layer else {
+            preconditionFailure("a held snapshot has a layer")
+        }
+        return chainPosition(of: layer)
+    }
+
+    private func find(_ position: Int, of chunk: UInt64, in layer: LayerIndex) -> ResolvedBlock? {
         guard let entry = layers[layer].find(chunk) else { return nil }
         let bit: UInt16 = 1 << UInt16(position)
         let record = layers[layer].record(entry)
@@ -295,24 +297,26 @@ extension SnapshotEngine {
     private func storedBlockLost(
         _ index: RequestIndex, _ slot: StorageSlot, block: UInt64, _ fault: Fault
     ) {
-        let record = requests[index]
+        let record = imageRequests[index]
         let chunk = block / blocksPerChunk
         let position = Int(block % blocksPerChunk)
-        let overlay = snapshots[Int(record.snapshot)].overlay
-        if record.isOverlay, overlay != .max, holds(slot, position, chunk, Int(overlay)) {
-            snapshots[Int(record.snapshot)].isOverlayLost = true
-            effects.append(.overlayCorrupted(SnapshotIndex(record.snapshot), fault))
+        if record.isOverlay, let overlay = snapshots[record.snapshot].overlay,
+            holds(slot, position, chunk, overlay)
+        {
+            snapshots[record.snapshot].isOverlayLost = true
+            effects.append(.overlayCorrupted(record.snapshot, fault))
             return
         }
-        for index in 0..<chainCount where holds(slot, position, chunk, Int(chain[index])) {
+        for index in 0..<chainCount where holds(slot, position, chunk, chain[index]) {
             giveUp(upTo: index, fault: fault)
             return
         }
         // Freed while it was read: this was the last user.
     }
 
-    private func holds(_ slot: StorageSlot, _ position: Int, _ chunk: UInt64, _ layer: Int) -> Bool
-    {
+    private func holds(
+        _ slot: StorageSlot, _ position: Int, _ chunk: UInt64, _ layer: LayerIndex
+    ) -> Bool {
         switch find(position, of: chunk, in: layer) {
         case .stored(let found): found == slot
         case .origin, .zero, .memory, nil: false
@@ -341,7 +345,7 @@ private struct ReadRun {
         case (.origin, .origin), (.zero, .zero):
             break
         case (.stored(let first), .stored(let slot)):
-            guard slot.rawValue == first.rawValue + UInt32(count),
+            guard slot == first.advanced(by: Int(count)),
                 ExtentTable.extent(of: slot) == ExtentTable.extent(of: first)
             else { return false }
         case (.origin, _), (.zero, _), (.memory, _), (.stored, _):

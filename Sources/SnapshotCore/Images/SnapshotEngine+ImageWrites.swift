@@ -19,23 +19,22 @@ extension SnapshotEngine {
         timeAdvanced(to: now)
         precondition(
             operation == .write || operation == .writeZeroes, "an image is written or zeroed")
-        let number = snapshot.rawValue
-        guard beginImageRequest(index, number, true, offset, length) else {
-            return .refused(fault(of: number))
-        }
-        requests[index].operation = operation
-        if snapshots[Int(number)].overlay == .max {
-            guard let overlay = openLayer(role: .overlay, snapshot: number) else {
-                snapshots[Int(number)].requestCount -= 1
-                requests[index].phase = .idle
+        let request = ImageRequest(
+            operation: operation, snapshot: snapshot, isOverlay: true, offset: offset,
+            length: length)
+        guard beginImageRequest(index, request) else { return .refused(fault(of: snapshot)) }
+        if snapshots[snapshot].overlay == nil {
+            guard let overlay = openLayer(role: .overlay, snapshot: snapshot) else {
+                snapshots[snapshot].requestCount -= 1
+                imageRequests[index].isUsed = false
                 return .refused(.noMemory)
             }
-            snapshots[Int(number)].overlay = overlay
+            snapshots[snapshot].overlay = overlay
         }
         let isBlocked = overlapsEarlierWriter(index)
-        requests.appendByArrival(index, to: &snapshots[Int(number)].writers)
+        requests.appendByArrival(index, to: &snapshots[snapshot].writers)
         if isBlocked {
-            requests[index].phase = .imageBlocked
+            imageRequests[index].phase = .blocked
         } else {
             writeStep(index)
             settle()
@@ -47,24 +46,22 @@ extension SnapshotEngine {
     package func firstBuffer(
         of request: RequestIndex
     ) -> (buffer: BufferIndex, block: UInt64)? {
-        note(of: requests[request].firstBuffer, request)
+        place(of: imageRequests[request].buffers.head, request)
     }
 
     /// The buffer after `buffer` in the same window.
     package func nextBuffer(
         after buffer: BufferIndex, of request: RequestIndex
     ) -> (buffer: BufferIndex, block: UInt64)? {
-        note(of: buffers.records[Int(buffer.rawValue)].next, request)
+        place(of: buffers.next(after: buffer), request)
     }
 
-    private func note(
-        of buffer: UInt32, _ request: RequestIndex
+    private func place(
+        of buffer: BufferIndex, _ request: RequestIndex
     ) -> (buffer: BufferIndex, block: UInt64)? {
-        guard buffer != .max else { return nil }
-        let record = requests[request]
-        let chunkStart = record.startCursor / blocksPerChunk * blocksPerChunk
-        let position = buffers.records[Int(buffer)].position
-        return (BufferIndex(buffer), chunkStart + UInt64(position))
+        guard buffer != .none else { return nil }
+        let chunkStart = imageRequests[request].cursor / blocksPerChunk * blocksPerChunk
+        return (buffer, chunkStart + UInt64(buffers[buffer].position))
     }
 
     /// The window's buffers hold what is to be written: in the order of `firstBuffer` and
@@ -72,24 +69,23 @@ extension SnapshotEngine {
     package func imageBlocksFilled(
         _ index: RequestIndex, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
     ) {
-        let record = requests.pointer(to: index)
-        precondition(record.pointee.phase == .imageFilling, "blocks are filled once")
-        record.pointee.phase = .idle
+        let record = imageRequests.pointer(to: index)
+        guard case .filling = record.pointee.phase else {
+            preconditionFailure("blocks are filled once")
+        }
+        record.pointee.phase = .running
         record.pointee.step = .storing
+        var filled = record.pointee.buffers
+        record.pointee.buffers = BufferList()
         var position = 0
-        var buffer = record.pointee.firstBuffer
-        record.pointee.firstBuffer = .max
-        record.pointee.lastBuffer = .max
-        while buffer != .max {
-            let next = buffers.records[Int(buffer)].next
+        while let buffer = buffers.pop(&filled) {
             if zeroMask & 1 << UInt16(position) != 0 {
-                putZero(1 << UInt16(buffers.records[Int(buffer)].position), index)
-                buffers.free(BufferIndex(buffer))
+                putZero(1 << UInt16(buffers[buffer].position), index)
+                buffers.free(buffer)
             } else {
-                buffers.records[Int(buffer)].checksum = checksums[position]
-                chainBuffer(buffer, index)
+                buffers[buffer].checksum = checksums[position]
+                buffers.append(buffer, to: &record.pointee.buffers)
             }
-            buffer = next
             position += 1
         }
         writeStep(index)
@@ -98,7 +94,7 @@ extension SnapshotEngine {
 
     /// An image request that waited continues.
     func imageAdvance(_ index: RequestIndex) {
-        switch requests[index].operation {
+        switch imageRequests[index].operation {
         case .read: readStep(index)
         case .write, .writeZeroes: writeStep(index)
         case .flush, .discard, .prefetch, .blockStatus:
@@ -110,38 +106,37 @@ extension SnapshotEngine {
 
     /// Takes the write as far as it goes now.
     func writeStep(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
+        let record = imageRequests.pointer(to: index)
         while true {
-            if record.pointee.fault == 0,
+            if record.pointee.fault == nil,
                 !isReadable(record.pointee.snapshot, overlay: true)
             {
-                record.pointee.fault = fault(of: record.pointee.snapshot).errnoValue
+                record.pointee.fault = fault(of: record.pointee.snapshot)
             }
-            if record.pointee.fault != 0 {
+            if record.pointee.fault != nil {
                 endWrite(index)
                 return
             }
             switch record.pointee.step {
             case .window:
-                let end = record.pointee.offset + record.pointee.length
-                guard record.pointee.startCursor * blockByteCount < end else {
+                guard record.pointee.cursor * blockByteCount < record.pointee.end else {
                     finishImage(index, nil)
                     return
                 }
                 guard beginWindow(index) else { return }
-            case .reading:
-                guard readPartialBlocks(index) else { return }
+            case .reading(let partialBlocks, _):
+                guard readPartialBlocks(partialBlocks, index) else { return }
             case .filling:
-                if record.pointee.firstBuffer == .max {
+                if record.pointee.buffers.isEmpty {
                     record.pointee.step = .storing
                 } else {
-                    record.pointee.phase = .imageFilling
+                    record.pointee.phase = .filling
                     effects.append(.fillBlocks(index))
                     return
                 }
             case .storing:
                 guard storeWindow(index) else { return }
-                record.pointee.startCursor += UInt64(record.pointee.partEnd)
+                record.pointee.cursor += record.pointee.touchedCount
                 record.pointee.step = .window
             }
         }
@@ -149,11 +144,11 @@ extension SnapshotEngine {
 
     /// Buffers for the window's blocks; whole zeroed blocks need none. False when it waits.
     private func beginWindow(_ index: RequestIndex) -> Bool {
-        let record = requests.pointer(to: index)
-        let first = record.pointee.startCursor
+        let record = imageRequests.pointer(to: index)
+        let first = record.pointee.cursor
         let chunk = first / blocksPerChunk
         let start = max(record.pointee.offset, first * blockByteCount)
-        let end = record.pointee.offset + record.pointee.length
+        let end = record.pointee.end
         let touched = blockMask(
             of: chunk, offset: start, end: min(end, (chunk + 1) * chunkByteCount))
         var partial: UInt16 = 0
@@ -161,86 +156,76 @@ extension SnapshotEngine {
         if end < (chunk + 1) * chunkByteCount, end % blockByteCount != 0 {
             partial |= 1 << UInt16((end / blockByteCount) % blocksPerChunk)
         }
-        var wanted = record.pointee.operation == .write ? touched : partial
+        var wanted = record.pointee.operation.isWrite ? touched : partial
         guard wanted == 0 || buffers.canTakeForImage(16) else {
-            record.pointee.phase = .imageWaitingForMemory
-            record.pointee.waitedSince = now
+            record.pointee.phase = .waitingForMemory(since: now)
             requests.append(index, to: &imageMemoryWaiters)
             return false
         }
-        record.pointee.partEnd = UInt64(touched.nonzeroBitCount)
-        record.pointee.partialBlocks = partial
-        if record.pointee.operation == .writeZeroes { putZero(touched & ~partial, index) }
+        record.pointee.touchedCount = UInt64(touched.nonzeroBitCount)
+        if !record.pointee.operation.isWrite { putZero(touched & ~partial, index) }
         while wanted != 0 {
-            let buffer = buffers.takeForImage().rawValue
-            buffers.records[Int(buffer)].position = UInt8(wanted.trailingZeroBitCount)
-            chainBuffer(buffer, index)
+            let buffer = buffers.takeForImage()
+            buffers[buffer].position = UInt8(wanted.trailingZeroBitCount)
+            buffers.append(buffer, to: &record.pointee.buffers)
             wanted &= wanted &- 1
         }
-        record.pointee.step = .reading
+        record.pointee.step = .reading(partialBlocks: partial, buffer: nil)
         return true
     }
 
-    /// Reads the next partial block into its buffer. True when all are there.
-    private func readPartialBlocks(_ index: RequestIndex) -> Bool {
-        let record = requests.pointer(to: index)
-        while record.pointee.partialBlocks != 0 {
-            let position = record.pointee.partialBlocks.trailingZeroBitCount
-            record.pointee.partialBlocks &= record.pointee.partialBlocks &- 1
-            var buffer = record.pointee.firstBuffer
-            while Int(buffers.records[Int(buffer)].position) != position {
-                buffer = buffers.records[Int(buffer)].next
-            }
-            record.pointee.targetBuffer = buffer
-            let chunkStart = record.pointee.startCursor / blocksPerChunk * blocksPerChunk
+    /// Reads these blocks into their buffers, one after the other. True when all are there.
+    private func readPartialBlocks(_ partialBlocks: UInt16, _ index: RequestIndex) -> Bool {
+        let record = imageRequests.pointer(to: index)
+        let chunkStart = record.pointee.cursor / blocksPerChunk * blocksPerChunk
+        var rest = partialBlocks
+        while rest != 0 {
+            let position = rest.trailingZeroBitCount
+            rest &= rest &- 1
+            var buffer = record.pointee.buffers.head
+            while Int(buffers[buffer].position) != position { buffer = buffers.next(after: buffer) }
+            record.pointee.step = .reading(partialBlocks: rest, buffer: buffer)
             guard readWindow(index, from: chunkStart + UInt64(position), count: 1) else {
                 return false
             }
         }
-        record.pointee.targetBuffer = .max
         record.pointee.step = .filling
         return true
     }
 
     /// Gives the window's buffers to storage. True when all of them are stored.
     private func storeWindow(_ index: RequestIndex) -> Bool {
-        let record = requests.pointer(to: index)
-        while record.pointee.firstBuffer != .max {
-            var count = 0
-            var buffer = record.pointee.firstBuffer
-            while buffer != .max {
-                count += 1
-                buffer = buffers.records[Int(buffer)].next
-            }
+        let record = imageRequests.pointer(to: index)
+        while !record.pointee.buffers.isEmpty {
             guard freeBatch != nil, overlayBatches < max(limits.batchCount / 4, 1) else {
                 waitForSpace(index)
                 return false
             }
             guard
-                let (slot, taken) = takeSlots(count, of: record.pointee.snapshot, for: .overlay)
+                let (slot, taken) = takeSlots(
+                    record.pointee.buffers.count, of: record.pointee.snapshot, for: .overlay)
             else {
-                if sources.isSpaceComing(SnapshotIndex(record.pointee.snapshot), .overlay) {
+                if sources.isSpaceComing(record.pointee.snapshot, .overlay) {
                     waitForSpace(index)
                 } else {
-                    record.pointee.fault = Fault.noSpace.errnoValue
+                    record.pointee.fault = .noSpace
                     endWrite(index)
                 }
                 return false
             }
             let batch = openBatch(slot, count: taken, purpose: .overlay)
             batches[batch].request = index
-            for position in 0..<taken {
-                let buffer = record.pointee.firstBuffer
-                record.pointee.firstBuffer = buffers.records[Int(buffer)].next
-                add(BufferIndex(buffer), at: position, to: batch)
+            var position = 0
+            while position < taken, let buffer = buffers.pop(&record.pointee.buffers) {
+                add(buffer, at: position, to: batch)
+                position += 1
             }
             overlayBatches += 1
             record.pointee.outstanding += 1
             emitBatch(batch)
         }
-        record.pointee.lastBuffer = .max
         if record.pointee.outstanding > 0 {
-            record.pointee.phase = .imageStoring
+            record.pointee.phase = .storing
             return false
         }
         return true
@@ -250,10 +235,13 @@ extension SnapshotEngine {
     /// policy says: storage that takes nothing must not hold it up without limit.
     var imageDeadline: UInt64? {
         guard !imageMemoryWaiters.isEmpty else { return nil }
-        let record = requests[imageMemoryWaiters.head]
-        let (time, overflow) = record.waitedSince.addingReportingOverflow(
-            snapshots[Int(record.snapshot)].limitNanoseconds)
-        return overflow ? .max : time
+        let record = imageRequests[imageMemoryWaiters.head]
+        guard case .waitingForMemory(let since) = record.phase else {
+            preconditionFailure("a request on the list of those without memory waits for it")
+        }
+        let (time, overflow) = since.addingReportingOverflow(
+            snapshots[record.snapshot].limitNanoseconds)
+        return overflow ? nil : time
     }
 
     /// The image writes that waited for memory for too long find no room.
@@ -261,7 +249,7 @@ extension SnapshotEngine {
         while let deadline = imageDeadline, deadline <= now,
             let index = requests.pop(&imageMemoryWaiters)
         {
-            requests[index].fault = Fault.noSpace.errnoValue
+            imageRequests[index].fault = .noSpace
             endWrite(index)
         }
     }
@@ -269,54 +257,59 @@ extension SnapshotEngine {
     /// A batch of an overlay was stored, or not.
     func finishOverlay(_ batch: BatchIndex, _ fault: Fault?) {
         let index = batches[batch].request
-        let record = requests.pointer(to: index)
-        let chunk = record.pointee.startCursor / blocksPerChunk
-        let overlay = Int(snapshots[Int(record.pointee.snapshot)].overlay)
+        let record = imageRequests.pointer(to: index)
+        let chunk = record.pointee.cursor / blocksPerChunk
+        let overlay = overlay(of: record.pointee.snapshot)
         for position in 0..<Int(batches[batch].count) {
             let buffer = batchBuffers[Int(batch.rawValue) * Self.batchBlockCountMax + position]
-            let slot = StorageSlot(batches[batch].firstSlot + UInt32(position))
-            let block = Int(buffers.records[Int(buffer.rawValue)].position)
+            let slot = batches[batch].firstSlot.advanced(by: position)
+            let block = Int(buffers[buffer].position)
             if let fault {
-                record.pointee.fault = fault.errnoValue
+                record.pointee.fault = fault
                 free(slot)
             } else if let entry = overlayRecord(chunk, overlay) {
                 replace(block, of: entry, in: overlay)
                 layers[overlay].preserve(block, of: entry, at: BlockPlace(stored: slot))
             } else {
-                record.pointee.fault = Fault.noSpace.errnoValue
+                record.pointee.fault = .noSpace
                 free(slot)
             }
             buffers.free(buffer)
         }
         record.pointee.outstanding -= 1
-        if record.pointee.outstanding == 0, record.pointee.phase == .imageStoring { wake(index) }
+        if record.pointee.outstanding == 0, case .storing = record.pointee.phase {
+            wakeImage(index)
+        }
     }
 
     private func endWrite(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        while record.pointee.firstBuffer != .max {
-            let buffer = record.pointee.firstBuffer
-            record.pointee.firstBuffer = buffers.records[Int(buffer)].next
-            buffers.free(BufferIndex(buffer))
-        }
-        record.pointee.lastBuffer = .max
+        let record = imageRequests.pointer(to: index)
+        while let buffer = buffers.pop(&record.pointee.buffers) { buffers.free(buffer) }
         if record.pointee.outstanding > 0 {
-            record.pointee.phase = .imageStoring
+            record.pointee.phase = .storing
         } else {
-            finishImage(index, Fault(errnoValue: record.pointee.fault))
+            finishImage(index, record.pointee.fault)
         }
     }
 
     private func waitForSpace(_ index: RequestIndex) {
-        requests[index].phase = .imageWaitingForSpace
+        imageRequests[index].phase = .waitingForSpace
         requests.append(index, to: &imageSpaceWaiters)
     }
 
-    private func overlayRecord(_ chunk: UInt64, _ overlay: Int) -> UInt32? {
+    /// The overlay of a snapshot that an image write is under way to.
+    private func overlay(of snapshot: SnapshotIndex) -> LayerIndex {
+        guard let overlay = snapshots[snapshot].overlay else {
+            preconditionFailure("an image that is written to has an overlay")
+        }
+        return overlay
+    }
+
+    private func overlayRecord(_ chunk: UInt64, _ overlay: LayerIndex) -> UInt32? {
         layers[overlay].findOrInsert(chunk, savedEntry: 0)
     }
 
-    private func replace(_ block: Int, of entry: UInt32, in overlay: Int) {
+    private func replace(_ block: Int, of entry: UInt32, in overlay: LayerIndex) {
         if layers[overlay].record(entry).pointee.preserved & 1 << UInt16(block) != 0 {
             freeBlock(block, of: entry, in: overlay)
         }
@@ -324,11 +317,10 @@ extension SnapshotEngine {
 
     private func putZero(_ blocks: UInt16, _ index: RequestIndex) {
         guard blocks != 0 else { return }
-        let record = requests.pointer(to: index)
-        let overlay = Int(snapshots[Int(record.pointee.snapshot)].overlay)
-        guard let entry = overlayRecord(record.pointee.startCursor / blocksPerChunk, overlay)
-        else {
-            record.pointee.fault = Fault.noSpace.errnoValue
+        let record = imageRequests.pointer(to: index)
+        let overlay = overlay(of: record.pointee.snapshot)
+        guard let entry = overlayRecord(record.pointee.cursor / blocksPerChunk, overlay) else {
+            record.pointee.fault = .noSpace
             return
         }
         var rest = blocks
@@ -337,16 +329,5 @@ extension SnapshotEngine {
             rest &= rest &- 1
         }
         layers[overlay].preserveZero(blocks, of: entry)
-    }
-
-    private func chainBuffer(_ buffer: UInt32, _ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        buffers.records[Int(buffer)].next = .max
-        if record.pointee.firstBuffer == .max {
-            record.pointee.firstBuffer = buffer
-        } else {
-            buffers.records[Int(record.pointee.lastBuffer)].next = buffer
-        }
-        record.pointee.lastBuffer = buffer
     }
 }

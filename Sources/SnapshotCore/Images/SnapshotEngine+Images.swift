@@ -6,74 +6,67 @@ internal import EngineState
 
 extension SnapshotEngine {
     /// False when the image fails its requests.
-    func isReadable(_ snapshot: UInt16, overlay: Bool) -> Bool {
-        let record = snapshots[Int(snapshot)]
+    func isReadable(_ snapshot: SnapshotIndex, overlay: Bool) -> Bool {
+        let record = snapshots[snapshot]
         return record.state == .held && !(overlay && record.isOverlayLost)
     }
 
     /// Why the image fails its requests.
-    func fault(of snapshot: UInt16) -> Fault {
-        switch snapshots[Int(snapshot)].state {
+    func fault(of snapshot: SnapshotIndex) -> Fault {
+        switch snapshots[snapshot].state {
         case .held, .corrupted: .inputOutput
         case .free, .prepared, .destroying: .shutdown
         }
     }
 
-    func beginImageRequest(
-        _ index: RequestIndex, _ snapshot: UInt16, _ overlay: Bool, _ offset: UInt64,
-        _ length: UInt64
-    ) -> Bool {
-        let record = requests.pointer(to: index)
-        precondition(record.pointee.phase == .idle, "a request slot is used by one request")
-        guard isReadable(snapshot, overlay: overlay) else { return false }
-        let size = snapshots[Int(snapshot)].size
-        precondition(length > 0, "an image request has bytes")
+    /// False when the image fails its requests: nothing has begun then.
+    func beginImageRequest(_ index: RequestIndex, _ request: ImageRequest) -> Bool {
+        precondition(!imageRequests[index].isUsed, "a request slot is used by one request")
+        guard isReadable(request.snapshot, overlay: request.isOverlay) else { return false }
+        let size = snapshots[request.snapshot].size
+        precondition(request.length > 0, "an image request has bytes")
         precondition(
-            length <= size && offset <= size - length, "a request lies within the image")
-        record.pointee = RequestRecord()
-        record.pointee.isImage = true
-        record.pointee.isOverlay = overlay
-        record.pointee.snapshot = snapshot
-        record.pointee.offset = offset
-        record.pointee.length = length
-        record.pointee.startCursor = offset / blockByteCount
-        snapshots[Int(snapshot)].requestCount += 1
+            request.length <= size && request.offset <= size - request.length,
+            "a request lies within the image")
+        imageRequests[index] = request
+        requests.setKind(.image, of: index)
+        snapshots[request.snapshot].requestCount += 1
         return true
     }
 
     func finishImage(_ index: RequestIndex, _ fault: Fault?) {
-        let record = requests.pointer(to: index)
+        let record = imageRequests.pointer(to: index)
         let snapshot = record.pointee.snapshot
         precondition(record.pointee.outstanding == 0, "a request ends after its reads and writes")
-        record.pointee.phase = .idle
+        record.pointee.isUsed = false
         if !record.pointee.operation.isRead {
-            requests.removeByArrival(index, from: &snapshots[Int(snapshot)].writers)
+            requests.removeByArrival(index, from: &snapshots[snapshot].writers)
             wakeBlockedWriters(of: snapshot)
         }
         effects.append(.finish(index, fault))
-        snapshots[Int(snapshot)].requestCount -= 1
+        snapshots[snapshot].requestCount -= 1
         finishDestroying(snapshot)
     }
 
     /// The image fails from now on: requests that wait for something see it at once; those with
     /// I/O under way see it when that ends.
-    func endImageRequests(of snapshot: UInt16) {
+    func endImageRequests(of snapshot: SnapshotIndex) {
         wake(&imageMemoryWaiters, of: snapshot)
         wake(&imageSpaceWaiters, of: snapshot)
-        var index = snapshots[Int(snapshot)].writers.head
+        var index = snapshots[snapshot].writers.head
         while index != .none {
-            if requests[index].phase == .imageBlocked { wake(index) }
-            index = requests[index].delayNext
+            if case .blocked = imageRequests[index].phase { wakeImage(index) }
+            index = requests.nextByArrival(after: index)
         }
     }
 
-    private func wake(_ list: inout RequestList, of snapshot: UInt16) {
+    private func wake(_ list: inout RequestList, of snapshot: SnapshotIndex) {
         var index = list.head
         while index != .none {
-            let following = requests[index].next
-            if requests[index].snapshot == snapshot {
+            let following = requests.next(after: index)
+            if imageRequests[index].snapshot == snapshot {
                 requests.remove(index, from: &list)
-                wake(index)
+                wakeImage(index)
             }
             index = following
         }
@@ -83,29 +76,29 @@ extension SnapshotEngine {
 
     /// True when a writer before `index` in the list touches one of its blocks.
     func overlapsEarlierWriter(_ index: RequestIndex) -> Bool {
-        let record = requests[index]
+        let record = imageRequests[index]
         let range = ByteRange(offset: record.offset, length: record.length)
             .roundedOutward(to: blockByteCount)
-        var other = snapshots[Int(record.snapshot)].writers.head
+        var other = snapshots[record.snapshot].writers.head
         while other != .none, other != index {
-            let earlier = requests[other]
+            let earlier = imageRequests[other]
             if ByteRange(offset: earlier.offset, length: earlier.length)
                 .roundedOutward(to: blockByteCount).overlaps(range)
             {
                 return true
             }
-            other = earlier.delayNext
+            other = requests.nextByArrival(after: other)
         }
         return false
     }
 
-    private func wakeBlockedWriters(of snapshot: UInt16) {
-        var index = snapshots[Int(snapshot)].writers.head
+    private func wakeBlockedWriters(of snapshot: SnapshotIndex) {
+        var index = snapshots[snapshot].writers.head
         while index != .none {
-            if requests[index].phase == .imageBlocked, !overlapsEarlierWriter(index) {
-                wake(index)
+            if case .blocked = imageRequests[index].phase, !overlapsEarlierWriter(index) {
+                wakeImage(index)
             }
-            index = requests[index].delayNext
+            index = requests.nextByArrival(after: index)
         }
     }
 }

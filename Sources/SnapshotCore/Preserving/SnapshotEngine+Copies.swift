@@ -54,7 +54,7 @@ extension SnapshotEngine {
         var needed = imageMask(of: chunk)
         var position = newestLive
         while needed != 0 && position < chainCount {
-            let layer = layers + Int(chain[position])
+            let layer = layers.pointer(to: chain[position])
             if let record = layer.pointee.find(chunk) {
                 needed &= ~layer.pointee.record(record).pointee.preserved
             }
@@ -65,7 +65,7 @@ extension SnapshotEngine {
 
     /// Blocks of `chunk` that lie in the newest live image.
     private func imageMask(of chunk: UInt64) -> UInt16 {
-        let size = snapshots[Int(layerUses[Int(chain[newestLive])].snapshot)].size
+        let size = snapshots[layerUses[chain[newestLive]].snapshot].size
         if (chunk + 1) * chunkByteCount <= size { return .max }
         guard chunk * chunkByteCount < size else { return 0 }
         return blockMask(of: chunk, offset: 0, end: size)
@@ -76,11 +76,11 @@ extension SnapshotEngine {
     func touch(_ chunk: UInt64) -> UInt32? {
         var position = newestLive + 1
         while position < chainCount {
-            guard merge(chunk: chunk, from: Int(chain[position]), into: Int(chain[newestLive]))
+            guard merge(chunk: chunk, from: chain[position], into: chain[newestLive])
             else { return nil }
             position += 1
         }
-        return layers[Int(chain[newestLive])].findOrInsert(
+        return layers[chain[newestLive]].findOrInsert(
             chunk, savedEntry: map.entry(of: chunk).rawValue)
     }
 
@@ -88,7 +88,7 @@ extension SnapshotEngine {
 
     /// Starts the copies the piece needs and waits for them. True when all is preserved.
     func preserve(_ index: RequestIndex) -> Bool {
-        let record = requests.pointer(to: index)
+        let record = writes.pointer(to: index)
         let start = record.pointee.pieceStart
         let end = record.pointee.pieceEnd
         let endBlock = (end - 1) / blockByteCount + 1
@@ -96,7 +96,9 @@ extension SnapshotEngine {
         while record.pointee.startCursor < endBlock {
             guard newestLive >= 0 else { return true }
             guard record.pointee.startCursor / blocksPerChunk < lastChunk else {
-                giveWay(index)
+                // Only a snapshot makes a write so long: its limit runs meanwhile.
+                delay(index)
+                giveWay(write: index)
                 return false
             }
             let chunk = record.pointee.startCursor / blocksPerChunk
@@ -104,7 +106,7 @@ extension SnapshotEngine {
                 giveUp(upTo: newestLive, fault: .noMemory)
                 return true
             }
-            let layer = layers + Int(chain[newestLive])
+            let layer = layers.pointer(to: chain[newestLive])
             let known = layer.pointee.record(entry).pointee
             let wanted =
                 blockMask(of: chunk, offset: start, end: end) & imageMask(of: chunk)
@@ -125,7 +127,7 @@ extension SnapshotEngine {
                 return true
             }
             let copying =
-                layers[Int(chain[newestLive])].record(entry).pointee.copying
+                layers[chain[newestLive]].record(entry).pointee.copying
                 & blockMask(of: chunk, offset: start, end: end)
             if copying != 0 {
                 wait(index, forCopyOf: copying, record: entry)
@@ -160,11 +162,11 @@ extension SnapshotEngine {
             copies[index].first = UInt8(first)
             copies[index].count = UInt8(count)
             copies[index].layer = layer
-            layerUses[Int(layer)].copyCount += 1
+            layerUses[layer].copyCount += 1
             copies[index].record = entry
             copies[index].chunk = chunk
             let mask = copies[index].mask
-            layers[Int(layer)].record(entry).pointee.copying |= mask
+            layers[layer].record(entry).pointee.copying |= mask
             rest &= ~mask
             emitCopyRead(index)
             counters.copiedBlockCount += UInt64(count)
@@ -196,7 +198,7 @@ extension SnapshotEngine {
             copy = CopyIndex(step)
             step += 1
         }
-        requests[index].phase = .waitingForCopy
+        writes[index].phase = .waitingForCopy
         requests.append(index, to: &copies[copy].waiters)
         delay(index)
     }
@@ -213,7 +215,7 @@ extension SnapshotEngine {
         _ index: CopyIndex, zeroMask: UInt16, checksums: UnsafePointer<UInt32>
     ) {
         let copy = copies[index]
-        let layer = layers + Int(copy.layer)
+        let layer = layers.pointer(to: copy.layer)
         layer.pointee.record(copy.record).pointee.copying &= ~copy.mask
         for position in 0..<Int(copy.count) {
             let buffer = copyBuffers[Int(index.rawValue) * 16 + position]
@@ -229,11 +231,10 @@ extension SnapshotEngine {
             } else {
                 layer.pointee.preserve(
                     block, of: copy.record, at: BlockPlace(inMemory: buffer))
-                let note = buffers.records + Int(buffer.rawValue)
-                note.pointee.position = UInt8(block)
-                note.pointee.layer = copy.layer
-                note.pointee.record = copy.record
-                note.pointee.checksum = checksums[position]
+                buffers[buffer].position = UInt8(block)
+                buffers[buffer].layer = copy.layer
+                buffers[buffer].record = copy.record
+                buffers[buffer].checksum = checksums[position]
                 enqueueForStorage(buffer)
             }
         }
@@ -243,7 +244,7 @@ extension SnapshotEngine {
     }
 
     func wakeWaiters(of index: CopyIndex) {
-        while let request = requests.pop(&copies[index].waiters) { wake(request) }
+        while let request = requests.pop(&copies[index].waiters) { wakeWrite(request) }
     }
 
     private func releaseCopy(_ index: CopyIndex, freeBuffers: Bool) {
@@ -254,7 +255,7 @@ extension SnapshotEngine {
         }
         precondition(copies[index].waiters.isEmpty, "a copy ends after its waiters left")
         if !copies[index].isOrphaned {
-            layerUses[Int(copies[index].layer)].copyCount -= 1
+            layerUses[copies[index].layer].copyCount -= 1
         }
         copies[index].isUsed = false
         copies[index].next = freeCopy
@@ -263,21 +264,21 @@ extension SnapshotEngine {
     }
 
     /// The data of these copies is no longer wanted: of one layer, or of all at a switch.
-    func orphanCopies(of layer: UInt16?) {
+    func orphanCopies(of layer: LayerIndex?) {
         guard copiesInUse > 0 else { return }
         for index in 0..<limits.copyCount
         where copies[index].isUsed && !copies[index].isOrphaned
             && (layer == nil || copies[index].layer == layer)
         {
             copies[index].isOrphaned = true
-            layerUses[Int(copies[index].layer)].copyCount -= 1
-            let record = layers[Int(copies[index].layer)].record(copies[index].record)
+            layerUses[copies[index].layer].copyCount -= 1
+            let record = layers[copies[index].layer].record(copies[index].record)
             record.pointee.copying &= ~copies[index].mask
             wakeWaiters(of: CopyIndex(UInt32(index)))
         }
     }
 
-    func chainPosition(of layer: UInt16) -> Int {
+    func chainPosition(of layer: LayerIndex) -> Int {
         for position in 0..<chainCount where chain[position] == layer { return position }
         preconditionFailure("a layer in use is in its device's chain")
     }
@@ -286,40 +287,44 @@ extension SnapshotEngine {
 
     /// The request waits because of a snapshot: from now on its limit runs.
     private func delay(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        guard !record.pointee.isDelayed else { return }
-        record.pointee.isDelayed = true
-        record.pointee.waitedSince = now
+        let record = writes.pointer(to: index)
+        guard record.pointee.delayedSince == nil else { return }
+        record.pointee.delayedSince = now
         requests.appendByArrival(index, to: &delayed)
         counters.delayedRequestCount += 1
     }
 
     func undelay(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        guard record.pointee.isDelayed else { return }
-        record.pointee.isDelayed = false
+        let record = writes.pointer(to: index)
+        guard record.pointee.delayedSince != nil else { return }
+        record.pointee.delayedSince = nil
         requests.removeByArrival(index, from: &delayed)
     }
 
     /// Longest wait that a held snapshot's policy allows: the longest one decides.
     private var waitLimitNanoseconds: UInt64 {
         var longest: UInt64 = 0
-        for position in 0...newestLive where layerUses[Int(chain[position])].role == .live {
-            let snapshot = snapshots[Int(layerUses[Int(chain[position])].snapshot)]
+        for position in 0...newestLive where layerUses[chain[position]].role == .live {
+            let snapshot = snapshots[layerUses[chain[position]].snapshot]
             longest = max(longest, snapshot.limitNanoseconds)
         }
         return longest
     }
 
     private var deadline: UInt64? {
-        guard newestLive >= 0, !delayed.isEmpty else { return nil }
-        let (time, overflow) = requests[delayed.head].waitedSince
-            .addingReportingOverflow(waitLimitNanoseconds)
-        return overflow ? .max : time
+        guard newestLive >= 0, !delayed.isEmpty, let since = writes[delayed.head].delayedSince
+        else { return nil }
+        let (time, overflow) = since.addingReportingOverflow(waitLimitNanoseconds)
+        return overflow ? nil : time
+    }
+
+    private func earlier(_ first: UInt64?, _ second: UInt64?) -> UInt64? {
+        guard let first, let second else { return first ?? second }
+        return min(first, second)
     }
 
     func updateTimer() {
-        let wanted = min(deadline ?? .max, imageDeadline ?? .max)
+        let wanted = earlier(deadline, imageDeadline)
         guard wanted != lastTimer else { return }
         lastTimer = wanted
         effects.append(.timer(at: wanted))
@@ -332,7 +337,7 @@ extension SnapshotEngine {
         if let deadline, deadline <= now {
             // What is full or fails is reported as such; else storage or the origin was merely
             // slow.
-            let reason = storeCount > 0 ? shortage : nil
+            let reason = storeQueue.isEmpty ? nil : shortage
             giveUp(upTo: newestLive, fault: reason ?? Fault(errnoValue: 110))
         }
         endOverdueImageWrites()

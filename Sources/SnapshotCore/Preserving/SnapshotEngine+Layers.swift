@@ -13,7 +13,7 @@ extension SnapshotEngine {
     /// The snapshot is to go, in whatever state it is; its image requests end with an error.
     /// `snapshotGone` follows when everything that is not handed over is free.
     package func snapshotDestroyed(_ snapshot: SnapshotIndex) {
-        let record = snapshots + Int(snapshot.rawValue)
+        let record = snapshots.pointer(to: snapshot)
         let previous = record.pointee.state
         record.pointee.state = .destroying
         switch previous {
@@ -21,17 +21,19 @@ extension SnapshotEngine {
         case .prepared: preconditionFailure("a prepared snapshot is abandoned, not destroyed")
         case .corrupted: break
         case .held:
-            let layer = record.pointee.layer
-            record.pointee.layer = .max
-            layerUses[Int(layer)].role = .merging
-            layerUses[Int(layer)].cursor = 0
+            guard let layer = record.pointee.layer else {
+                preconditionFailure("a held snapshot has a layer")
+            }
+            record.pointee.layer = nil
+            layerUses[layer].role = .merging
+            layerUses[layer].cursor = 0
             chainChanged()
         }
         sources.close(of: snapshot, &effects)
-        endImageRequests(of: snapshot.rawValue)
+        endImageRequests(of: snapshot)
         pumpStorage(isTurnEnd: false)
         settle()
-        finishDestroying(snapshot.rawValue)
+        finishDestroying(snapshot)
     }
 
     /// The device has another size. What grew is changed for every query since a cut of the smaller
@@ -54,8 +56,8 @@ extension SnapshotEngine {
         size = newSize
         var position = chainCount - 1
         while position >= 0 {
-            let use = layerUses[Int(chain[position])]
-            if use.role == .live, snapshots[Int(use.snapshot)].size > newSize {
+            let use = layerUses[chain[position]]
+            if use.role == .live, snapshots[use.snapshot].size > newSize {
                 giveUp(upTo: position, fault: .deviceGone)
                 break
             }
@@ -77,12 +79,12 @@ extension SnapshotEngine {
     func giveUp(upTo position: Int, fault: Fault) {
         precondition(position >= 0 && position < chainCount, "a lost layer is in the chain")
         for index in 0...position {
-            let layer = Int(chain[index])
+            let layer = chain[index]
             if layerUses[layer].role == .live {
                 let snapshot = layerUses[layer].snapshot
-                snapshots[Int(snapshot)].state = .corrupted
-                snapshots[Int(snapshot)].layer = .max
-                effects.append(.snapshotCorrupted(SnapshotIndex(snapshot), fault))
+                snapshots[snapshot].state = .corrupted
+                snapshots[snapshot].layer = nil
+                effects.append(.snapshotCorrupted(snapshot, fault))
                 endImageRequests(of: snapshot)
             }
         }
@@ -102,9 +104,9 @@ extension SnapshotEngine {
     }
 
     /// What the layer holds is freed in slices from now on.
-    func startFreeing(_ layer: UInt16) {
-        layerUses[Int(layer)].role = .freeing
-        layerUses[Int(layer)].cursor = 0
+    func startFreeing(_ layer: LayerIndex) {
+        layerUses[layer].role = .freeing
+        layerUses[layer].cursor = 0
         freeingCount += 1
         isFreeingHeldUp = false
     }
@@ -112,36 +114,40 @@ extension SnapshotEngine {
     /// A layer turned merging or left: what nobody inherits from is dropped, the newest live
     /// layer is found again, and writers look again at what they wait for.
     func chainChanged() {
-        while chainCount > 0, layerUses[Int(chain[0])].role != .live { dropOldest() }
+        while chainCount > 0, layerUses[chain[0]].role != .live { dropOldest() }
         newestLive = chainCount - 1
-        while newestLive >= 0, layerUses[Int(chain[newestLive])].role != .live { newestLive -= 1 }
-        while let index = requests.pop(&memoryWaiters) { wake(index) }
+        while newestLive >= 0, layerUses[chain[newestLive]].role != .live { newestLive -= 1 }
+        while let index = requests.pop(&memoryWaiters) { wakeWrite(index) }
+        guard newestLive < 0 else { return }
+        // What was to be preserved in slices goes to the origin as it is.
+        while let index = requests.pop(&yielded) { wake(index) }
     }
 
-    private func purgeStorageQueue(of layer: UInt16) {
-        var index = storeHead
-        while index != .max {
-            let note = buffers.records[Int(index)]
+    private func purgeStorageQueue(of layer: LayerIndex) {
+        var buffer = storeQueue.head
+        while buffer != .none {
+            let following = buffers.next(after: buffer)
+            let note = buffers[buffer]
             if note.layer == layer {
-                dequeueForStorage(BufferIndex(index))
-                layers[Int(layer)].forget(Int(note.position), of: note.record)
-                buffers.free(BufferIndex(index))
+                dequeueForStorage(buffer)
+                layers[layer].forget(Int(note.position), of: note.record)
+                buffers.free(buffer)
             }
-            index = note.next
+            buffer = following
         }
     }
 
     /// Nobody wants these blocks stored any more. Their slots and buffers are the storage write's
     /// until it ends, and however it ends nothing looks for their layer in the chain again.
-    private func orphanBuffersWriting(of layer: UInt16) {
+    private func orphanBuffersWriting(of layer: LayerIndex) {
         guard preservingBatches > 0 else { return }
         for index in 0..<limits.batchCount
         where batches[index].isUsed && batches[index].purpose == .preserving {
             for buffer in buffers(of: BatchIndex(UInt32(index))) {
-                let note = buffers.records + Int(buffer.rawValue)
-                guard note.pointee.state == .writing, note.pointee.layer == layer else { continue }
-                layers[Int(layer)].forget(Int(note.pointee.position), of: note.pointee.record)
-                note.pointee.state = .orphaned
+                let note = buffers[buffer]
+                guard note.state == .writing, note.layer == layer else { continue }
+                layers[layer].forget(Int(note.position), of: note.record)
+                buffers[buffer].state = .orphaned
             }
         }
     }
@@ -150,7 +156,7 @@ extension SnapshotEngine {
 
     /// Chain position of the oldest merging layer.
     func mergingPosition() -> Int? {
-        for position in 0..<chainCount where layerUses[Int(chain[position])].role == .merging {
+        for position in 0..<chainCount where layerUses[chain[position]].role == .merging {
             return position
         }
         return nil
@@ -158,12 +164,12 @@ extension SnapshotEngine {
 
     /// Hands what the layer `from` knows of `chunk` to the older layer `into`. False when the
     /// older one is at its metadata limit.
-    func merge(chunk: UInt64, from: Int, into: Int) -> Bool {
+    func merge(chunk: UInt64, from: LayerIndex, into: LayerIndex) -> Bool {
         guard let source = layers[from].find(chunk) else { return true }
         return merge(record: source, from: from, into: into)
     }
 
-    private func merge(record source: UInt32, from: Int, into: Int) -> Bool {
+    private func merge(record source: UInt32, from: LayerIndex, into: LayerIndex) -> Bool {
         let old = layers[from].record(source)
         guard !old.pointee.isMerged else { return true }
         guard
@@ -187,14 +193,13 @@ extension SnapshotEngine {
                 layers[from].forget(position, of: source)
                 layers[into].preserve(position, of: target, at: place)
                 if place.isInMemory {
-                    let note = buffers.records + Int(place.buffer.rawValue)
-                    note.pointee.layer = UInt16(into)
-                    note.pointee.record = target
+                    buffers[place.buffer].layer = into
+                    buffers[place.buffer].record = target
                 }
             }
         }
         if layerUses[from].copyCount > 0 {
-            handOverCopies(of: source, from: UInt16(from), to: target, into: UInt16(into))
+            handOverCopies(of: source, from: from, to: target, into: into)
         }
         layers[from].recordMerged(source)
         return true
@@ -203,38 +208,37 @@ extension SnapshotEngine {
     /// The copies of a record go where its blocks went. Those of blocks that the heir has preserved
     /// too, which no mask shows: they are dropped there when they end.
     private func handOverCopies(
-        of source: UInt32, from: UInt16, to target: UInt32, into: UInt16
+        of source: UInt32, from: LayerIndex, to target: UInt32, into: LayerIndex
     ) {
-        var rest = layerUses[Int(from)].copyCount
+        var rest = layerUses[from].copyCount
         for index in 0..<limits.copyCount
         where copies[index].isUsed && !copies[index].isOrphaned && copies[index].layer == from {
             if copies[index].record == source {
                 copies[index].layer = into
                 copies[index].record = target
-                layerUses[Int(from)].copyCount -= 1
-                layerUses[Int(into)].copyCount += 1
+                layerUses[from].copyCount -= 1
+                layerUses[into].copyCount += 1
             }
             rest -= 1
             if rest == 0 { break }
         }
-        let new = layers[Int(into)].record(target)
-        new.pointee.copying |= layers[Int(from)].record(source).pointee.copying
-        layers[Int(from)].record(source).pointee.copying = 0
+        let new = layers[into].record(target)
+        new.pointee.copying |= layers[from].record(source).pointee.copying
+        layers[from].record(source).pointee.copying = 0
     }
 
     /// Frees what a preserved block takes, wherever it is, and forgets it.
-    func freeBlock(_ position: Int, of record: UInt32, in layer: Int) {
+    func freeBlock(_ position: Int, of record: UInt32, in layer: LayerIndex) {
         if layers[layer].record(record).pointee.zero & 1 << UInt16(position) == 0 {
             let place = layers[layer].place(of: position, in: record)
             if place.isInMemory {
-                let note = buffers.records + Int(place.buffer.rawValue)
-                switch note.pointee.state {
+                switch buffers[place.buffer].state {
                 case .queued:
                     dequeueForStorage(place.buffer)
                     buffers.free(place.buffer)
                 case .writing:
                     // The slot and the buffer are the storage write's until it ends.
-                    note.pointee.state = .orphaned
+                    buffers[place.buffer].state = .orphaned
                 case .free, .copying, .orphaned, .imageWrite:
                     preconditionFailure("a preserved block in memory is queued or being written")
                 }
@@ -251,7 +255,7 @@ extension SnapshotEngine {
         if let position = mergingPosition() { mergeSlice(position) }
         guard freeingCount > 0, !isFreeingHeldUp else { return }
         for layer in 0..<layerCapacity where layerUses[layer].role == .freeing {
-            if freeSlice(layer) { return }
+            if freeSlice(LayerIndex(UInt16(layer))) { return }
         }
         isFreeingHeldUp = true
     }
@@ -260,8 +264,8 @@ extension SnapshotEngine {
         // The chain begins with a live layer, so an older neighbour is always there; all merging
         // layers between the two were merged before, since the oldest goes first.
         precondition(position > 0, "a merging layer has an heir")
-        let from = Int(chain[position])
-        let into = Int(chain[position - 1])
+        let from = chain[position]
+        let into = chain[position - 1]
         let end = min(
             layerUses[from].cursor + UInt32(recordsPerSlice), layers[from].recordCount)
         while layerUses[from].cursor < end {
@@ -276,12 +280,12 @@ extension SnapshotEngine {
             chain[index - 1] = chain[index]
         }
         chainCount -= 1
-        startFreeing(UInt16(from))
+        startFreeing(from)
         chainChanged()
     }
 
     /// False when only copies or storage writes under way are left to wait for.
-    private func freeSlice(_ layer: Int) -> Bool {
+    private func freeSlice(_ layer: LayerIndex) -> Bool {
         let end = min(
             layerUses[layer].cursor + UInt32(recordsPerSlice), layers[layer].recordCount)
         while layerUses[layer].cursor < end {
@@ -294,57 +298,55 @@ extension SnapshotEngine {
             layerUses[layer].cursor += 1
         }
         guard end == layers[layer].recordCount || layers[layer].isShrinking else { return true }
-        guard !hasCopies(of: UInt16(layer)), !hasBuffersWriting(of: UInt16(layer)) else {
+        guard !hasCopies(of: layer), !hasBuffersWriting(of: layer) else {
             return false
         }
         guard layers[layer].deallocate(slabs: slabsPerSlice) else { return true }
         layerUses[layer].role = .free
         freeingCount -= 1
-        let snapshot = layerUses[layer].snapshot
-        layerUses[layer].snapshot = .max
-        finishDestroying(snapshot)
+        finishDestroying(layerUses[layer].snapshot)
         return true
     }
 
-    private func hasCopies(of layer: UInt16) -> Bool {
+    private func hasCopies(of layer: LayerIndex) -> Bool {
         guard copiesInUse > 0 else { return false }
         for index in 0..<limits.copyCount
         where copies[index].isUsed && copies[index].layer == layer { return true }
         return false
     }
 
-    private func hasBuffersWriting(of layer: UInt16) -> Bool {
+    private func hasBuffersWriting(of layer: LayerIndex) -> Bool {
         for index in 0..<limits.batchCount where batches[index].isUsed {
             guard batches[index].purpose == .preserving else { continue }
             for buffer in buffers(of: BatchIndex(UInt32(index)))
-            where buffers.records[Int(buffer.rawValue)].layer == layer { return true }
+            where buffers[buffer].layer == layer { return true }
         }
         return false
     }
 
     /// Says that the snapshot is gone once its layer, overlay and requests are and no extent is on
     /// its way to it: its space is free once it is destroyed.
-    func finishDestroying(_ snapshot: UInt16) {
-        let record = snapshots + Int(snapshot)
+    func finishDestroying(_ snapshot: SnapshotIndex) {
+        let record = snapshots.pointer(to: snapshot)
         guard record.pointee.state == .destroying, record.pointee.requestCount == 0 else { return }
-        if record.pointee.overlay != .max {
-            startFreeing(record.pointee.overlay)
-            record.pointee.overlay = .max
+        if let overlay = record.pointee.overlay {
+            startFreeing(overlay)
+            record.pointee.overlay = nil
         }
         for layer in 0..<layerCapacity
         where layerUses[layer].role != .free && layerUses[layer].snapshot == snapshot { return }
-        guard !sources.isAsking(of: SnapshotIndex(snapshot)) else { return }
+        guard !sources.isAsking(of: snapshot) else { return }
         record.pointee.state = .free
-        effects.append(.snapshotGone(SnapshotIndex(snapshot)))
+        effects.append(.snapshotGone(snapshot))
     }
 
     /// A free layer slot turned into an empty layer.
-    func openLayer(role: LayerUse.Role, snapshot: UInt16) -> UInt16? {
+    func openLayer(role: LayerUse.Role, snapshot: SnapshotIndex) -> LayerIndex? {
         for layer in 0..<layerCapacity where layerUses[layer].role == .free {
             (layers + layer).initialize(
                 to: DifferenceLayer(byteCountMax: limits.layerByteCountMax))
             layerUses[layer] = LayerUse(role: role, snapshot: snapshot)
-            return UInt16(layer)
+            return LayerIndex(UInt16(layer))
         }
         return nil
     }

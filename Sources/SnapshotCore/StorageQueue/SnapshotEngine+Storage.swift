@@ -15,7 +15,7 @@ extension SnapshotEngine {
 
     /// Preserved blocks of the device that are in memory only: queued, or being written.
     package var unstoredBlockCount: Int {
-        var count = storeCount
+        var count = storeQueue.count
         for index in 0..<limits.batchCount
         where batches[index].isUsed && batches[index].purpose == .preserving {
             count += Int(batches[index].count)
@@ -43,7 +43,7 @@ extension SnapshotEngine {
         _ source: SourceIndex, _ purpose: StoragePurpose, byteOffset: UInt64
     ) {
         if let snapshot = sources.granted(source, purpose, byteOffset: byteOffset, &effects) {
-            finishDestroying(snapshot.rawValue)
+            finishDestroying(snapshot)
         }
         storageImproved()
     }
@@ -53,7 +53,7 @@ extension SnapshotEngine {
         _ source: SourceIndex, _ purpose: StoragePurpose, fault: Fault
     ) {
         if let snapshot = sources.refused(source, purpose, fault: fault, &effects) {
-            finishDestroying(snapshot.rawValue)
+            finishDestroying(snapshot)
         }
         storageImproved()
     }
@@ -61,60 +61,42 @@ extension SnapshotEngine {
     private func storageImproved() {
         // As at the end of a turn: an extent is granted after this turn's end has asked for it.
         pumpStorage(isTurnEnd: true)
-        while let index = requests.pop(&imageSpaceWaiters) { wake(index) }
+        while let index = requests.pop(&imageSpaceWaiters) { wakeImage(index) }
         settle()
     }
 
     // MARK: The queue of blocks to be stored
 
     func enqueueForStorage(_ buffer: BufferIndex) {
-        let note = buffers.records + Int(buffer.rawValue)
-        note.pointee.state = .queued
-        note.pointee.next = .max
-        note.pointee.previous = storeTail
-        if storeTail == .max {
-            storeHead = buffer.rawValue
-        } else {
-            buffers.records[Int(storeTail)].next = buffer.rawValue
-        }
-        storeTail = buffer.rawValue
-        storeCount += 1
+        buffers[buffer].state = .queued
+        buffers.append(buffer, to: &storeQueue)
     }
 
     func dequeueForStorage(_ buffer: BufferIndex) {
-        let note = buffers.records[Int(buffer.rawValue)]
-        precondition(note.state == .queued, "only a queued buffer leaves the queue")
-        if note.previous == .max {
-            storeHead = note.next
-        } else {
-            buffers.records[Int(note.previous)].next = note.next
-        }
-        if note.next == .max {
-            storeTail = note.previous
-        } else {
-            buffers.records[Int(note.next)].previous = note.previous
-        }
-        storeCount -= 1
+        precondition(buffers[buffer].state == .queued, "only a queued buffer leaves the queue")
+        buffers.remove(buffer, from: &storeQueue)
     }
 
     /// Gives queued blocks to storage: full batches as they come, smaller ones at the end of a
     /// turn while little is in flight, so that slow storage sees large writes.
     func pumpStorage(isTurnEnd: Bool) {
         let size = Self.batchBlockCountMax
-        while storeCount >= size || (storeCount > 0 && isTurnEnd && preservingBatches < 2) {
+        while storeQueue.count >= size
+            || (!storeQueue.isEmpty && isTurnEnd && preservingBatches < 2)
+         {
             guard freeBatch != nil, preservingBatches < limits.batchCount * 3 / 4 else { return }
             guard batchesLeft > 0 else {
                 isStoringPostponed = true
                 return
             }
-            guard let (slot, count) = takeSlotsForPreserving(min(storeCount, size)) else {
+            guard let (slot, count) = takeSlotsForPreserving(min(storeQueue.count, size)) else {
                 storageShort()
                 return
             }
             shortage = nil
             let index = openBatch(slot, count: count, purpose: .preserving)
             for position in 0..<count {
-                let buffer = BufferIndex(storeHead)
+                let buffer = storeQueue.head
                 dequeueForStorage(buffer)
                 add(buffer, at: position, to: index)
             }
@@ -131,13 +113,13 @@ extension SnapshotEngine {
         shortage = sources.shortage
         guard let fault = shortage else { return }
         var isThrottled = false
-        for position in 0..<chainCount where layerUses[Int(chain[position])].role == .live {
-            let snapshot = snapshots[Int(layerUses[Int(chain[position])].snapshot)]
+        for position in 0..<chainCount where layerUses[chain[position]].role == .live {
+            let snapshot = snapshots[layerUses[chain[position]].snapshot]
             if snapshot.policy == .throttle { isThrottled = true }
         }
         guard !isThrottled, chainCount > 0 else { return }
         // What cannot be stored lies in the layer of the block at the head of the queue.
-        giveUp(upTo: chainPosition(of: buffers.records[Int(storeHead)].layer), fault: fault)
+        giveUp(upTo: chainPosition(of: buffers[storeQueue.head].layer), fault: fault)
     }
 
     func openBatch(_ slot: StorageSlot, count: Int, purpose: StoragePurpose) -> BatchIndex {
@@ -149,22 +131,21 @@ extension SnapshotEngine {
         batches[index].isUsed = true
         batches[index].purpose = purpose
         batches[index].count = UInt16(count)
-        batches[index].firstSlot = slot.rawValue
+        batches[index].firstSlot = slot
         return index
     }
 
     func add(_ buffer: BufferIndex, at position: Int, to batch: BatchIndex) {
-        let note = buffers.records + Int(buffer.rawValue)
-        note.pointee.state = .writing
+        buffers[buffer].state = .writing
         sources.setChecksum(
-            note.pointee.checksum,
-            of: StorageSlot(batches[batch].firstSlot + UInt32(position)))
+            buffers[buffer].checksum,
+            of: batches[batch].firstSlot.advanced(by: position))
         batchBuffers[Int(batch.rawValue) * Self.batchBlockCountMax + position] = buffer
     }
 
     func emitBatch(_ index: BatchIndex) {
         let batch = batches[index]
-        let (source, byteOffset) = sources.address(of: StorageSlot(batch.firstSlot))
+        let (source, byteOffset) = sources.address(of: batch.firstSlot)
         effects.append(
             .writeStorage(
                 index, source, byteOffset: byteOffset, blockCount: Int(batch.count)))
@@ -183,7 +164,7 @@ extension SnapshotEngine {
             }
             outcome = .inputOutput
         }
-        let slot = StorageSlot(batches[index].firstSlot)
+        let slot = batches[index].firstSlot
         if let outcome { sources.failed(sources.address(of: slot).source, outcome, &effects) }
         switch batches[index].purpose {
         case .preserving:
@@ -196,16 +177,16 @@ extension SnapshotEngine {
         batches[index].isUsed = false
         batches[index].next = freeBatch
         freeBatch = index
-        pumpStorage(isTurnEnd: storeCount > 0 && preservingBatches == 0)
-        while let request = requests.pop(&imageSpaceWaiters) { wake(request) }
+        pumpStorage(isTurnEnd: !storeQueue.isEmpty && preservingBatches == 0)
+        while let request = requests.pop(&imageSpaceWaiters) { wakeImage(request) }
         settle()
     }
 
     private func finishPreserving(_ index: BatchIndex, _ fault: Fault?) {
         for position in 0..<Int(batches[index].count) {
             let buffer = batchBuffers[Int(index.rawValue) * Self.batchBlockCountMax + position]
-            let slot = StorageSlot(batches[index].firstSlot + UInt32(position))
-            let note = buffers.records[Int(buffer.rawValue)]
+            let slot = batches[index].firstSlot.advanced(by: position)
+            let note = buffers[buffer]
             if note.state == .orphaned {
                 free(slot)
                 buffers.free(buffer)
@@ -214,7 +195,7 @@ extension SnapshotEngine {
                 free(slot)
                 enqueueForStorage(buffer)
             } else {
-                layers[Int(note.layer)].blockMoved(
+                layers[note.layer].blockMoved(
                     Int(note.position), of: note.record, to: BlockPlace(stored: slot))
                 buffers.free(buffer)
             }
@@ -229,13 +210,13 @@ extension SnapshotEngine {
     private func takeSlotsForPreserving(_ limit: Int) -> (StorageSlot, Int)? {
         var position = chainCount - 1
         while position >= 0 {
-            let use = layerUses[Int(chain[position])]
+            let use = layerUses[chain[position]]
             if use.role == .live {
                 if let taken = takeSlots(limit, of: use.snapshot, for: .preserving) {
                     return taken
                 }
                 if memoryWaiters.isEmpty,
-                    sources.isSpaceComing(SnapshotIndex(use.snapshot), .preserving)
+                    sources.isSpaceComing(use.snapshot, .preserving)
                 {
                     return nil
                 }
@@ -247,10 +228,10 @@ extension SnapshotEngine {
 
     /// Slots in the sources of one snapshot.
     func takeSlots(
-        _ limit: Int, of snapshot: UInt16, for purpose: StoragePurpose
+        _ limit: Int, of snapshot: SnapshotIndex, for purpose: StoragePurpose
     ) -> (StorageSlot, Int)? {
         sources.take(
-            upTo: limit, of: SnapshotIndex(snapshot), for: purpose,
+            upTo: limit, of: snapshot, for: purpose,
             isUrgent: !memoryWaiters.isEmpty, &effects)
     }
 

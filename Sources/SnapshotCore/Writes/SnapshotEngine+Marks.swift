@@ -27,8 +27,8 @@ extension SnapshotEngine {
 
     /// True when every held snapshot has room to save the entries of `chunkCount` more chunks.
     package func hasRoomForMarks(chunkCount: UInt64) -> Bool {
-        for position in 0..<chainCount where layerUses[Int(chain[position])].role == .live {
-            let layer = layers + Int(chain[position])
+        for position in 0..<chainCount where layerUses[chain[position]].role == .live {
+            let layer = layers.pointer(to: chain[position])
             guard layer.pointee.hasRoom(forRecords: chunkCount) else { return false }
         }
         return true
@@ -36,7 +36,7 @@ extension SnapshotEngine {
 
     /// Snapshots held now: what a mark costs grows with them.
     package var heldCount: Int {
-        (0..<chainCount).count { layerUses[Int(chain[$0])].role == .live }
+        (0..<chainCount).count { layerUses[chain[$0]].role == .live }
     }
 
     /// The blocks of the range are declared as changed. Its pages must be reserved.
@@ -56,8 +56,8 @@ extension SnapshotEngine {
         var position = 0
         // Giving up for want of metadata shortens the chain.
         while position <= newestLive {
-            let layer = Int(chain[position])
-            let snapshot = snapshots[Int(layerUses[layer].snapshot)]
+            let layer = chain[position]
+            let snapshot = snapshots[layerUses[layer].snapshot]
             // Of a former generation nothing is answered.
             guard layerUses[layer].role == .live, snapshot.generation == generationOrdinal else {
                 position += 1
@@ -81,7 +81,7 @@ extension SnapshotEngine {
     /// The layer's record of the chunk, made where there is none; nil at the metadata limit.
     private func recordForMark(of chunk: UInt64, at position: Int) -> UInt32? {
         if position == newestLive { return touch(chunk) }
-        return layers[Int(chain[position])].findOrInsert(
+        return layers[chain[position]].findOrInsert(
             chunk,
             savedEntry: (savedEntry(of: chunk, from: position + 1) ?? map.entry(of: chunk)).rawValue
         )

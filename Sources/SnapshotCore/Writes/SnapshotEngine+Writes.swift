@@ -42,8 +42,8 @@ extension SnapshotEngine {
         now: UInt64
     ) -> Admission {
         timeAdvanced(to: now)
-        let record = requests.pointer(to: index)
-        precondition(record.pointee.phase == .idle, "a request slot is used by one request")
+        let record = writes.pointer(to: index)
+        precondition(!record.pointee.isUsed, "a request slot is used by one request")
         // The end may have moved since the range was checked.
         guard length <= size, offset <= size - length else { return .refused(.noSpace) }
         if length == 0 { return .refused(.invalid) }
@@ -52,24 +52,12 @@ extension SnapshotEngine {
                 ? markWhenReserved(offset: offset, length: length)
                 : markWhenPreserved(offset: offset, length: length)
         {
-            record.pointee.phase = .issued
-            record.pointee.isImage = false
-            record.pointee.operation = .write
-            record.pointee.offset = offset
-            record.pointee.length = length
-            record.pointee.pieceEnd = offset + length
-            record.pointee.isUnderWay = true
-            record.pointee.attempts = 0
-            record.pointee.isDelayed = false
+            record.pointee.beginIssued(offset: offset, length: length)
             underWayCount += 1
             return .issue
         }
-        record.pointee = RequestRecord()
-        record.pointee.operation = operation
-        record.pointee.offset = offset
-        record.pointee.length = length
-        record.pointee.pieceStart = offset
-        record.pointee.pieceEnd = offset
+        record.pointee = WriteRequest(operation: operation, offset: offset, length: length)
+        requests.setKind(.write, of: index)
         advance(index)
         settle()
         return .taken
@@ -84,7 +72,7 @@ extension SnapshotEngine {
     /// lie anywhere; nil when none is held.
     package func bucketAddress(at offset: UInt64) -> UnsafeRawPointer? {
         guard newestLive >= 0 else { return nil }
-        return layers[Int(chain[newestLive])].bucketAddress(of: offset / chunkByteCount)
+        return layers[chain[newestLive]].bucketAddress(of: offset / chunkByteCount)
     }
 
     /// Where a write at `offset` looks first for what the newest snapshot has of the chunk; nil
@@ -92,24 +80,25 @@ extension SnapshotEngine {
     package func recordAddress(at offset: UInt64) -> UnsafeRawPointer? {
         guard newestLive >= 0 else { return nil }
         return UnsafeRawPointer(
-            layers[Int(chain[newestLive])].firstRecord(besides: offset / chunkByteCount))
+            layers[chain[newestLive]].firstRecord(besides: offset / chunkByteCount))
     }
 
     /// The origin finished (a part of) the request: `byteCount` bytes or a fault.
     package func originWriteFinished(
         _ index: RequestIndex, byteCount: UInt64, fault: Fault?
     ) -> Completion {
-        let record = requests.pointer(to: index)
-        precondition(record.pointee.phase == .issued, "only an issued request finishes")
+        let record = writes.pointer(to: index)
+        guard record.pointee.isUsed, case .issued(let end) = record.pointee.phase else {
+            preconditionFailure("only an issued request finishes")
+        }
         let isPart = !record.pointee.operation.isWrite
-        let expected =
-            isPart ? record.pointee.partEnd - record.pointee.pieceStart : record.pointee.length
+        let expected = isPart ? end - record.pointee.pieceStart : record.pointee.length
         if fault == nil, byteCount < expected {
             record.pointee.attempts += 1
             if record.pointee.attempts < Self.attemptsMax {
                 // Writing the same bytes to the same place again is harmless.
                 if isPart {
-                    emitPart(index)
+                    issuePart(index, end: end)
                 } else {
                     effects.append(.issue(index))
                 }
@@ -119,9 +108,9 @@ extension SnapshotEngine {
         let outcome = fault ?? (byteCount < expected ? .inputOutput : nil)
         if outcome == nil, isPart {
             record.pointee.attempts = 0
-            record.pointee.pieceStart = record.pointee.partEnd
-            if record.pointee.partEnd < record.pointee.offset + record.pointee.length {
-                record.pointee.phase = .idle
+            record.pointee.pieceStart = end
+            if end < record.pointee.end {
+                record.pointee.phase = .running
                 advance(index)
                 settle()
                 return .taken
@@ -149,17 +138,17 @@ extension SnapshotEngine {
     /// damaged. Writers continue; the control plane begins a new generation.
     package func trackingLost() {
         isTrackingLost = true
-        while let index = requests.pop(&mapWaiters) { wake(index) }
+        while let index = requests.pop(&mapWaiters) { wakeWrite(index) }
         settle()
     }
 
     private func wakeMapWaiters(of page: UInt64) {
         var index = mapWaiters.head
         while index != .none {
-            let following = requests[index].next
-            if requests[index].waitedPage == page {
+            let following = requests.next(after: index)
+            if case .waitingForMap(page) = writes[index].phase {
                 requests.remove(index, from: &mapWaiters)
-                wake(index)
+                wakeWrite(index)
             }
             index = following
         }
@@ -169,8 +158,10 @@ extension SnapshotEngine {
 
     /// Takes the request as far as it goes now: the parent of all branches of a write.
     func advance(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        precondition(record.pointee.phase == .idle, "a request that advances waits for nothing")
+        let record = writes.pointer(to: index)
+        guard case .running = record.pointee.phase else {
+            preconditionFailure("a request that advances waits for nothing")
+        }
         if !isGateOpen && !record.pointee.isUnderWay {
             park(index)
             return
@@ -178,7 +169,7 @@ extension SnapshotEngine {
         if record.pointee.pieceStart == record.pointee.pieceEnd {
             guard beginPiece(index) else { return }
         }
-        if record.pointee.isHole {
+        if record.pointee.scanned.isHole {
             issuePiece(index)
             return
         }
@@ -191,23 +182,23 @@ extension SnapshotEngine {
     }
 
     func park(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
+        let record = writes.pointer(to: index)
         undelay(index)
         record.pointee.phase = .parked
         record.pointee.pieceStart = record.pointee.offset
         record.pointee.pieceEnd = record.pointee.offset
         // What was a hole before the cut may have been written by then.
-        record.pointee.isHole = false
-        record.pointee.knownEnd = 0
+        record.pointee.scanned.isHole = false
+        record.pointee.scanned.end = 0
         requests.append(index, to: &parked)
     }
 
     /// Marks the next piece, except for a hole that counts as no change. False when the request has
     /// to wait for a page of the map or for what the origin says, or has ended.
     func beginPiece(_ index: RequestIndex) -> Bool {
-        let record = requests.pointer(to: index)
+        let record = writes.pointer(to: index)
         let start = record.pointee.pieceStart
-        var end = record.pointee.offset + record.pointee.length
+        var end = record.pointee.end
         guard end <= size else {
             // It waited behind the gate while the device shrank.
             retire(index)
@@ -217,21 +208,22 @@ extension SnapshotEngine {
         if !record.pointee.operation.isWrite {
             guard let pieceEnd = endOfZeroing(index) else { return false }
             end = pieceEnd
-            if record.pointee.isHole, !isMarked(holeFrom: start, to: record.pointee.knownEnd) {
+            if record.pointee.scanned.isHole,
+                !isMarked(holeFrom: start, to: record.pointee.scanned.end)
+            {
                 record.pointee.pieceEnd = end
                 return true
             }
         }
         let touched = chunks(touching: ByteRange(offset: start, length: end - start))
         if !isTrackingLost, let page = unreservedPage(touched) {
-            record.pointee.phase = .waitingForMap
-            record.pointee.waitedPage = page
+            record.pointee.phase = .waitingForMap(page: page)
             requests.append(index, to: &mapWaiters)
             effects.append(.reserveMapPage(page))
             return false
         }
         markAndTouch(offset: start, end: end)
-        if record.pointee.isHole, newestLive >= 0 { holeChunkCountLeft -= touched.count }
+        if record.pointee.scanned.isHole, newestLive >= 0 { holeChunkCountLeft -= touched.count }
         record.pointee.pieceEnd = end
         record.pointee.startCursor = start / blockByteCount
         record.pointee.waitCursor = start / blockByteCount
@@ -239,42 +231,39 @@ extension SnapshotEngine {
     }
 
     func issuePiece(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        record.pointee.partEnd = record.pointee.pieceEnd
-        beginUnderWay(index)
+        let record = writes.pointer(to: index)
         // Only what is waited for because of a snapshot counts, not the origin's own time.
         undelay(index)
         if record.pointee.operation.isWrite {
+            beginUnderWay(index, end: record.pointee.end)
             effects.append(.issue(index))
         } else {
-            emitPart(index)
+            issuePart(index, end: record.pointee.pieceEnd)
         }
     }
 
-    func beginUnderWay(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
-        record.pointee.phase = .issued
+    private func beginUnderWay(_ index: RequestIndex, end: UInt64) {
+        let record = writes.pointer(to: index)
+        record.pointee.phase = .issued(end: end)
         if !record.pointee.isUnderWay {
             record.pointee.isUnderWay = true
             underWayCount += 1
         }
     }
 
-    func emitPart(_ index: RequestIndex) {
-        let record = requests[index]
-        effects.append(
-            .issuePart(
-                index, offset: record.pieceStart,
-                length: record.partEnd - record.pieceStart))
+    /// Gives the bytes of a zeroing or discard from the start of its piece on to the origin.
+    func issuePart(_ index: RequestIndex, end: UInt64) {
+        beginUnderWay(index, end: end)
+        let start = writes[index].pieceStart
+        effects.append(.issuePart(index, offset: start, length: end - start))
     }
 
     /// The request leaves the engine.
     func retire(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
+        let record = writes.pointer(to: index)
         undelay(index)
-        record.pointee.phase = .idle
+        record.pointee.isUsed = false
         if record.pointee.isUnderWay {
-            record.pointee.isUnderWay = false
             underWayCount -= 1
             reportDrained()
         }
@@ -309,7 +298,7 @@ extension SnapshotEngine {
         guard newestLive == chainCount - 1, (offset + length - 1) / chunkByteCount == chunk,
             isTrackingLost || map.isReserved(page: ChangeMap.page(of: chunk))
         else { return false }
-        let layer = layers + Int(chain[newestLive])
+        let layer = layers.pointer(to: chain[newestLive])
         guard let entry = layer.pointee.find(chunk) else { return false }
         let blocks = blockMask(of: chunk, offset: offset, end: offset + length)
         guard blocks & ~layer.pointee.record(entry).pointee.preserved == 0 else { return false }

@@ -18,10 +18,11 @@ extension SnapshotEngine {
     /// What the origin has at the start of the request's piece: `length` bytes that are a hole, or
     /// that may not be. Anything may be said of more than was asked for; 0 stands for one block.
     package func originScanned(_ index: RequestIndex, isHole: Bool, length: UInt64) {
-        let record = requests.pointer(to: index)
-        precondition(
-            record.pointee.phase == .waitingForScan, "a question for holes is answered once")
-        record.pointee.phase = .idle
+        let record = writes.pointer(to: index)
+        guard case .waitingForScan = record.pointee.phase else {
+            preconditionFailure("a question for holes is answered once")
+        }
+        record.pointee.phase = .running
         noteScan(index, isHole: isHole, length: length)
         advance(index)
         settle()
@@ -29,46 +30,45 @@ extension SnapshotEngine {
 
     /// Whole blocks only, but where the request ends.
     private func noteScan(_ index: RequestIndex, isHole: Bool, length: UInt64) {
-        let record = requests.pointer(to: index)
+        let record = writes.pointer(to: index)
         let start = record.pointee.pieceStart
-        let requestEnd = record.pointee.offset + record.pointee.length
+        let requestEnd = record.pointee.end
         let end = start + min(length, requestEnd - start)
         let wholeEnd = end == requestEnd ? end : end / blockByteCount * blockByteCount
-        record.pointee.isHole = isHole && wholeEnd > start
-        if record.pointee.isHole {
-            record.pointee.knownEnd = wholeEnd
+        record.pointee.scanned.isHole = isHole && wholeEnd > start
+        if record.pointee.scanned.isHole {
+            record.pointee.scanned.end = wholeEnd
         } else {
             let blockEnd = (max(end, start + 1) - 1) / blockByteCount * blockByteCount
-            record.pointee.knownEnd = min(blockEnd + blockByteCount, requestEnd)
+            record.pointee.scanned.end = min(blockEnd + blockByteCount, requestEnd)
         }
     }
 
     /// Where the piece of a zeroing or discard that begins now ends. Nil when the origin has to be
     /// asked for holes first.
     func endOfZeroing(_ index: RequestIndex) -> UInt64? {
-        let record = requests.pointer(to: index)
+        let record = writes.pointer(to: index)
         let start = record.pointee.pieceStart
-        let end = record.pointee.offset + record.pointee.length
-        if !record.pointee.isUnderWay, record.pointee.scanGateCount != gateCount {
-            record.pointee.knownEnd = 0
+        let end = record.pointee.end
+        if !record.pointee.isUnderWay, record.pointee.scanned.gateCount != gateCount {
+            record.pointee.scanned.end = 0
         }
-        if record.pointee.knownEnd <= start {
-            record.pointee.isHole = false
+        if record.pointee.scanned.end <= start {
+            record.pointee.scanned.isHole = false
             if originReportsHoles, end - start >= limits.scannedByteCountMin {
                 record.pointee.phase = .waitingForScan
-                record.pointee.scanGateCount = gateCount
-                effects.append(
-                    .findHoles(index, offset: start, length: end - start))
+                record.pointee.scanned.gateCount = gateCount
+                effects.append(.findHoles(index, offset: start, length: end - start))
                 return nil
             }
-            record.pointee.knownEnd = end
+            record.pointee.scanned.end = end
         }
-        if record.pointee.isHole, !isMarked(holeFrom: start, to: record.pointee.knownEnd) {
-            return record.pointee.knownEnd
+        if record.pointee.scanned.isHole, !isMarked(holeFrom: start, to: record.pointee.scanned.end) {
+            return record.pointee.scanned.end
         }
-        let isUnpreserved = newestLive < 0 || record.pointee.isHole
+        let isUnpreserved = newestLive < 0 || record.pointee.scanned.isHole
         let step = isUnpreserved ? limits.freePieceByteCount : limits.heldPieceByteCount
-        return min(record.pointee.knownEnd, (start / step + 1) * step)
+        return min(record.pointee.scanned.end, (start / step + 1) * step)
     }
 
     /// Whether a hole that is made zero counts as a change.
@@ -79,10 +79,10 @@ extension SnapshotEngine {
 
     /// Performs the next run of the piece that no held snapshot needs; skips what one needs.
     func issueDiscard(_ index: RequestIndex) {
-        let record = requests.pointer(to: index)
+        let record = writes.pointer(to: index)
         var piecesLeft = limits.piecesPerTurn
         while true {
-            guard newestLive >= 0, !record.pointee.isHole else {
+            guard newestLive >= 0, !record.pointee.scanned.isHole else {
                 issuePiece(index)
                 return
             }
@@ -91,19 +91,17 @@ extension SnapshotEngine {
             let runEnd = endOfRun(from: start, to: end, isNeeded: false)
             record.pointee.pieceStart = start
             if runEnd > start {
-                record.pointee.partEnd = runEnd
-                beginUnderWay(index)
-                emitPart(index)
+                issuePart(index, end: runEnd)
                 return
             }
-            if end == record.pointee.offset + record.pointee.length {
+            if end == record.pointee.end {
                 retire(index)
                 effects.append(.finish(index, nil))
                 return
             }
             piecesLeft -= 1
             guard piecesLeft > 0 else {
-                giveWay(index)
+                giveWay(write: index)
                 return
             }
             guard beginPiece(index) else { return }
@@ -132,8 +130,14 @@ extension SnapshotEngine {
     }
 
     /// The request has had its share of this turn and continues in the next one.
-    func giveWay(_ index: RequestIndex) {
-        requests[index].phase = .yielded
+    func giveWay(write index: RequestIndex) {
+        writes[index].phase = .yielded
+        requests.append(index, to: &yielded)
+    }
+
+    /// The same for a request of an image.
+    func giveWay(image index: RequestIndex) {
+        imageRequests[index].phase = .yielded
         requests.append(index, to: &yielded)
     }
 

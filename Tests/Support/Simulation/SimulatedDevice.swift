@@ -119,7 +119,7 @@ final class SimulatedDevice {
     var newestBase: UInt32 = 0
     var wasNewestBaseDisturbed = false
     var isTrackingLost = false
-    var timer: UInt64 = .max
+    var timer: UInt64?
     /// Until this tick every storage write and every request for room fails.
     var outageEnd: UInt64 = 0
     var mapAnswersUnderWay = Set<UInt64>()

@@ -54,7 +54,7 @@ extension World {
         device.prepared = nil
         device.isGateClosed = false
         device.isSwitched = false
-        device.timer = .max
+        device.timer = nil
         device.mapAnswersUnderWay = []
     }
 }

@@ -113,8 +113,9 @@ final class World {
     func step() {
         tick += 1
         now += UInt64(random.below(2000))
-        for number in devices.indices where devices[number].timer <= now {
-            devices[number].timer = .max
+        for number in devices.indices {
+            guard let timer = devices[number].timer, timer <= now else { continue }
+            devices[number].timer = nil
             devices[number].engine.timeReached(now)
             operations += 1
             coverage.hit(.timeReached)
@@ -215,8 +216,8 @@ final class World {
             if cut != nil { stepCut() }
             if !pending.isEmpty { completeOne() }
             for number in devices.indices {
-                if devices[number].timer <= now {
-                    devices[number].timer = .max
+                if let timer = devices[number].timer, timer <= now {
+                    devices[number].timer = nil
                     devices[number].engine.timeReached(now)
                     perform(number)
                 }
@@ -225,9 +226,8 @@ final class World {
             guard pending.isEmpty, cut == nil, devices.allSatisfy({ !$0.engine.hasWork }) else {
                 continue
             }
-            let timers = devices.map(\.timer).min()!
-            if timers == .max { break }
-            now = max(now, timers)
+            guard let timer = devices.compactMap(\.timer).min() else { break }
+            now = max(now, timer)
         }
         if left == 0 { violate("the world does not come to rest") }
         for (number, device) in devices.enumerated() {
