@@ -1,3 +1,4 @@
+package import ControlDocuments
 internal import Glibc
 
 /// The socket between a command and a helper process that it started. Lines go over it, and its end tells
@@ -7,6 +8,23 @@ package final class HelperSocket: Sendable {
 
     /// Closes the descriptor when the object goes.
     package init(owning descriptor: Int32) { self.descriptor = descriptor }
+
+    /// Where a helper finds its end.
+    private static let inherited: Int32 = 3
+
+    /// The end of a helper that was started with one. `program` names the helper and `starters` the
+    /// commands that start it, for the error of a helper that was started by hand. Signals that end a
+    /// command do not end its helper: it does its work when it sees the end of the command.
+    package static func ofHelper(_ program: String, startedBy starters: String) throws(ControlError)
+        -> HelperSocket
+    {
+        var facts = stat()
+        guard fstat(inherited, &facts) == 0, facts.st_mode & S_IFMT == S_IFSOCK else {
+            throw ControlError(.invalid, "the \(program) is started by \(starters) alone")
+        }
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE] { signal(number, SIG_IGN) }
+        return HelperSocket(owning: inherited)
+    }
 
     deinit { close(descriptor) }
 

@@ -26,7 +26,7 @@ package struct CutCoordinator {
         case openGate(device: Int)
         /// Open the gate if it was closed, abandon what was prepared; answer `undone`.
         case undo(device: Int)
-        /// Over: nil is success.
+        /// Over, and nothing follows: nil is success.
         case finished(Fault?)
     }
 
@@ -50,9 +50,6 @@ package struct CutCoordinator {
         answered = Array(repeating: false, count: deviceCount)
         isPrepared = Array(repeating: false, count: deviceCount)
     }
-
-    /// True when no further effect will come.
-    package var isFinished: Bool { phase == .finished && effects.isEmpty }
 
     /// The next thing to do, or nil.
     package mutating func nextEffect() -> Effect? {

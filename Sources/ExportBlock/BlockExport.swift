@@ -1,6 +1,7 @@
 package import BlockModel
 internal import CLinux
 internal import Glibc
+internal import Host
 package import RingIO
 internal import Synchronization
 
@@ -227,7 +228,7 @@ package final class BlockExport: Sendable {
             reason == EINVAL
                 ? "\(adoption.path): the service was killed, and this kernel cannot say what it had "
                     + "under way (Linux 6.9 can); its users get errors"
-                : "\(adoption.path): \(BlockExportError.text(reason))")
+                : "\(adoption.path): \(SystemFile.errorText(reason))")
     }
 
     // MARK: Close

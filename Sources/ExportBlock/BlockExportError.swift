@@ -1,25 +1,12 @@
-internal import Glibc
+package import Host
 
-/// Why a block device could not be made or taken away, for people.
-package struct BlockExportError: Error, CustomStringConvertible {
-    /// What kind of failure it is; decides the exit code.
-    package enum Kind: Sendable {
-        /// In use, or at a bound.
-        case busy
-        /// The system refused.
-        case failed
-    }
+/// Why a block device could not be made or taken away.
+package typealias BlockExportError = DescribedError<BlockExportFailure>
 
-    package let kind: Kind
-    /// Names the object, the reason and the way out.
-    package let message: String
-
-    package init(_ kind: Kind, _ message: String) {
-        self.kind = kind
-        self.message = message
-    }
-
-    package var description: String { message }
-
-    static func text(_ errnoValue: Int32) -> String { String(cString: strerror(errnoValue)) }
+/// What kind of failure a `BlockExportError` is.
+package enum BlockExportFailure: Sendable {
+    /// In use, or at a bound.
+    case busy
+    /// The system refused.
+    case failed
 }

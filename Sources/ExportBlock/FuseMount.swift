@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import Host
 
 // Mounts of the one-file filesystems. These calls do not wait for an answer of ours: the kernel
 // greets a FUSE server in the background, and a lazy unmount asks it nothing.
@@ -18,7 +19,7 @@ struct FuseChannel: Sendable {
         let watch = cl_watch(descriptor)
         guard watch >= 0 else {
             throw BlockExportError(
-                .failed, "/dev/fuse cannot be watched: \(BlockExportError.text(errno))")
+                .failed, "/dev/fuse cannot be watched: \(SystemFile.errorText(errno))")
         }
         return FuseChannel(descriptor: descriptor, watch: watch)
     }
@@ -43,7 +44,7 @@ struct FuseMount: Sendable {
         guard descriptor >= 0 else {
             throw BlockExportError(
                 .failed,
-                "/dev/fuse: \(BlockExportError.text(errno)); local block devices need FUSE "
+                "/dev/fuse: \(SystemFile.errorText(errno)); local block devices need FUSE "
                     + "(modprobe fuse) and root; NBD needs neither")
         }
         return descriptor
@@ -56,12 +57,12 @@ struct FuseMount: Sendable {
     ) throws(BlockExportError) -> FuseMount {
         do throws(BlockExportError) {
             guard mkdir(directory, 0o700) == 0 else {
-                throw BlockExportError(.failed, "\(directory): \(BlockExportError.text(errno))")
+                throw BlockExportError(.failed, "\(directory): \(SystemFile.errorText(errno))")
             }
             guard cl_fuse_mount(descriptor, directory, UInt32(Fuse.dataByteCountMax)) == 0 else {
                 throw BlockExportError(
                     .failed,
-                    "FUSE cannot be mounted at \(directory): \(BlockExportError.text(errno)); "
+                    "FUSE cannot be mounted at \(directory): \(SystemFile.errorText(errno)); "
                         + "mounting needs CAP_SYS_ADMIN")
             }
             return FuseMount(

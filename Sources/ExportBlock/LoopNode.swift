@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import Host
 internal import RingIO
 
 // Loop devices over our own files. Every call here may wait for I/O that the service serves, so it
@@ -57,7 +58,7 @@ struct LoopNode: Sendable {
         guard control >= 0 else {
             throw BlockExportError(
                 .failed,
-                "/dev/loop-control: \(BlockExportError.text(errno)); local block devices need the "
+                "/dev/loop-control: \(SystemFile.errorText(errno)); local block devices need the "
                     + "loop driver (modprobe loop) and root; NBD needs neither")
         }
         defer { close(control) }
@@ -116,7 +117,7 @@ struct LoopNode: Sendable {
     }
 
     private static func failure(_ subject: String, _ errnoValue: Int32) -> BlockExportError {
-        BlockExportError(.failed, "\(subject): \(BlockExportError.text(errnoValue))")
+        BlockExportError(.failed, "\(subject): \(SystemFile.errorText(errnoValue))")
     }
 
     // MARK: Take away

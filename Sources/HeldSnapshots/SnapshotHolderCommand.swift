@@ -13,20 +13,14 @@ package struct SnapshotHolderCommand: AsyncParsableCommand {
         abstract: "A helper of `copy` and `run`; started by them alone.",
         shouldDisplay: false)
 
-    private static let socket: Int32 = 3
     private static let orderByteCountMax = 1 << 20
 
     package init() {}
 
     package mutating func run() async throws {
-        var facts = stat()
-        guard fstat(Self.socket, &facts) == 0, facts.st_mode & S_IFMT == S_IFSOCK else {
-            throw ControlError(
-                .invalid, "the holder is started by `stillpoint copy` and `stillpoint run` alone")
-        }
         // It ends when its command has ended, and takes down what it made before that.
-        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE] { signal(number, SIG_IGN) }
-        let line = HelperSocket(owning: Self.socket)
+        let line = try HelperSocket.ofHelper(
+            "holder", startedBy: "`stillpoint copy` and `stillpoint run`")
         guard let bytes = line.receive(byteCountMax: Self.orderByteCountMax),
             let order = try? DocumentCoding.decoder().decode(HolderRequest.self, from: Data(bytes))
         else { throw ControlError(.invalid, "the holder was given no order") }

@@ -1,30 +1,22 @@
+package import Host
 package import RingIO
 
-/// Why an origin could not be attached, for people.
-package struct AttachError: Error, CustomStringConvertible {
-    /// What kind of failure it is; decides the exit code.
-    package enum Kind: Sendable {
-        /// The origin does not exist.
-        case notFound
-        /// Somebody else uses it, or it is in use here.
-        case busy
-        /// It can never be attached like this.
-        case unsuitable
-        /// The system refused.
-        case failed
-    }
+/// Why an origin could not be attached.
+package typealias AttachError = DescribedError<AttachFailure>
 
-    package let kind: Kind
-    /// Names the object, the reason and the way out.
-    package let message: String
+/// What kind of failure an `AttachError` is.
+package enum AttachFailure: Sendable {
+    /// The origin does not exist.
+    case notFound
+    /// Somebody else uses it, or it is in use here.
+    case busy
+    /// It can never be attached like this.
+    case unsuitable
+    /// The system refused.
+    case failed
+}
 
-    package init(_ kind: Kind, _ message: String) {
-        self.kind = kind
-        self.message = message
-    }
-
-    package var description: String { message }
-
+extension AttachError {
     /// `what` did not answer in time.
     package static func late(_ what: String, _ limitNanoseconds: UInt64) -> AttachError {
         AttachError(

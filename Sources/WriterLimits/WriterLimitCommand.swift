@@ -26,18 +26,11 @@ package struct WriterLimitCommand: AsyncParsableCommand {
         abstract: "A helper of `copy`; started by it alone.",
         shouldDisplay: false)
 
-    private static let socket: Int32 = 3
-
     package init() {}
 
     package mutating func run() async throws {
-        var facts = stat()
-        guard fstat(Self.socket, &facts) == 0, facts.st_mode & S_IFMT == S_IFSOCK else {
-            throw ControlError(.invalid, "the helper is started by `stillpoint copy` alone")
-        }
         // It ends when its command has ended, and lifts the limit before that.
-        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE] { signal(number, SIG_IGN) }
-        let line = HelperSocket(owning: Self.socket)
+        let line = try HelperSocket.ofHelper("helper", startedBy: "`stillpoint copy`")
         guard let bytes = line.receive(byteCountMax: 1 << 16) else { return }
         let order = try JSONDecoder().decode(LimitOrder.self, from: Data(bytes))
         var limits = try WriterLimits(disks: order.disks, bytesPerSecond: order.bytesPerSecond)

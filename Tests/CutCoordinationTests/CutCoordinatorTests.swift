@@ -31,7 +31,6 @@ import Testing
         cut.opened(device: 0)
         cut.opened(device: 1)
         #expect(drain(&cut) == [.finished(nil)])
-        #expect(cut.isFinished)
     }
 
     @Test func `a device that cannot prepare undoes the others`() {

@@ -54,6 +54,23 @@ struct `stillpoint top` {
         #expect(none.status == 7)
     }
 
+    /// What `script` wrote of a terminal's screen.
+    struct Screen {
+        let file: String
+
+        /// Nothing was shown before the file is there.
+        var text: String { (try? String(contentsOfFile: file, encoding: .utf8)) ?? "" }
+
+        /// Waits until the words were shown `times` times.
+        func wait(_ words: String, times: Int) throws {
+            let end = monotonicSeconds() + 60
+            while text.components(separatedBy: words).count <= times {
+                guard monotonicSeconds() < end else { throw TestFailure(text) }
+                _ = poll(nil, 0, 50)
+            }
+        }
+    }
+
     @Test(
         .enabled(if: Command.exists("script"), "needs script (util-linux)"),
         arguments: ["q", "signal"])
@@ -62,24 +79,15 @@ struct `stillpoint top` {
         try harness.attach("busy")
         let load = try Load(harness, "busy")
         defer { try? load.end() }
-        let shown = harness.service.directory.path("shown")
+        let screen = Screen(file: harness.service.directory.path("shown"))
         // A terminal of its own, whose settings are told before and after.
         let command =
             "stty -g; \(TestService.binary) top --interval 1 --control \(harness.service.controlPath);"
             + " echo ended $?; stty -g"
         let terminal = try ChildProcess(
-            "script", ["-q", "-f", "-c", command, shown], withInput: true)
-        // Nothing was shown before the file is there.
-        func screen() -> String { (try? String(contentsOfFile: shown, encoding: .utf8)) ?? "" }
-        func wait(_ words: String, times: Int) throws {
-            let end = monotonicSeconds() + 60
-            while screen().components(separatedBy: words).count <= times {
-                guard monotonicSeconds() < end else { throw TestFailure(screen()) }
-                _ = poll(nil, 0, 50)
-            }
-        }
-        try wait("DEVICE ", times: 2)
-        #expect(screen().contains("\u{1B}[?1049h"))
+            "script", ["-q", "-f", "-c", command, screen.file], withInput: true)
+        try screen.wait("DEVICE ", times: 2)
+        #expect(screen.text.contains("\u{1B}[?1049h"))
         if ending == "q" {
             let input = try #require(terminal.input)
             #expect(write(input, "q", 1) == 1)
@@ -96,10 +104,10 @@ struct `stillpoint top` {
                 })
             #expect(kill(own, SIGTERM) == 0)
         }
-        try wait("ended 0", times: 1)
+        try screen.wait("ended 0", times: 1)
         terminal.closeInput()
         try terminal.wait(deadline: 60)
-        let all = screen()
+        let all = screen.text
         let back = try #require(all.range(of: "\u{1B}[?25h\u{1B}[?1049l"))
         #expect(!all[back.upperBound...].contains("DEVICE"))
         let settings = all.split(whereSeparator: \.isNewline).filter {
@@ -112,35 +120,27 @@ struct `stillpoint top` {
     func `gives the screen back while it is suspended`() throws {
         let harness = try PageHarness()
         try harness.attach("vm1")
-        let shown = harness.service.directory.path("shown")
+        let screen = Screen(file: harness.service.directory.path("shown"))
         // A shell with job control, which goes on when its command is stopped.
         let command =
             "set -m; stty -g; \(TestService.binary) top --interval 1 --control "
             + "\(harness.service.controlPath); echo suspended $?; stty -g; fg; echo ended $?; stty -g"
         let terminal = try ChildProcess(
-            "script", ["-q", "-f", "-c", command, shown], withInput: true)
+            "script", ["-q", "-f", "-c", command, screen.file], withInput: true)
         let input = try #require(terminal.input)
-        func screen() -> String { (try? String(contentsOfFile: shown, encoding: .utf8)) ?? "" }
-        func wait(_ words: String, times: Int) throws {
-            let end = monotonicSeconds() + 60
-            while screen().components(separatedBy: words).count <= times {
-                guard monotonicSeconds() < end else { throw TestFailure(screen()) }
-                _ = poll(nil, 0, 50)
-            }
-        }
-        try wait("DEVICE ", times: 1)
+        try screen.wait("DEVICE ", times: 1)
         #expect(write(input, "\u{1A}", 1) == 1)
         // With the status of a command that was stopped.
-        try wait("suspended 1", times: 1)
-        try wait("\u{1B}[?1049h", times: 2)
-        let before = screen().components(separatedBy: "suspended 1")
+        try screen.wait("suspended 1", times: 1)
+        try screen.wait("\u{1B}[?1049h", times: 2)
+        let before = screen.text.components(separatedBy: "suspended 1")
         #expect(before[0].contains("\u{1B}[?25h\u{1B}[?1049l"))
-        try wait("DEVICE ", times: before[0].components(separatedBy: "DEVICE ").count)
+        try screen.wait("DEVICE ", times: before[0].components(separatedBy: "DEVICE ").count)
         #expect(write(input, "q", 1) == 1)
-        try wait("ended 0", times: 1)
+        try screen.wait("ended 0", times: 1)
         terminal.closeInput()
         try terminal.wait(deadline: 60)
-        let settings = screen().split(whereSeparator: \.isNewline).filter {
+        let settings = screen.text.split(whereSeparator: \.isNewline).filter {
             $0.contains(":") && !$0.contains(" ")
         }
         #expect(settings.count == 3 && Set(settings).count == 1, "\(settings)")

@@ -39,7 +39,6 @@ extension World {
         let task = cut!.tasks.remove(at: random.below(cut!.tasks.count))
         operations += 1
         performCut(task)
-        if cut?.coordinator.isFinished == true, cut!.tasks.isEmpty { cut = nil }
     }
 
     private func performCut(_ task: CutCoordinator.Effect) {
@@ -94,6 +93,7 @@ extension World {
             cut!.coordinator.undone(device: member)
         case .finished(let fault):
             coverage.hit(fault == nil ? .cutMade : .cutFailed)
+            cut = nil
         }
     }
 
