@@ -103,7 +103,8 @@ package final class StillpointService: Service {
         var loopConfiguration = LoopConfiguration()
         loopConfiguration.without = configuration.withoutRingFeatures
         // For tests, and for finding what blocks a loop.
-        loopConfiguration.measuresHolds = getenv("STILLPOINT_MEASURE_HOLDS") != nil
+        let request = getenv("STILLPOINT_MEASURE_HOLDS")
+        loopConfiguration.measuresHolds = request.map { $0.pointee != 0 } ?? false
         var loops: [LoopThread] = []
         do {
             for index in 0..<count {

@@ -115,7 +115,8 @@ extension UnsafeMutablePointer<SnapshotRecord> {
     }
 
     /// Its address.
-    @inlinable package func pointer(to index: SnapshotIndex) -> UnsafeMutablePointer<SnapshotRecord> {
+    @inlinable package func pointer(to index: SnapshotIndex) -> UnsafeMutablePointer<SnapshotRecord>
+    {
         self + Int(index.rawValue)
     }
 }

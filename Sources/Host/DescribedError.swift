@@ -1,5 +1,6 @@
 /// A failure in words for people, and what kind of failure it is.
-package struct DescribedError<Kind: Equatable & Sendable>: Error, Equatable, CustomStringConvertible {
+package struct DescribedError<Kind: Equatable & Sendable>: Error, Equatable, CustomStringConvertible
+{
     /// Decides the exit code.
     package let kind: Kind
     /// Names the object, the reason and the way out.

@@ -66,7 +66,7 @@ struct `Loops` {
     }
 
     @Test func `are measured only where that is asked for`() throws {
-        let harness = try ControlHarness()
+        let harness = try ControlHarness(environment: ["STILLPOINT_MEASURE_HOLDS": ""])
         let answer = try harness.exchange(
             "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         #expect(answer.contains("stillpoint_loop_requests_in_flight"))

@@ -215,6 +215,22 @@ import Testing
         #expect(harness.buffers.freeCount == harness.buffers.capacity)
     }
 
+    @Test func `an origin that does not answer a copy leaves the loop asleep until it does`() {
+        let harness = Harness()
+        let snapshot = harness.take()
+        harness.write(0, 0, 4096)
+        #expect(harness.drain().contains("readOrigin 0 0+4096"))
+        harness.engine.snapshotDestroyed(snapshot)
+        for now in 2..<8 { harness.engine.turnEnded(now: UInt64(now)) }
+        #expect(!harness.drain().contains("gone 0"))
+        #expect(!harness.engine.hasWork)
+        harness.copyDone(0, 4096)
+        #expect(harness.engine.hasWork)
+        for now in 8..<12 { harness.engine.turnEnded(now: UInt64(now)) }
+        #expect(harness.drain().contains("gone 0"))
+        #expect(!harness.engine.hasWork)
+    }
+
     @Test func `an image write waits for memory at most as long as the policy says`() {
         let harness = Harness(bufferCount: 256)
         let snapshot = harness.take(

@@ -83,7 +83,7 @@ extension SnapshotEngine {
         let size = Self.batchBlockCountMax
         while storeQueue.count >= size
             || (!storeQueue.isEmpty && isTurnEnd && preservingBatches < 2)
-         {
+        {
             guard freeBatch != nil, preservingBatches < limits.batchCount * 3 / 4 else { return }
             guard batchesLeft > 0 else {
                 isStoringPostponed = true

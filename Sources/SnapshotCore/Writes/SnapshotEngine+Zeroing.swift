@@ -63,7 +63,8 @@ extension SnapshotEngine {
             }
             record.pointee.scanned.end = end
         }
-        if record.pointee.scanned.isHole, !isMarked(holeFrom: start, to: record.pointee.scanned.end) {
+        if record.pointee.scanned.isHole, !isMarked(holeFrom: start, to: record.pointee.scanned.end)
+        {
             return record.pointee.scanned.end
         }
         let isUnpreserved = newestLive < 0 || record.pointee.scanned.isHole

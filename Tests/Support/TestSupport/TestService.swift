@@ -54,6 +54,7 @@ package final class TestService: @unchecked Sendable {
     /// Ends a service with block devices, and what outlives it. Should the test process die, the
     /// cleanup shell does the same.
     deinit {
+        if process.isRunning { HoldRecord.add(of: controlPath) }
         let mounts = try? FileManager.default.contentsOfDirectory(
             atPath: directory.path("run/block"))
         // A test that ended it already has taken care of what was left.
@@ -126,6 +127,7 @@ package final class TestService: @unchecked Sendable {
 
     /// Asks the service to stop as an operator would and returns how it ended.
     package func stop() throws -> ChildProcess.Ending {
+        HoldRecord.add(of: controlPath)
         process.send(signal: SIGTERM)
         return try process.wait(deadline: 120)
     }
