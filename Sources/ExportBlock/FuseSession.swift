@@ -37,8 +37,9 @@ final class FuseSession: RequestOwner, TargetUser {
     /// Bytes of the buffer messages are read into: the largest payload, and room to move it where
     /// an unaligned write must lie.
     private static let receiveByteCount = 2 << 20
-    /// Messages read in one step, then others have their turn.
+    /// Messages read in one step, and bytes of them after which it ends: then others have their turn.
     private static let messageCountMax = 64
+    private static let messageByteCountMax = 512 << 10
 
     let loop: EventLoop
     let requests: RequestPool
@@ -196,11 +197,16 @@ final class FuseSession: RequestOwner, TargetUser {
 
     /// Reads messages until none is left, there is no room, or others should have their turn.
     private func receive() {
-        for _ in 0..<Self.messageCountMax {
+        var byteCount = 0
+        for _ in 0..<Self.messageCountMax where byteCount < Self.messageByteCountMax {
             guard replies.freeCount > 0 else { return releaseReceiving() }
             guard let receiving = readyToReceive() else {
                 releaseReceiving()
                 return loop.callWhenRoom(handler)
+            }
+            // A kill while the kernel copies to a page that is not there ends the request with EIO.
+            guard loop.buffers.makeResident(receiving, byteCount: Fuse.dataByteCountMax) else {
+                return loop.callAtEndOfTurn(handler)
             }
             vectors[0] = iovec(iov_base: head, iov_len: Fuse.writeHeadByteCount)
             vectors[1] = iovec(
@@ -221,6 +227,7 @@ final class FuseSession: RequestOwner, TargetUser {
                 }
             }
             take(count)
+            byteCount += count
             if phase != .open { return releaseReceiving() }
         }
         loop.callAtEndOfTurn(handler)
@@ -235,11 +242,7 @@ final class FuseSession: RequestOwner, TargetUser {
             guard spare != nil else { return nil }
             slotCount += 1
         }
-        if receiveLease == nil {
-            receiveLease = lease(Self.receiveByteCount)
-            // A kill while the kernel copies to a page that is not there ends the request with EIO.
-            if let receiveLease { loop.buffers.makeResident(receiveLease) }
-        }
+        if receiveLease == nil { receiveLease = lease(Self.receiveByteCount) }
         return receiveLease
     }
 

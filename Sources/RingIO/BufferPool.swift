@@ -32,7 +32,10 @@ package final class BufferPool {
     static let pageByteCount = 4096
     private static let orderMax = 14
     private static let hotCountMax = 256
-    private static let residentRunByteCount = 2 << 20
+    private static let residentRunByteCount = 256 << 10
+    /// Runs that are made resident in a call: each takes the kernel some 100 us.
+    private static let residentRunsPerCall = 2
+    private static let returnedSliceByteCount = 2 << 20
     private static let none = UInt32.max
     /// State of a page that is not the first of a free run.
     private static let notFree: UInt8 = 0xFF
@@ -57,7 +60,14 @@ package final class BufferPool {
     private let heads: UnsafeMutablePointer<UInt32>
     private let hot: UnsafeMutablePointer<UInt32>
     private var hotCount = 0
-    /// Per 2 MiB: touched since they were given back to the kernel.
+    /// Runs of this size and more go back to the kernel: one burst of 32 MiB requests must not stay
+    /// resident forever.
+    private static let returnedByteCountMin = 8 << 20
+    /// Those that are on their way back, and pages of the first one that are back. They go in slices,
+    /// one a turn: for 32 MiB the kernel takes some 2 ms.
+    private var returning: [BufferLease] = []
+    private var returnedPageCount: UInt32 = 0
+    /// Per 256 KiB: made resident since they were given back to the kernel.
     private let isResident: UnsafeMutablePointer<Bool>
 
     /// `capacityBytes` is rounded down to a multiple of the largest run (64 MiB, at least
@@ -86,6 +96,7 @@ package final class BufferPool {
         isResident = .allocate(capacity: capacityBytes / Self.residentRunByteCount)
         isResident.initialize(
             repeating: false, count: capacityBytes / Self.residentRunByteCount)
+        returning.reserveCapacity(capacityBytes / Self.returnedByteCountMin)
         for page in stride(from: 0, to: pageCount, by: 1 << Self.orderMax).reversed() {
             link(UInt32(page), order: Self.orderMax)
         }
@@ -134,27 +145,35 @@ package final class BufferPool {
         return BufferLease(page: page, order: UInt8(order))
     }
 
-    /// Sees to it that a run of at least 2 MiB is resident, so that nothing which the kernel copies
-    /// to it has to wait for a page: a copy that is killed while it waits fails.
-    package func makeResident(_ lease: BufferLease) {
-        let runs = residentRuns(of: lease)
-        for run in runs where !isResident[run] {
+    /// Makes the first `byteCount` bytes of a run resident, so that nothing which the kernel copies to
+    /// them has to wait for a page: a copy that is killed while it waits fails. Does some of it in a
+    /// call; true when nothing is left to do.
+    package func makeResident(_ lease: BufferLease, byteCount: Int) -> Bool {
+        precondition(byteCount <= lease.byteCount, "bytes of the run")
+        var left = Self.residentRunsPerCall
+        for run in residentRuns(of: lease, byteCount: byteCount) where !isResident[run] {
+            if left == 0 { return false }
+            left -= 1
+            isResident[run] = true
             let start = memory + run * Self.residentRunByteCount
+            if cl_populate(start, Self.residentRunByteCount) == 0 { continue }
             for page in stride(from: 0, to: Self.residentRunByteCount, by: Self.pageByteCount) {
                 start.storeBytes(of: 0, toByteOffset: page, as: UInt8.self)
             }
-            isResident[run] = true
         }
+        return true
     }
 
-    private func residentRuns(of lease: BufferLease) -> Range<Int> {
-        precondition(lease.byteCount >= Self.residentRunByteCount, "a run of whole 2 MiB")
+    private func residentRuns(of lease: BufferLease, byteCount: Int) -> Range<Int> {
+        precondition(lease.byteCount >= Self.residentRunByteCount, "a run of whole 256 KiB")
         let first = Int(lease.page) * Self.pageByteCount / Self.residentRunByteCount
-        return first..<first + lease.byteCount / Self.residentRunByteCount
+        return first..<first + (byteCount - 1) / Self.residentRunByteCount + 1
     }
 
-    /// Gives a run back.
+    /// Gives a run back. One of 8 MiB and more is free once `returnSlice` has given all of it to the
+    /// kernel.
     package func release(_ lease: BufferLease) {
+        if lease.byteCount >= Self.returnedByteCountMin { return returning.append(lease) }
         releaseCount &+= 1
         freeBytes += lease.byteCount
         precondition(freeBytes <= capacityBytes, "a buffer is given back twice")
@@ -164,16 +183,29 @@ package final class BufferPool {
             hotCount += 1
             return
         }
-        // A large run goes back to the kernel: one burst of 32 MiB requests must not stay
-        // resident forever.
-        if lease.byteCount >= 8 << 20 {
-            for run in residentRuns(of: lease) { isResident[run] = false }
-            if madvise(address(of: lease), lease.byteCount, MADV_FREE) != 0 {
-                // Memory is locked (`lockMemory`): pages that are only marked would stay.
-                _ = cl_drop_pages(address(of: lease), lease.byteCount)
-            }
-        }
         merge(lease.page, order: Int(lease.order))
+    }
+
+    /// Large runs are on their way back to the kernel: `returnSlice` has work.
+    package var isReturning: Bool { !returning.isEmpty }
+
+    /// Gives 2 MiB of a large run back to the kernel and frees them.
+    package func returnSlice() {
+        guard let lease = returning.first else { return }
+        let slice = BufferLease(
+            page: lease.page + returnedPageCount,
+            order: UInt8(Self.order(for: Self.returnedSliceByteCount)))
+        for run in residentRuns(of: slice, byteCount: slice.byteCount) { isResident[run] = false }
+        if madvise(address(of: slice), slice.byteCount, MADV_FREE) != 0 {
+            // Memory is locked (`lockMemory`): pages that are only marked would stay.
+            _ = cl_drop_pages(address(of: slice), slice.byteCount)
+        }
+        returnedPageCount += 1 << UInt32(slice.order)
+        if returnedPageCount == 1 << UInt32(lease.order) {
+            returning.removeFirst()
+            returnedPageCount = 0
+        }
+        release(slice)
     }
 
     private static func order(for byteCount: Int) -> Int {

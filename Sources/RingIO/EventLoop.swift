@@ -72,6 +72,7 @@ package final class EventLoop {
 
     /// Bytes that may still be copied on the loop itself in this turn.
     private var inlineByteCountLeft = 0
+    private var inlineCallByteCountLeft = 0
 
     /// How long calls of handlers took; nil when that is not measured.
     package private(set) var holds: HoldMeter?
@@ -228,32 +229,39 @@ package final class EventLoop {
     /// True after `stop`: the mailbox takes no more messages.
     package private(set) var isStopping = false
 
-    /// Bytes of plain reads and writes of memory filesystems in one turn, and in one of them: what
-    /// goes beyond would hold the loop for too long.
+    /// Bytes of plain reads and writes of memory filesystems in one turn, and in one call of a
+    /// handler: what goes beyond would hold the loop for too long.
     private static let inlineByteCountMax = 4 << 20
-    private static let inlineOperationByteCountMax = 1 << 20
+    private static let inlineCallByteCountMax = 1 << 20
 
     /// True when `byteCount` bytes may be read or written by a plain call on the loop, in this
     /// turn.
     @inline(__always)
     package func takeInline(byteCount: Int) -> Bool {
-        guard byteCount <= Self.inlineOperationByteCountMax, byteCount <= inlineByteCountLeft
-        else { return false }
+        guard byteCount <= inlineCallByteCountLeft, byteCount <= inlineByteCountLeft else {
+            return false
+        }
+        inlineCallByteCountLeft -= byteCount
         inlineByteCountLeft -= byteCount
         return true
     }
 
+    /// A handler is about to be called. Returns when, for `callEnds`.
     @inline(__always)
-    private func holdBegins() -> UInt64 { holds == nil ? 0 : HoldMeter.start }
+    private func callBegins() -> UInt64 {
+        inlineCallByteCountLeft = Self.inlineCallByteCountMax
+        return holds == nil ? 0 : HoldMeter.start
+    }
 
     @inline(__always)
-    private func holdEnds(_ start: UInt64) {
+    private func callEnds(_ start: UInt64) {
         if holds != nil { holds?.callEnded(since: start) }
     }
 
     private func turn() {
         inlineByteCountLeft = Self.inlineByteCountMax
-        let wait = deferred.isEmpty && !someWaiterHasRoom && kept.isEmpty
+        let wait =
+            deferred.isEmpty && !someWaiterHasRoom && kept.isEmpty && !buffers.isReturning
         var timeout: Int64 = -1
         if wait, let deadline = timers.nextDeadline {
             timeout = Int64(clamping: deadline - min(deadline, cl_now_nanoseconds()))
@@ -268,9 +276,9 @@ package final class EventLoop {
         reap()
         if now >= fileOperations.nextLook { lookAtFileOperations() }
         while let timer = timers.popExpired(now: now) {
-            let start = holdBegins()
+            let start = callBegins()
             handlers.handler(at: timer.slot)?.timerFired(token: timer.token)
-            holdEnds(start)
+            callEnds(start)
         }
         endTurn()
     }
@@ -366,11 +374,11 @@ package final class EventLoop {
         if completion.user_data & HandlerTable.ofFile != 0 {
             fileOperations.ended(HandlerTable.group(ofUserData: completion.user_data))
         }
-        let start = holdBegins()
+        let start = callBegins()
         handlers.dispatch(
             userData: completion.user_data, result: completion.res, flags: completion.flags,
             isLast: completion.flags & UInt32(cl_cqe_f_more) == 0)
-        holdEnds(start)
+        callEnds(start)
     }
 
     private var releases: UInt64 {
@@ -399,9 +407,9 @@ package final class EventLoop {
             unnotifiedCount -= 1
             handler.isWaitingForRoom = false
             // It may have left since it asked.
-            let start = holdBegins()
+            let start = callBegins()
             if handler.isRegistered { handler.roomMade() }
-            holdEnds(start)
+            callEnds(start)
         }
         // The list moves up when half of it was notified, so each entry is moved once on average.
         if notifiedCount > waitingForRoom.count / 2 {
@@ -411,13 +419,14 @@ package final class EventLoop {
     }
 
     private func endTurn() {
+        if buffers.isReturning { buffers.returnSlice() }
         if someWaiterHasRoom { notifyWaiting() }
         swap(&deferred, &deferredSpare)
         for handler in deferredSpare {
             handler.isDeferred = false
-            let start = holdBegins()
+            let start = callBegins()
             if handler.isRegistered { handler.turnEnded() }
-            holdEnds(start)
+            callEnds(start)
         }
         deferredSpare.removeAll(keepingCapacity: true)
         handlers.releaseRemoved()

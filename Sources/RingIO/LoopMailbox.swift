@@ -109,6 +109,10 @@ final class MailReader: RingHandler {
     private unowned let loop: EventLoop
     private let counter: UnsafeMutablePointer<UInt64>
     private var items: [LoopMailbox.Item] = []
+    /// Of these, so many have run.
+    private var doneCount = 0
+    /// Messages run in one call, then others have their turn.
+    private static let messageCountMax = 16
 
     init(loop: EventLoop) {
         self.loop = loop
@@ -125,24 +129,36 @@ final class MailReader: RingHandler {
 
     override func completed(tag: UInt8, token: UInt32, result: Int32, flags: UInt32) {
         precondition(result == 8 || result == -EINTR || result == -EAGAIN, "an eventfd failed")
-        runAll()
+        _ = loop.mailbox.takeAll(into: &items)
+        runSome()
+    }
+
+    override func turnEnded() { runSome() }
+
+    /// Runs some of what was in the queue. What came meanwhile has its turn when all of it has run.
+    private func runSome() {
+        run(atMost: Self.messageCountMax)
+        if doneCount < items.count { return loop.callAtEndOfTurn(self) }
+        items.removeAll(keepingCapacity: true)
+        doneCount = 0
         guard loop.isStopping else { return arm() }
         loop.mailbox.refuse()
-        while runAll() {}
+        while loop.mailbox.takeAll(into: &items) {
+            run(atMost: .max)
+            items.removeAll(keepingCapacity: true)
+            doneCount = 0
+        }
         loop.remove(self)
     }
 
-    /// Runs what is in the queue; false when nothing was.
-    @discardableResult
-    private func runAll() -> Bool {
-        guard loop.mailbox.takeAll(into: &items) else { return false }
-        for item in items {
-            switch item {
+    private func run(atMost countMax: Int) {
+        let end = min(items.count, doneCount.addingReportingOverflow(countMax).partialValue)
+        while doneCount < end {
+            switch items[doneCount] {
             case .message(let message): message(loop)
             case .finished(let work): work.finished()
             }
+            doneCount += 1
         }
-        items.removeAll(keepingCapacity: true)
-        return true
     }
 }

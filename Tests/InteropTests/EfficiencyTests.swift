@@ -44,7 +44,8 @@ struct `Cost of a request` {
     private func check(_ arguments: [String]) throws -> String {
         let outcome = try Command.run(
             "/usr/bin/python3", [script, TestService.binary] + arguments,
-            deadline: 1200)
+            // What measures the loops would count.
+            environment: ["STILLPOINT_MEASURE_HOLDS": ""], deadline: 1200)
         #expect(outcome.status == 0, "\(outcome.output)\(outcome.diagnostics)")
         return outcome.output
     }

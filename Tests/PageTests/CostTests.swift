@@ -26,7 +26,10 @@ struct `What the page costs` {
 
     /// Instructions of the loop for a write and a read, one after the other.
     private func instructions(_ arguments: [String]) throws -> Double {
-        let service = try TestService(attaching: [:], loops: 1, extraArguments: arguments)
+        // What measures the loops would count.
+        let service = try TestService(
+            attaching: [:], loops: 1, extraArguments: arguments,
+            environment: ["STILLPOINT_MEASURE_HOLDS": ""])
         defer { _ = try? service.stop() }
         let disk = service.directory.path("vm1.img")
         try makeSparseFile(disk, byteCount: 1 << 20)

@@ -12,25 +12,42 @@ import RingIO
         var random = SeededGenerator(seed: seed)
         var held: [BufferLease] = []
         var pages = Set<UInt32>()
+        // Pages of large runs that go back to the kernel, in order.
+        var returning: [UInt32] = []
+        func returnSlice() {
+            #expect(pool.isReturning == !returning.isEmpty)
+            pool.returnSlice()
+            for page in returning.prefix(512) { pages.remove(page) }
+            returning.removeFirst(min(512, returning.count))
+        }
+        func release(_ lease: BufferLease) {
+            let own = lease.page..<lease.page + UInt32(1 << lease.order)
+            if lease.byteCount < 8 << 20 {
+                own.forEach { pages.remove($0) }
+            } else {
+                returning += own
+            }
+            pool.release(lease)
+        }
         for _ in 0..<20_000 {
             if held.isEmpty || Bool.random(using: &random) {
                 let byteCount = 1 << Int.random(in: 0...25, using: &random)
-                guard let lease = pool.lease(byteCount: byteCount, heldBytes: 0) else { continue }
+                guard let lease = pool.lease(byteCount: byteCount, heldBytes: 0) else {
+                    returnSlice()
+                    continue
+                }
                 #expect(lease.byteCount >= byteCount)
                 for page in lease.page..<lease.page + UInt32(1 << lease.order) {
                     #expect(pages.insert(page).inserted, "page \(page) is handed out twice")
                 }
                 held.append(lease)
             } else {
-                let lease = held.remove(at: Int.random(in: 0..<held.count, using: &random))
-                for page in lease.page..<lease.page + UInt32(1 << lease.order) {
-                    pages.remove(page)
-                }
-                pool.release(lease)
+                release(held.remove(at: Int.random(in: 0..<held.count, using: &random)))
             }
             #expect(pool.freeBytes == pool.capacityBytes - pages.count * 4096)
         }
-        held.forEach(pool.release)
+        held.forEach(release)
+        while pool.isReturning { returnSlice() }
         #expect(pool.freeBytes == pool.capacityBytes)
         // All of it in one piece again.
         let largest = try #require(pool.lease(byteCount: 64 << 20, heldBytes: 0))
