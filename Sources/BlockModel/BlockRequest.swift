@@ -101,6 +101,7 @@ package struct BlockRequest {
     /// Bytes the status records fill, set by the target.
     package var resultByteCount: Int
     /// Who is notified.
+    // SAFETY: an owner lives until all its requests are finished.
     package var owner: Unmanaged<RequestOwner>
     /// The owner's own word for it.
     package var ownerToken: UInt64

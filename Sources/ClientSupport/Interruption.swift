@@ -20,7 +20,8 @@ package final class Interruption: Sendable {
     }
 
     private static let state = Mutex(State())
-    /// Where the handler writes to; set before the handler is, and never again.
+    /// Where the handler writes to.
+    // SAFETY: set before the handler is, and never again.
     nonisolated(unsafe) private static var writeEnd: Int32 = -1
 
     /// Calls `body` once when the user interrupts, at once when that has happened, until it is
@@ -55,6 +56,7 @@ package final class Interruption: Sendable {
         guard thread.start() else { return false }
         for number in signals {
             // A program that was told to ignore it (nohup) keeps ignoring it.
+            // SAFETY: both are addresses of functions, or the numbers that stand for none.
             var former = sigaction()
             guard sigaction(number, nil, &former) == 0,
                 unsafeBitCast(former.__sigaction_handler.sa_handler, to: Int.self)

@@ -15,7 +15,7 @@ internal import Host
 
 /// Keeps ranges in order; see the head of this file.
 package final class RangeSpool: @unchecked Sendable {
-    // The second half of the invariant replaces the compiler.
+    // SAFETY: the second half of the invariant replaces the compiler.
 
     /// Bytes that stay in memory.
     private static let memoryByteCountMax = 4 << 20

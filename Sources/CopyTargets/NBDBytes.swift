@@ -15,7 +15,7 @@ package final class NBDBytes: CopyBytes {
     private let file: FileBytes?
 
     private struct Resting: @unchecked Sendable {
-        // Each connection is used by the one that took it out.
+        // SAFETY: each connection is used by the one that took it out.
         var exports: [NBDExport] = []
     }
 

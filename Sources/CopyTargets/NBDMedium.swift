@@ -23,7 +23,7 @@ final class NBDMedium: CopyMedium {
     let syncsWhileWriting: Bool
 
     private struct Flusher: @unchecked Sendable {
-        // Used under the lock alone.
+        // SAFETY: used under the lock alone.
         var export: NBDExport
     }
 

@@ -14,7 +14,7 @@ internal import Synchronization
 
 /// Writes to an export; see the head of this file.
 package final class NBDSink: CopySink, @unchecked Sendable {
-    // Used by the one thread that feeds it.
+    // SAFETY: used by the one thread that feeds it.
     private let export: NBDExport
     private let name: String
     private var isUnderWay: Set<UInt64> = []

@@ -27,7 +27,7 @@ package final class QEMUServer: Sendable {
     private let first: Mutex<First>
 
     private struct First: @unchecked Sendable {
-        // Used under the lock alone.
+        // SAFETY: used under the lock alone.
         var export: NBDExport?
     }
 

@@ -6,7 +6,7 @@ internal import Synchronization
 
 /// An open RBD image, or one of its snapshots; used by several threads at once. Everything blocks.
 package final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
-    // What librbd gives may be used by any thread.
+    // SAFETY: what librbd gives may be used by any thread.
     let place: RBDPlace
     let pool: RBDPool
     private let library: RBDLibrary
@@ -176,6 +176,7 @@ package final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
         let box = Box(body)
         let call: RBDLibrary.DiffBody = { offset, length, _, box in
             guard let box, length > 0 else { return 0 }
+            // SAFETY: it is the box below, which outlives the call.
             Unmanaged<Box>.fromOpaque(box).takeUnretainedValue().body(
                 ByteRange(offset: offset, length: UInt64(length)))
             return 0

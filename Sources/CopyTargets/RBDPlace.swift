@@ -46,7 +46,7 @@ package struct RBDPlace: Equatable, Sendable {
 
 /// A pool of a Ceph cluster that is connected to.
 package final class RBDPool: @unchecked Sendable {
-    // What librados gives may be used by any thread.
+    // SAFETY: what librados gives may be used by any thread.
     let library: RBDLibrary
     let context: RBDLibrary.Handle
     let clusterID: String

@@ -65,6 +65,7 @@ final class FuseReplies {
     }
 
     private func header(_ place: UInt32) -> UnsafeMutablePointer<fuse_out_header> {
+        // SAFETY: each place begins with a header, which is trivial and written before it is read.
         (memory + Int(place) * Self.placeByteCount)
             .assumingMemoryBound(to: fuse_out_header.self)
     }

@@ -16,8 +16,8 @@ internal import Glibc
 
 /// A change map's memory. Several may share one file: a device that grows has two for a moment.
 package final class ChangeMapMemory: @unchecked Sendable {
-    // The loop marks, queries and writes headers; other threads only make pages resident, before
-    // the device is on its loop or in pages that the loop does not touch yet.
+    // SAFETY: the loop marks, queries and writes headers; other threads only make pages resident,
+    // before the device is on its loop or in pages that the loop does not touch yet.
     /// The file whose memory it is.
     package let file: RunningMapFile
     /// Chunks that the map has entries for.
@@ -72,6 +72,8 @@ package final class ChangeMapMemory: @unchecked Sendable {
 
     private var bitmap: UnsafeMutableBufferPointer<UInt64> {
         let count = ChangeMap.reservationWordCount(chunkCount: chunkCount)
+        // SAFETY: the layout of the file puts the words there; the mapping is page-aligned and
+        // covers them.
         return UnsafeMutableBufferPointer(
             start: (base + MapLayout.bitmapByteOffset).bindMemory(
                 to: UInt64.self, capacity: count),
@@ -79,6 +81,7 @@ package final class ChangeMapMemory: @unchecked Sendable {
     }
 
     private var entries: UnsafeMutablePointer<UInt64> {
+        // SAFETY: as for the words of the bitmap.
         (base + MapLayout.entriesByteOffset).bindMemory(
             to: UInt64.self, capacity: Int(chunkCount))
     }

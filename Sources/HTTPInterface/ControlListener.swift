@@ -123,6 +123,7 @@ where Responder.Context == ControlContext {
         var text = [UInt8](repeating: 0, count: 32)
         // The names are English: the program never leaves the C locale.
         let count = text.withUnsafeMutableBytes { bytes in
+            // SAFETY: bytes and characters of C have the same layout.
             strftime(
                 bytes.baseAddress?.assumingMemoryBound(to: CChar.self), bytes.count,
                 "%a, %d %b %Y %H:%M:%S GMT", &parts)

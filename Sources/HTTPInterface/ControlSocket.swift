@@ -164,6 +164,7 @@ package func withSocketAddress<Result>(
     let length =
         MemoryLayout<sa_family_t>.size + path.utf8.count + (isAbstract ? 0 : 1)
     return withUnsafePointer(to: &address) { pointer in
+        // SAFETY: a sockaddr_un begins as a sockaddr does.
         pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
             body($0, socklen_t(length))
         }

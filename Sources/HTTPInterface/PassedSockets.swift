@@ -134,6 +134,7 @@ package struct PassedSockets: Sendable, Equatable {
         var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
         let address: ListenAddress? = withUnsafeMutableBytes(of: &storage) { bytes in
             guard let base = bytes.baseAddress else { return nil }
+            // SAFETY: a sockaddr_storage begins as a sockaddr does.
             let name = base.assumingMemoryBound(to: sockaddr.self)
             guard getsockname(descriptor, name, &length) == 0 else { return nil }
             switch Int32(name.pointee.sa_family) {

@@ -42,6 +42,7 @@ package struct ServiceThread: Sendable {
             &handle, nil,
             { context in
                 guard let context else { preconditionFailure("a thread without its work") }
+                // SAFETY: the context was retained for this thread, which takes it once.
                 Unmanaged<Start>.fromOpaque(context).takeRetainedValue().run()
                 return nil
             }, context.toOpaque())

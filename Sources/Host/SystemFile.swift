@@ -74,6 +74,7 @@ package enum SystemFile {
         var names: [String] = []
         while let entry = readdir(handle) {
             let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+                // SAFETY: the kernel ends a name with a zero within the 256 bytes of its field.
                 pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
             }
             if name != ".", name != ".." { names.append(name) }

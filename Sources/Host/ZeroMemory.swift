@@ -5,7 +5,7 @@ package enum ZeroMemory {
     /// Bytes that may be written from it at once.
     package static let byteCount = 1 << 20
 
-    // Never written after start, so all threads may read it.
+    // SAFETY: never written, so all threads may read it.
     /// Where the zeroes begin.
     package nonisolated(unsafe) static let address: UnsafeRawPointer = {
         let mapping = mmap(nil, byteCount, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)

@@ -12,7 +12,7 @@ internal import Synchronization
 
 /// One connection of a copy; see the head of this file.
 package final class CopyWorker: @unchecked Sendable {
-    // Used by one thread at a time: the one that runs `work`.
+    // SAFETY: used by one thread at a time: the one that runs `work`.
 
     /// Most reads in flight.
     private static let slotCount = 64

@@ -12,7 +12,7 @@ internal import Glibc
 
 /// Applies a difference; see the head of this file.
 package final class DifferenceReader: @unchecked Sendable {
-    // Used by one thread at a time: first for its head, then for the rest.
+    // SAFETY: used by one thread at a time: first for its head, then for the rest.
 
     /// What a stream says of itself before its first byte.
     package struct Head: Equatable, Sendable {

@@ -15,7 +15,7 @@ internal import Glibc
 
 /// Marks of a disk. Safe on any thread: words are changed by atomic operations alone.
 final class LiveBitmap: @unchecked Sendable {
-    // What the compiler cannot see is the kernel, and that every access is atomic.
+    // SAFETY: what the compiler cannot see is the kernel, and that every access is atomic.
     private static let magic: UInt64 = 0x534C_4956_4501_0001
 
     let descriptor: Int32
@@ -123,6 +123,7 @@ final class LiveBitmap: @unchecked Sendable {
     private static func map(_ descriptor: Int32, _ count: Int) -> UnsafeMutablePointer<UInt64>? {
         let memory = mmap(nil, count * 8, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0)
         guard let memory, memory != MAP_FAILED else { return nil }
+        // SAFETY: the mapping has `count` words.
         return memory.bindMemory(to: UInt64.self, capacity: count)
     }
 

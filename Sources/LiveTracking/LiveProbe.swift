@@ -16,6 +16,7 @@ package enum LiveProbe {
         var loaded = clt_loaded()
         let failure = clt_load(&loaded)
         guard failure == 0 else { return LivePrograms.refusal(of: -failure).message }
+        // SAFETY: `programs` is an array of C integers, which Swift shows as a tuple.
         let programs = withUnsafeBytes(of: loaded.programs) { Array($0.bindMemory(to: Int32.self)) }
         for descriptor in programs + [loaded.devices, loaded.in_flight, loaded.variables] {
             close(descriptor)

@@ -13,8 +13,8 @@ internal import Glibc
 
 /// Programs that are loaded, attached and pinned.
 final class LivePrograms: @unchecked Sendable {
-    // Descriptors and a mapping that do not change; the variables are changed under the tracker's
-    // lock.
+    // SAFETY: descriptors and a mapping that do not change; the variables are changed under the
+    // tracker's lock.
     private let devices: Int32
     private let slotsMap: Int32
     private let inFlight: Int32
@@ -34,6 +34,7 @@ final class LivePrograms: @unchecked Sendable {
     ) {
         let memory = mmap(nil, Self.variablesByteCount, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0)
         guard let memory, memory != MAP_FAILED else { return nil }
+        // SAFETY: the map has one value of this type, which the mapping covers.
         variables = memory.bindMemory(to: clt_variables.self, capacity: 1)
         guard let slots = LiveSlots(devices: devices, slots: slotsMap, variables: variables)
         else {
@@ -120,6 +121,7 @@ final class LivePrograms: @unchecked Sendable {
         var loaded = clt_loaded()
         let failure = clt_load(&loaded)
         guard failure == 0 else { throw refusal(of: -failure) }
+        // SAFETY: `programs` is an array of C integers, which Swift shows as a tuple.
         let programs = withUnsafeBytes(of: loaded.programs) { Array($0.bindMemory(to: Int32.self)) }
         let maps = [loaded.devices, loaded.slots, loaded.in_flight, loaded.variables]
         let links: [Int32]

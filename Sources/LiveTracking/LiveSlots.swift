@@ -14,7 +14,7 @@ internal import Glibc
 
 /// The table of the programs. Changed under the tracker's lock.
 final class LiveSlots: @unchecked Sendable {
-    // The pointers do not change; every access to what they point to is atomic.
+    // SAFETY: the pointers do not change; every access to what they point to is atomic.
     private let devices: Int32
     private let slots: UnsafeMutablePointer<clt_slot>
     private let variables: UnsafeMutablePointer<clt_variables>
@@ -30,6 +30,7 @@ final class LiveSlots: @unchecked Sendable {
         guard let memory, memory != MAP_FAILED else { return nil }
         self.devices = devices
         self.variables = variables
+        // SAFETY: the map has `count` values of this type, which the mapping covers.
         slots = memory.bindMemory(to: clt_slot.self, capacity: Self.count)
     }
 

@@ -6,7 +6,7 @@ internal import RingIO
 /// Describes a range of a file as maximal runs of data and holes. Kept by its access and used
 /// again, one request at a time.
 final class HoleScan: BlockingWork, @unchecked Sendable {
-    // `BlockingWork` says which thread touches the fields when; the output belongs to the
+    // SAFETY: `BlockingWork` says which thread touches the fields when; the output belongs to the
     // request, which nobody else touches until it is finished.
     private let descriptor: Int32
     private var range = ByteRange(offset: 0, length: 0)

@@ -6,7 +6,7 @@ internal import RingIO
 /// Looks for the first run of a range: a hole, or data. Kept by its access and used again, one
 /// request at a time.
 final class HoleSearch: BlockingWork, @unchecked Sendable {
-    // `BlockingWork` says which thread touches the fields when.
+    // SAFETY: `BlockingWork` says which thread touches the fields when.
     private unowned let access: DescriptorAccess
     private let descriptor: Int32
     private var range = ByteRange(offset: 0, length: 0)

@@ -6,7 +6,7 @@ internal import RingIO
 /// Asks whether a block device is still there. Kept by its access and used again, one question at a
 /// time.
 final class PresenceCheck: BlockingWork, @unchecked Sendable {
-    // `BlockingWork` says which thread touches the fields when.
+    // SAFETY: `BlockingWork` says which thread touches the fields when.
     private let descriptor: Int32
     private var user: OriginUser?
     private var fault: Fault?

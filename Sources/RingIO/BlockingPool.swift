@@ -8,8 +8,8 @@ internal import Synchronization
 ///
 /// Public because only `open` classes may be subclassed by other rooms.
 open class BlockingWork: @unchecked Sendable {
-    // Between `BlockingPool.submit` and `finished` only the pool's thread touches the object,
-    // before and after it only the loop's: the mailbox orders the two.
+    // SAFETY: between `BlockingPool.submit` and `finished` only the pool's thread touches the
+    // object, before and after it only the loop's: the mailbox orders the two.
     let mailbox: LoopMailbox
 
     /// `mailbox`: of the loop that owns the work.

@@ -1,7 +1,7 @@
 /// A reference to something that lives on a loop, carried by other threads which must not touch
 /// it.
 package struct LoopConfined<Value>: @unchecked Sendable {
-    // The value is handed out only to the thread of its loop, which is the discipline that
+    // SAFETY: the value is handed out only to the thread of its loop, which is the discipline that
     // replaces the compiler's check.
     private let value: Value
     /// Number of the loop.

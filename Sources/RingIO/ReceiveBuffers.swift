@@ -39,6 +39,8 @@ package final class ReceiveBuffers {
             mapping != MAP_FAILED
         else { throw RingError(operation: .mapBuffers, errnoValue: errno) }
         memory = mapping
+        // SAFETY: the kernel takes the mapping for a ring of `count` entries, for which it has
+        // room.
         entries = entriesMapping.bindMemory(to: io_uring_buf_ring.self, capacity: 1)
         let result = cl_register_buffer_ring(ring, entries, UInt32(count), Self.group)
         guard result == 0 else {

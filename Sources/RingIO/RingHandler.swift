@@ -105,6 +105,7 @@ struct HandlerTable {
     mutating func add(_ handler: RingHandler) -> Bool {
         precondition(handler.slot == .none, "a handler is registered twice")
         guard let slot = freeSlots.popLast() else { return false }
+        // SAFETY: `releaseRemoved` gives the reference back.
         entries[Int(slot)] = Unmanaged.passRetained(handler)
         handler.slot = HandlerSlot(rawValue: slot)
         return true

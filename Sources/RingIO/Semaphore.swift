@@ -4,7 +4,7 @@ internal import Glibc
 /// A counting semaphore of the C library, for threads of our own: nothing on the cooperative pool
 /// may wait for one.
 package final class Semaphore: @unchecked Sendable {
-    // sem_t may be used from all threads at once; the pointer never changes.
+    // SAFETY: sem_t may be used from all threads at once; the pointer never changes.
     private let semaphore: UnsafeMutablePointer<sem_t>
 
     package init() {

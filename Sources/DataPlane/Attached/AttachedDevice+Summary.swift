@@ -50,7 +50,7 @@ package struct SummaryAnswer: Sendable {
 
 /// A summary under way: made by the asker, filled on the loop.
 private final class SummaryBuffer: @unchecked Sendable {
-    // The loop writes it while the asker waits for the loop's answer, which orders the two.
+    // SAFETY: the loop writes it while the asker waits for the loop's answer, which orders the two.
     var summary: ChangeSummary
 
     init(_ summary: consuming ChangeSummary) { self.summary = summary }

@@ -69,6 +69,8 @@ extension Device {
         // one, which never catch up with the ranges they are made of.
         let rangeCount = (room - 1) / 3
         precondition(rangeCount > 0, "a block status request has room for a few extents")
+        // SAFETY: the buffer has room for `room` extents, a range is as large as one, and both are
+        // trivial.
         let ranges = UnsafeMutableBufferPointer(
             start: (buffer + (room - rangeCount) * MemoryLayout<StatusExtent>.stride)
                 .bindMemory(to: ByteRange.self, capacity: rangeCount),
@@ -99,6 +101,8 @@ extension Device {
             {
                 return false
             }
+            // SAFETY: the extents end before the ranges that are still to be read, as computed
+            // above.
             let extentCount = Self.describe(
                 ranges.prefix(count), from: range.offset, to: resume,
                 into: buffer.bindMemory(to: StatusExtent.self, capacity: room - rangeCount))

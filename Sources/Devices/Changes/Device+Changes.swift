@@ -4,7 +4,7 @@ internal import SnapshotCore
 
 /// Room for the ranges of a slice: made by who asks, filled on the loop.
 package final class RangeBuffer: @unchecked Sendable {
-    // The loop writes it while the asker waits for the loop's answer, which orders the two.
+    // SAFETY: the loop writes it while the asker waits for the loop's answer, which orders the two.
     fileprivate let ranges: UnsafeMutableBufferPointer<ByteRange>
 
     /// The first `count` ranges, for `body` only: the memory ends with the object.

@@ -127,7 +127,7 @@ extension Device {
 
 /// Makes pages of a device's change map resident: one job of the pool at a time.
 final class MapPageWork: BlockingWork, @unchecked Sendable {
-    // `BlockingWork` says which thread touches the fields when.
+    // SAFETY: `BlockingWork` says which thread touches the fields when.
     private unowned let device: Device
     private(set) var pages: [UInt64] = []
     private(set) var isAhead = false

@@ -43,6 +43,8 @@ extension ImageDevice {
         guard let buffer = device.requests.pointer(to: index).pointee.buffer else {
             preconditionFailure("a block status request without room for the answer")
         }
+        // SAFETY: the buffer of a block status request has room for `room` extents, which are
+        // trivial.
         return buffer.bindMemory(to: StatusExtent.self, capacity: room)
     }
 

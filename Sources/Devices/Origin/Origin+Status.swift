@@ -24,6 +24,8 @@ extension Origin {
         let isOne = request.pointee.flags.contains(.oneExtent)
         scan(
             request.pointee.range,
+            // SAFETY: the buffer of a block status request has room for `room` extents, which are
+            // trivial.
             into: UnsafeMutableBufferPointer(
                 start: buffer.bindMemory(to: StatusExtent.self, capacity: room),
                 count: isOne ? 1 : room),

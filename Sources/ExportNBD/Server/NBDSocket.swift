@@ -131,6 +131,7 @@ enum NBDSocket {
             var storage = sockaddr_storage()
             var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
             let isPrivate: Bool? = withUnsafeMutablePointer(to: &storage) { pointer in
+                // SAFETY: a sockaddr_storage begins as a sockaddr does.
                 pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
                     getsockname(descriptor, $0, &length) == 0
                         ? TCPSocket.isLoopback($0) : nil
@@ -162,6 +163,7 @@ enum NBDSocket {
         _ address: sockaddr_un, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
     ) -> Int32 {
         withUnsafePointer(to: address) { pointer in
+            // SAFETY: a sockaddr_storage begins as a sockaddr does.
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
                 body($0, socklen_t(MemoryLayout<sockaddr_un>.size))
             }

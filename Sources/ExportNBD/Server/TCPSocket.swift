@@ -76,10 +76,12 @@ package enum TCPSocket {
     package static func isLoopback(_ address: UnsafeMutablePointer<sockaddr>) -> Bool {
         switch Int32(address.pointee.sa_family) {
         case AF_INET:
+            // SAFETY: the family says what the address is.
             address.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {
                 UInt32(bigEndian: $0.pointee.sin_addr.s_addr) >> 24 == 127
             }
         case AF_INET6:
+            // SAFETY: as above.
             address.withMemoryRebound(to: sockaddr_in6.self, capacity: 1) {
                 withUnsafeBytes(of: $0.pointee.sin6_addr) { bytes in
                     bytes.dropLast().allSatisfy { $0 == 0 } && bytes[15] == 1
