@@ -1,9 +1,9 @@
 import Foundation
 import Glibc
 
-/// What the loops of a test's service were held for, in the file that `Scripts/run-tests` names with
-/// STILLPOINT_HOLDS: a line for each service with the calls measured, how many of them took more than
-/// 1 ms, and the longest in seconds. A service that is killed by its test has no line.
+/// Adds what a test's service measured of its loops to the file that `Scripts/run-tests` names with
+/// STILLPOINT_HOLDS. Each service has one line: the number of calls, how many of them took more than
+/// 1 ms, and the longest in seconds. A service that its test kills adds none.
 enum HoldRecord {
     static func add(of controlPath: String) {
         guard let file = ProcessInfo.processInfo.environment["STILLPOINT_HOLDS"],
