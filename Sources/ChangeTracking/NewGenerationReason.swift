@@ -88,7 +88,7 @@ extension MapFileHeader.Damage {
         case .unknownVersion(let version):
             "has version \(version), which this program does not know"
         case .checksum: "is damaged: a checksum is wrong"
-        case .impossible: "is damaged: it says what cannot be"
+        case .impossible: "is damaged: it has an impossible value"
         case .unreadable(let reason): "cannot be read (errno \(reason))"
         }
     }

@@ -76,11 +76,11 @@ struct CopyRun {
                     "interrupted after \(sizeText(done)) of \(sizeText(work.byteCount)); \(wayOn)"))
         }
         defer { interruption.withdraw() }
-        let told = CopyBeginDocument(
+        let begin = CopyBeginDocument(
             device: image.device, snapshot: image.snapshot, target: path,
             since: request.since?.name, bytes: work.byteCount)
         try await CopyReport.reporting(
-            told, to: image.client, done: { work.doneByteCount.load(ordering: .relaxed) }
+            begin, to: image.client, done: { work.doneByteCount.load(ordering: .relaxed) }
         ) {
             try await copyAndFinish(copier, on: pool)
         }

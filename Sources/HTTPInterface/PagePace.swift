@@ -65,7 +65,7 @@ actor PagePace {
 }
 
 /// Lets requests wait for their turn.
-struct PageTurns: RouterMiddleware {
+struct PagePacing: RouterMiddleware {
     typealias Context = ControlContext
     let pace: PagePace
 

@@ -70,7 +70,7 @@ package struct PageServer: Sendable {
         let router = Router(
             context: ControlContext.self, options: .autoGenerateHeadEndpoints)
         router.add(middleware: RequestCounter(counts: counts))
-        router.add(middleware: PageTurns(pace: pace))
+        router.add(middleware: PagePacing(pace: pace))
         router.add(middleware: PageHeaders())
         if settings.hidesPaths { router.add(middleware: HiddenPaths()) }
         router.add(middleware: ErrorDocuments(explain: routes.explain, logger: routes.logger))

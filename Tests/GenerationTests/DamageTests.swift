@@ -112,7 +112,7 @@ struct `A damaged change map` {
         var harness = try killed()
         // Entries lie behind 4 MiB of bits; block 3 is in the first one.
         try overwrite(harness.runningMap, at: 16384 + 4 << 20, [0, 0])
-        try expectNew(harness, "says what cannot be")
+        try expectNew(harness, "has an impossible value")
         harness = try killed()
         #expect(truncate(harness.runningMap, 8192) == 0)
         try expectNew(harness, "cut short")
