@@ -9,12 +9,12 @@ package final class HelperSocket: Sendable {
     /// Closes the descriptor when the object goes.
     package init(owning descriptor: Int32) { self.descriptor = descriptor }
 
-    /// Where a helper finds its end.
+    /// The descriptor at which a helper inherits its end.
     private static let inherited: Int32 = 3
 
-    /// The end of a helper that was started with one. `program` names the helper and `starters` the
-    /// commands that start it, for the error of a helper that was started by hand. Signals that end a
-    /// command do not end its helper: it does its work when it sees the end of the command.
+    /// The end that this helper process inherited from its command. `program` names the helper and
+    /// `starters` the commands that start it, for the error when somebody starts it by hand. The
+    /// helper ignores the signals that end a command: it cleans up after the command has ended.
     package static func ofHelper(_ program: String, startedBy starters: String) throws(ControlError)
         -> HelperSocket
     {

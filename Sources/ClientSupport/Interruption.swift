@@ -56,7 +56,7 @@ package final class Interruption: Sendable {
         guard thread.start() else { return false }
         for number in signals {
             // A program that was told to ignore it (nohup) keeps ignoring it.
-            // SAFETY: both are addresses of functions, or the numbers that stand for none.
+            // SAFETY: both are function addresses or small constants, and are only compared.
             var former = sigaction()
             guard sigaction(number, nil, &former) == 0,
                 unsafeBitCast(former.__sigaction_handler.sa_handler, to: Int.self)

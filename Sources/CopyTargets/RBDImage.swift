@@ -176,7 +176,7 @@ package final class RBDImage: @unchecked Sendable, CopyBytes, CopySink {
         let box = Box(body)
         let call: RBDLibrary.DiffBody = { offset, length, _, box in
             guard let box, length > 0 else { return 0 }
-            // SAFETY: it is the box below, which outlives the call.
+            // SAFETY: the pointer is that of the box above, which outlives the call.
             Unmanaged<Box>.fromOpaque(box).takeUnretainedValue().body(
                 ByteRange(offset: offset, length: UInt64(length)))
             return 0

@@ -17,7 +17,7 @@ public import CopyOnWrite
 
     @usableFromInline package var state: State = .free
     @usableFromInline package var position: UInt8 = 0
-    /// Who it is charged to, unless an image write has it.
+    /// The account it is charged to, unless an image write holds it.
     @usableFromInline package var account: UInt16 = 0
     @usableFromInline package var isOfImageWrite = false
     @usableFromInline package var layer = LayerIndex(0)

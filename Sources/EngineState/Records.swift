@@ -45,9 +45,9 @@ public import CopyOnWrite
     @usableFromInline package enum State: UInt8 { case free, prepared, held, corrupted, destroying }
 
     @usableFromInline package var state = State.free
-    /// What it preserves; nil when that is lost or on its way out.
+    /// The layer with its preserved blocks; nil when they are lost or being merged.
     @usableFromInline package var layer: LayerIndex?
-    /// What was written through its writable image.
+    /// The layer with what was written through its writable image.
     @usableFromInline package var overlay: LayerIndex?
     @usableFromInline package var isOverlayLost = false
     @usableFromInline package var account: UInt16 = 0
@@ -75,7 +75,7 @@ public import CopyOnWrite
     }
 
     @usableFromInline package var role = Role.free
-    /// Whose it is, unless it is free.
+    /// The snapshot that the layer belongs to; meaningless while the slot is free.
     @usableFromInline package var snapshot = SnapshotIndex(0)
     /// Next record to merge or free.
     @usableFromInline package var cursor: UInt32 = 0

@@ -1,6 +1,6 @@
 public import BlockModel
 
-/// Whose record a request slot uses.
+/// Which kind of record a request slot uses.
 @usableFromInline package enum RequestKind: UInt8, BitwiseCopyable {
     /// A write, zeroing or discard of the device: `WriteRequest`.
     case write
@@ -44,10 +44,10 @@ public import BlockModel
     /// Frees the memory; the lists must not be used afterwards.
     package func deallocate() { links.deallocate() }
 
-    /// Whose record the slot uses, as was said last.
+    /// The kind of record that the slot uses, as it was set last.
     @inlinable package func kind(of index: RequestIndex) -> RequestKind { links[index].kind }
 
-    /// Notes whose record the slot uses.
+    /// Sets the kind of record that the slot uses.
     @inlinable package func setKind(_ kind: RequestKind, of index: RequestIndex) {
         links[index].kind = kind
     }

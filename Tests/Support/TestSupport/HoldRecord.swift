@@ -21,7 +21,8 @@ enum HoldRecord {
         _ = write(descriptor, line, line.utf8.count)
     }
 
-    /// What the service shows of itself; nil when it does not answer in time.
+    /// The service's metrics; nil when it does not answer in time, as one that a test has stopped or
+    /// cut off. `Scripts/run-tests` fails when no service has answered.
     private static func metrics(_ controlPath: String) -> String? {
         guard let connection = try? NBDClient(.unix(path: controlPath)) else { return nil }
         var limit = timeval(tv_sec: 5, tv_usec: 0)
